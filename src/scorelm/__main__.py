@@ -1,0 +1,5 @@
+"""``python -m scorelm`` is the ``scorelm`` command, for torchrun."""
+
+from scorelm.cli import main
+
+main()

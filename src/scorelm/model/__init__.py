@@ -1,0 +1,1 @@
+"""The denoiser (evidence in, posterior out) and the model that a user loads."""

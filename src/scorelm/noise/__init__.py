@@ -1,0 +1,1 @@
+"""How much noise, where and when: schedules of sigma, per-position training levels, and generation paths."""

@@ -1,0 +1,266 @@
+"""Schedules: monotone maps from u in [0, 1] to a noise level sigma, with inverse and derivative.
+
+u = 0 is the least noise and u = 1 the most. Forward process: ``x = e + sigma * eps`` (variance exploding),
+with token embeddings e of norm sqrt(E), so that sqrt(E)/sigma is the signal-to-noise ratio of one embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """What every schedule offers; all three maps work elementwise on tensors of any shape and float dtype."""
+
+    sigma_min: float
+    sigma_max: float
+
+    @abstractmethod
+    def sigma(self, u: Tensor) -> Tensor:
+        """Noise level at u in [0, 1]."""
+
+    @abstractmethod
+    def u(self, sigma: Tensor) -> Tensor:
+        """Inverse of `sigma`, for sigma in [sigma_min, sigma_max]."""
+
+    @abstractmethod
+    def derivative(self, u: Tensor) -> Tensor:
+        """D sigma / d u."""
+
+
+@dataclass(frozen=True)
+class Power(Schedule):
+    """``sigma^(1/rho)`` linear in u (Karras et al., arXiv 2206.00364, eq. 5); rho = 1 is linear in sigma."""
+
+    rho: float = 7.0
+
+    def _root(self, u: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return low + u * (high - low)
+
+    def sigma(self, u: Tensor) -> Tensor:
+        return self._root(u).pow(self.rho)
+
+    def u(self, sigma: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (sigma.pow(1 / self.rho) - low) / (high - low)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        slope = self.sigma_max ** (1 / self.rho) - self.sigma_min ** (1 / self.rho)
+        return self._root(u).pow(self.rho - 1) * self.rho * slope
+
+
+@dataclass(frozen=True)
+class Log(Schedule):
+    """log sigma linear in u."""
+
+    def sigma(self, u: Tensor) -> Tensor:
+        return self.sigma_min * (u * math.log(self.sigma_max / self.sigma_min)).exp()
+
+    def u(self, sigma: Tensor) -> Tensor:
+        return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return self.sigma(u) * math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """The cosine schedule ``alpha_bar = cos^2`` (arXiv 2301.10972) in sigma form: ``sigma = tan(angle)``."""
+
+    def _angle(self, u: Tensor) -> Tensor:
+        return math.atan(self.sigma_min) + u * (math.atan(self.sigma_max) - math.atan(self.sigma_min))
+
+    def sigma(self, u: Tensor) -> Tensor:
+        return self._angle(u).tan()
+
+    def u(self, sigma: Tensor) -> Tensor:
+        return (sigma.atan() - math.atan(self.sigma_min)) / (math.atan(self.sigma_max) - math.atan(self.sigma_min))
+
+    def derivative(self, u: Tensor) -> Tensor:
+        return (math.atan(self.sigma_max) - math.atan(self.sigma_min)) / self._angle(u).cos() ** 2
+
+
+@dataclass(frozen=True)
+class Gumbel(Schedule):
+    """u linear in a cross-entropy curve ``exp(-exp(-(log sigma - mu) / beta))`` (LangFlow, arXiv 2604.11748).
+
+    With the curve fitted to a model's cross-entropy (`fit_gumbel`), equal steps of u remove equal amounts of it:
+    the time warping of CDCD (arXiv 2211.15089, section 3.3) in closed form. Computed in float64.
+    """
+
+    mu: float
+    beta: float
+
+    def _curve(self, log_sigma: Tensor) -> Tensor:
+        return (-((self.mu - log_sigma) / self.beta).exp()).exp()
+
+    def _ends(self) -> tuple[float, float]:
+        ends = self._curve(torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64).log())
+        return float(ends[0]), float(ends[1])
+
+    def _log_sigma(self, u: Tensor) -> Tensor:
+        low, high = self._ends()
+        return self.mu - self.beta * (-(low + u.double() * (high - low)).log()).log()
+
+    def sigma(self, u: Tensor) -> Tensor:
+        return self._log_sigma(u).exp().clamp(self.sigma_min, self.sigma_max).to(u.dtype)
+
+    def u(self, sigma: Tensor) -> Tensor:
+        low, high = self._ends()
+        return ((self._curve(sigma.double().log()) - low) / (high - low)).clamp(0, 1).to(sigma.dtype)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        low, high = self._ends()
+        g = self._log_sigma(u)
+        slope = self._curve(g) * ((self.mu - g) / self.beta).exp() / self.beta  # d curve / d log sigma
+        return (g.exp() * (high - low) / slope).to(u.dtype)
+
+
+def easy_snr(vocab_size: int) -> float:
+    """Signal-to-noise ratio sqrt(E)/sigma above which telling a token from V - 1 random others is easy.
+
+    The evidence of the true token exceeds another's by snr^2 on average, so that all the others together have odds
+    of about ``(V - 1) exp(-snr^2 / 2)`` against it; here those odds are 1 : 20 (5.2 at V = 32,768).
+    """
+    return math.sqrt(2 * math.log(20 * (max(vocab_size, 2) - 1)))
+
+
+def make_schedule(
+    name: str, embedding_dim: int, vocab_size: int, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Schedule:
+    """The schedule called `name`, over the given range or the range that suits E and V.
+
+    The default range spans signal-to-noise ratios from 1.4 times `easy_snr`, where nothing is left to decide, down
+    to 0.25, where next to nothing is known. Presets: ``ddlm`` linear on 1..10 (arXiv 2305.10818), ``cdcd`` linear
+    on 1..300 (arXiv 2211.15089).
+
+    Raises:
+        ValueError: unknown name, or an empty range.
+    """
+    norm = math.sqrt(embedding_dim)
+    low, high = {"ddlm": (1.0, 10.0), "cdcd": (1.0, 300.0)}.get(
+        name, (norm / (1.4 * easy_snr(vocab_size)), norm / 0.25)
+    )
+    low, high = sigma_min or low, sigma_max or high
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"sigma must rise from sigma_min to sigma_max, got {low:g} to {high:g}")
+    match name:
+        case "linear" | "ddlm" | "cdcd":
+            return Power(low, high, rho=1.0)
+        case "karras":
+            return Power(low, high, rho=7.0)
+        case "log":
+            return Log(low, high)
+        case "cosine":
+            return Cosine(low, high)
+        case "adaptive":  # until it is fitted: the shape that a first fit on English text had
+            return Gumbel(low, high, mu=math.log(norm / (0.66 * easy_snr(vocab_size))), beta=0.5)
+    raise ValueError(f"no schedule {name!r}: choose linear, karras, log, cosine, adaptive, ddlm or cdcd")
+
+
+SHAPES: dict[str, type[Schedule]] = {s.__name__.lower(): s for s in (Power, Log, Cosine, Gumbel)}
+
+
+def schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as plain values, for `schedule_from_dict`."""
+    return {"shape": type(schedule).__name__.lower(), **vars(schedule)}
+
+
+def schedule_from_dict(values: dict[str, Any]) -> Schedule:
+    """The schedule that `schedule_to_dict` wrote.
+
+    Raises:
+        ValueError: unknown shape, missing or unknown values, or values that are not numbers in range.
+    """
+    numbers = {k: v for k, v in values.items() if k != "shape"}
+    shape = SHAPES.get(str(values.get("shape")))
+    if shape is None or set(numbers) != {f.name for f in fields(shape)}:
+        raise ValueError(f"not a noise schedule: {values!r}")
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers.values()):
+        raise ValueError(f"a noise schedule needs finite numbers, got {values!r}")
+    if not 0 < numbers["sigma_min"] < numbers["sigma_max"] or numbers.get("rho", 1) <= 0 or numbers.get("beta", 1) <= 0:
+        raise ValueError(f"a noise schedule needs 0 < sigma_min < sigma_max, got {values!r}")
+    return shape(**numbers)
+
+
+class EntropyCurve:
+    """Running estimate of cross-entropy (nats) as a function of log sigma, from which `Gumbel` is fitted.
+
+    Observations are averaged within bins of equal width in log sigma, so that the fit does not depend on how
+    often each level was drawn (importance weighting by the sampling density), with exponential forgetting.
+    """
+
+    BINS = 64
+
+    def __init__(self, schedule: Gumbel, forget: float = 0.995) -> None:
+        self.schedule = schedule
+        self.forget = forget
+        self.sums = np.zeros((2, self.BINS))  # weight, weight * cross-entropy
+
+    def update(self, sigma: Tensor, cross_entropy: Tensor) -> None:
+        """Add observations: two 1-D tensors of equal length, every sigma within the schedule's range."""
+        low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
+        g = sigma.detach().double().log().cpu().numpy()
+        bins = np.clip(((g - low) / (high - low) * self.BINS).astype(int), 0, self.BINS - 1)
+        ce = cross_entropy.detach().double().cpu().numpy()
+        self.sums *= self.forget
+        self.sums[0] += np.bincount(bins, minlength=self.BINS)
+        self.sums[1] += np.bincount(bins, weights=ce, minlength=self.BINS)
+
+    def fit(self) -> Gumbel:
+        """The schedule refitted to the observations so far; the same schedule while they are too few."""
+        seen = self.sums[0] > 1
+        if seen.sum() < self.BINS // 4:
+            return self.schedule
+        low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
+        centres = low + (np.arange(self.BINS) + 0.5) * (high - low) / self.BINS
+        mean = self.sums[1, seen] / self.sums[0, seen]
+        weight = self.sums[0, seen] / (self.sums[0, seen] + 50)
+        mu, beta = fit_gumbel(centres[seen], mean, weight, start=(self.schedule.mu, self.schedule.beta))
+        self.schedule = Gumbel(self.schedule.sigma_min, self.schedule.sigma_max, mu, beta)
+        return self.schedule
+
+
+def fit_gumbel(
+    g: np.ndarray, entropy: np.ndarray, weight: np.ndarray, start: tuple[float, float]
+) -> tuple[float, float]:
+    """Least-squares (mu, beta) of ``H exp(-exp(-(g - mu) / beta))`` by damped Gauss-Newton; H is eliminated.
+
+    Args:
+        g: log sigma, [N].
+        entropy: cross-entropy in nats at each g, [N].
+        weight: weight of each observation, [N].
+        start: (mu, beta) to start from.
+    """
+    root = np.sqrt(weight)
+    mu, log_beta, damping = start[0], math.log(start[1]), 1e-3
+
+    def residual(mu: float, log_beta: float) -> np.ndarray:
+        shape = np.exp(-np.exp(np.clip(-(g - mu) / math.exp(log_beta), -50, 50)))
+        height = (weight * shape * entropy).sum() / max((weight * shape**2).sum(), 1e-12)
+        error: np.ndarray = root * (height * shape - entropy)
+        return error
+
+    now = residual(mu, log_beta)
+    for _ in range(50):
+        step = 1e-5
+        jacobian = np.stack([residual(mu + step, log_beta) - now, residual(mu, log_beta + step) - now], 1) / step
+        normal = jacobian.T @ jacobian
+        move = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), -jacobian.T @ now)
+        move = np.clip(move, -0.5, 0.5)
+        trial = residual(mu + move[0], log_beta + move[1])
+        if (trial**2).sum() < (now**2).sum():
+            mu, log_beta, now, damping = mu + move[0], log_beta + move[1], trial, damping / 3
+        else:
+            damping *= 5
+    beta = min(max(math.exp(log_beta), 0.05), 3.0)
+    return float(np.clip(mu, g.min(), g.max())), beta

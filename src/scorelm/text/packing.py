@@ -1,0 +1,172 @@
+"""Rows of whole documents side by side, shuffled, sharded, batched and resumable: Grain's best-fit packing.
+
+Segments keep the documents of a row apart; see Krell et al. 2021 (arXiv 2107.02027) for packing without mixing.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from scorelm.text.tokenizer import PAD
+
+if TYPE_CHECKING:
+    import datasets
+    import grain
+
+Documents: TypeAlias = "datasets.Dataset | Sequence[Mapping[str, Any]]"
+Ids = np.ndarray[Any, np.dtype[Any]]
+Batch = dict[str, Ids]
+
+_POSITIONS_IN_THE_AIR = 1 << 17  # over all rows that are packed at a time
+_LEAST_BINS = 64
+_HARMLESS = "Failed to load jax profiler"
+
+
+def packed_rows(
+    documents: Documents,
+    *,
+    max_length: int,
+    rows: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    epochs: int | None = None,
+) -> grain.IterDataset[Batch]:
+    """Pack documents (column ``ids``) into batches of ``ids``, ``segment`` and ``position``: int64 [rows, max_length].
+
+    Segments count from 1 within a row, positions from 0 within a document; padding is ``PAD``, segment 0, position 0.
+    Every epoch has a new order and gives each of ``world`` ranks its own documents; ``epochs=None`` never ends, and a
+    finite number fills its last batch up with empty rows. Of a document longer than ``max_length`` each epoch takes
+    one random window. About 131,072 positions are packed at a time, so a row may hold documents of two epochs.
+    ``it = iter(...)`` has ``it.get_state()``, which JSON can hold, and ``it.set_state(state)``, which repeats exactly.
+
+    Raises:
+        ValueError: a size that is not positive, a rank outside the world, or fewer documents than ranks.
+    """
+    grain = _grain()
+    source = _Documents(documents)
+    _check(len(source), max_length=max_length, rows=rows, rank=rank, world=world)
+    order, windows, bins = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
+    stream = (
+        grain.MapDataset.source(source)
+        .map_with_index(_Window(max_length, windows))
+        .shuffle(order)
+        .slice(slice(rank, None, world))
+        .repeat(epochs)
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    )
+    packed = grain.experimental.BestFitPackIterDataset(
+        stream,
+        length_struct={"ids": max_length},
+        num_packing_bins=max(_LEAST_BINS, _POSITIONS_IN_THE_AIR // max_length),
+        padding_struct={"ids": PAD},
+        seed=bins + rank,
+    )
+    return packed.batch(rows, batch_fn=_Stack(rows, max_length))
+
+
+def packing_efficiency(batch: Mapping[str, Ids]) -> float:
+    """Return the share of a batch's positions that hold a token rather than padding, between 0 and 1."""
+    return float(np.mean(np.asarray(batch["segment"]) > 0))
+
+
+class _Documents:
+    """Random access to token ids, without a copy where Arrow already holds them."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._pieces: list[tuple[Ids, Ids]] = []
+        self._starts = [0]
+        for values, offsets in _arrays(documents):
+            self._pieces.append((values, offsets))
+            self._starts.append(self._starts[-1] + len(offsets) - 1)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Ids:
+        piece = bisect_right(self._starts, index) - 1
+        values, offsets = self._pieces[piece]
+        at = index - self._starts[piece]
+        return values[offsets[at] : offsets[at + 1]]
+
+
+def _arrays(documents: Documents) -> Iterator[tuple[Ids, Ids]]:
+    """Flat token ids and the offsets of the documents in them."""
+    if hasattr(documents, "with_format"):
+        for chunk in documents.with_format("arrow")[:]["ids"].chunks:
+            if len(chunk):
+                yield chunk.values.to_numpy(), chunk.offsets.to_numpy()
+    elif len(documents):
+        ids = [np.asarray(document["ids"], dtype=np.int64) for document in documents]
+        yield np.concatenate(ids), np.cumsum([0, *map(len, ids)])
+
+
+class _Window:
+    """A document as it is, or a random window of one that is too long, another one in each epoch."""
+
+    def __init__(self, max_length: int, seed: int) -> None:
+        self._max_length = max_length
+        self._seed = seed
+
+    def __call__(self, index: int, ids: Ids) -> Batch:
+        spare = len(ids) - self._max_length
+        start = int(np.random.default_rng((self._seed, index)).integers(spare + 1)) if spare > 0 else 0
+        return {"ids": ids[start : start + self._max_length]}
+
+
+class _Stack:
+    """Rows as Grain packs them to one batch under our names, filled up with empty rows."""
+
+    def __init__(self, rows: int, max_length: int) -> None:
+        self._shape = (rows, max_length)
+
+    def __call__(self, packed: Sequence[Batch]) -> Batch:
+        batch = {
+            "ids": np.full(self._shape, PAD, dtype=np.int64),
+            "segment": np.zeros(self._shape, dtype=np.int64),
+            "position": np.zeros(self._shape, dtype=np.int64),
+        }
+        names = {"ids": "ids", "segment": "ids_segment_ids", "position": "ids_positions"}
+        for ours, theirs in names.items():
+            for row, values in enumerate(packed):
+                batch[ours][row] = values[theirs]
+        return batch
+
+
+def _check(documents: int, *, max_length: int, rows: int, rank: int, world: int) -> None:
+    for name, size in {"max_length": max_length, "rows": rows, "world": world}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be positive, not {size}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be at least 0 and below world {world}, not {rank}")
+    if documents < world:
+        raise ValueError(f"{documents} documents are too few to share among {world} ranks")
+
+
+def _grain() -> Any:
+    """Grain, imported without its warning that jax, which is not needed, is absent."""
+    with _without_warning(_HARMLESS):
+        import grain
+        import grain.experimental
+    return grain
+
+
+@contextmanager
+def _without_warning(beginning: str) -> Iterator[None]:
+    from absl import logging as absl_logging
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginning)
+
+    logger = absl_logging.get_absl_logger()
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)

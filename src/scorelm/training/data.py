@@ -1,0 +1,84 @@
+"""What a run learns from: the corpus, tokenised with its own or a given tokenizer, as packed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scorelm.config import DataConfig, Recipe
+from scorelm.text.corpus import Corpus, length_histogram, load_corpus, tokenise
+from scorelm.text.packing import packed_rows
+from scorelm.text.tokenizer import Tokenizer
+
+Say = Callable[[str], object]
+
+
+@dataclass
+class TrainingData:
+    """Tokenised text, its tokenizer, and a fingerprint of both."""
+
+    tokenizer: Tokenizer
+    documents: Corpus
+    fingerprint: str
+
+    def batches(self, recipe: Recipe) -> Any:
+        """Endless packed training batches; the iterator has `get_state` and `set_state`."""
+        data, training = recipe.data, recipe.training
+        rows = packed_rows(self.documents.train, max_length=data.max_length, rows=training.rows, seed=training.seed)
+        return iter(rows)
+
+    def heldout_batches(self, recipe: Recipe) -> Any:
+        """One pass over the held-out text in packed batches; empty where nothing is held out."""
+        if not len(self.documents.heldout):
+            return iter(())
+        length, rows = recipe.data.max_length, recipe.training.rows
+        return iter(packed_rows(self.documents.heldout, max_length=length, rows=rows, seed=0, epochs=1))
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+        for chunk in self.documents.train.data.column("ids").chunks:
+            counts += np.bincount(chunk.flatten().to_numpy(), minlength=len(counts))
+        return counts
+
+    def token_counts(self) -> Tensor:
+        """How often every token occurs in the training documents, [V]."""
+        return torch.from_numpy(self._counts)
+
+    def lengths(self, recipe: Recipe) -> list[int]:
+        """Histogram of training documents' lengths, [max_length + 1]."""
+        counts: list[int] = length_histogram(self.documents.train, recipe.data.max_length).tolist()
+        return counts
+
+
+def prepare(config: DataConfig, out: Path, say: Say) -> TrainingData:
+    """Load, split and tokenise the text; the tokenizer is kept in the run directory.
+
+    Args:
+        config: where the text is.
+        out: the run directory, which exists.
+        say: told what takes time.
+
+    Raises:
+        ValueError: text or tokenizer that cannot be used.
+    """
+    corpus = load_corpus(config.source, field=config.field, holdout=config.holdout)
+    kept = out / "tokenizer.model"
+    if kept.exists():
+        tokenizer = Tokenizer.load(kept)
+    elif config.tokenizer is not None:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    else:
+        say(f"training a tokenizer of {config.vocab_size:,} tokens on {len(corpus.train):,} examples")
+        texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
+        tokenizer = Tokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
+    documents = tokenise(corpus, tokenizer, max_length=config.max_length)
+    tokenizer.save(kept)
+    return TrainingData(tokenizer, documents, documents.fingerprint)

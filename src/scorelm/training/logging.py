@@ -1,0 +1,182 @@
+"""What a run reports: metrics.jsonl, a progress bar on stderr, TensorBoard if asked, and model FLOPs utilisation."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from scorelm.config import Recipe
+from scorelm.model.denoiser import Denoiser
+from scorelm.training.loss import Outcome
+
+BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
+"""Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; the last band ends at no evidence."""
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Measured FLOP/s of a square matrix product, best of 7: what MFU is relative to."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(7):
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def useful_flops(denoiser: Denoiser, lengths: Tensor, streams: int, live: int, first_pass: bool) -> float:
+    """FLOPs that a training step needs: 2 per weight and token forward, twice that backward, attention likewise.
+
+    Args:
+        denoiser: the model.
+        lengths: lengths of the documents in the batch; padding is not counted.
+        streams: copies of each document.
+        live: positions with logits.
+        first_pass: whether a self-conditioning pass (forward only) was made.
+    """
+    trunk = sum(p.numel() for p in denoiser.trunk.parameters() if p.ndim == 2)
+    vocab = denoiser.token_in.numel() + denoiser.context.weight.numel() + 2 * denoiser.embedding.weight.numel()
+    dim, layers = denoiser.token_in.shape[1], len(denoiser.trunk.blocks)
+    tokens, pairs = streams * int(lengths.sum()), streams * int((lengths**2).sum())
+    forward = 2.0 * (trunk * tokens + vocab * live) + 4.0 * dim * layers * pairs
+    return forward * (4 if first_pass else 3)
+
+
+class Window:
+    """Sums over the steps since the last line of metrics.jsonl."""
+
+    def __init__(self) -> None:
+        self.loss = self.flops = self.seconds = 0.0
+        self.steps = self.tokens = self.positions = self.live = self.correct = 0
+        self.bands = torch.zeros(2, len(BANDS) + 1, dtype=torch.float64)
+
+    def add(self, outcome: Outcome, norm: float) -> None:
+        """Add the live positions of a batch; `norm` is sqrt(E)."""
+        self.live += len(outcome.sigma_N)
+        self.correct += int(outcome.correct_N.sum())
+        edges = torch.tensor(BANDS[::-1], dtype=torch.float32)
+        band = len(BANDS) - torch.bucketize(norm / outcome.sigma_N.cpu().float(), edges)
+        count = torch.bincount(band, minlength=len(BANDS) + 1)[: len(BANDS) + 1]
+        total = torch.bincount(band, outcome.cross_entropy_N.cpu().double(), minlength=len(BANDS) + 1)
+        self.bands += torch.stack([count.double(), total[: len(BANDS) + 1]])
+
+    def by_band(self) -> dict[str, float | None]:
+        """Mean cross-entropy, nats, by band of sqrt(E)/sigma."""
+        names = [f">{BANDS[0]:g}", *(f"{low:g}-{high:g}" for high, low in zip(BANDS, BANDS[1:], strict=False)), "none"]
+        counts, totals = self.bands.tolist()
+        return {name: t / n if n else None for name, n, t in zip(names, counts, totals, strict=True)}
+
+
+def anisotropy(denoiser: Denoiser) -> float:
+    """Mean cosine between the embeddings of two different tokens; 0 for directions spread evenly."""
+    unit = denoiser.embedding.table().detach().double() / denoiser.embedding.norm
+    count = len(unit)
+    return float((unit.sum(0).pow(2).sum() - count) / (count * (count - 1)))
+
+
+class RateColumn(ProgressColumn):
+    """Loss and speed, from the task's fields."""
+
+    def render(self, task: Task) -> Text:
+        """The two figures as text."""
+        loss, speed = task.fields["loss"], task.fields["speed"]
+        return Text("" if loss is None else f"loss {loss:.3f}  {speed:,.0f} tokens/s", style="cyan")
+
+
+class RunLog:
+    """Writes metrics.jsonl and shows progress; use as a context manager."""
+
+    def __init__(self, out: Path, recipe: Recipe, resumed_step: int) -> None:
+        self.path = out / "metrics.jsonl"
+        keep_lines_until(self.path, resumed_step)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.tensorboard = tensorboard_writer(out) if recipe.training.tensorboard else None
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            RateColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self.console, disable=not self.live,
+        )  # fmt: skip
+        self.task = self.progress.add_task("training", total=1.0, loss=None, speed=0.0)
+        self.printed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+    def advance(self, step: int, share: float) -> None:
+        """Move the bar to `share` (0 to 1) of the run."""
+        self.progress.update(self.task, completed=share, description=f"step {step:,}")
+
+    def write(self, metrics: dict[str, Any], share: float) -> None:
+        """One line of metrics.jsonl, flushed; without a terminal, also a line on stderr every ten seconds."""
+        self.file.write(json.dumps(metrics) + "\n")
+        self.file.flush()
+        loss, speed = metrics["loss"], metrics["tokens_per_second"]
+        self.progress.update(self.task, loss=loss, speed=speed)
+        if not self.live and time.monotonic() - self.printed > 10:
+            self.printed = time.monotonic()
+            print(
+                f"{share:4.0%}  step {metrics['step']:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  "
+                f"packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        if self.tensorboard is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self.tensorboard.add_scalar(name, value, metrics["step"])
+
+    def say(self, text: str) -> None:
+        """A line on stderr above the bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drop the lines that a killed run wrote after its last checkpoint, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    draft = path.with_suffix(".writing")
+    draft.write_text("".join(kept), encoding="utf-8")
+    draft.replace(path)
+
+
+def tensorboard_writer(out: Path) -> Any:
+    """TensorBoard's writer for the run.
+
+    Raises:
+        ValueError: the extra is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard is not installed: pip install 'scorelm[tensorboard]'") from None
+    return SummaryWriter(str(out / "tensorboard"))

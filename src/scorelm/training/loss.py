@@ -1,0 +1,165 @@
+"""The training objective: cross-entropy of the posterior over tokens at per-position noise levels.
+
+Cross-entropy trains score interpolation (CDCD, arXiv 2211.15089, section 3.2); two optional terms are functions of
+their own. Everything random comes from one generator per step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scorelm.config import NoiseConfig, TrainingConfig
+from scorelm.model.attention import CLEAN, NOISY, Layout
+from scorelm.model.denoiser import Denoiser
+from scorelm.noise.levels import document_blocks, draw_levels, given_spans, runs
+from scorelm.noise.schedule import Schedule
+from scorelm.text.tokenizer import BOS, EOS
+
+
+class Batch(NamedTuple):
+    """Packed rows: three integer tensors [B, L] on the CPU."""
+
+    ids: Tensor
+    segment: Tensor
+    position: Tensor
+
+
+class Draw(NamedTuple):
+    """A batch with its noise levels drawn: tensors [B, S], S = L with one stream and 2 L with two."""
+
+    ids_BS: Tensor
+    sigma_BS: Tensor
+    shared_BS: Tensor
+    layout: Layout
+
+    @property
+    def live(self) -> int:
+        """Positions that the loss is computed at."""
+        return int(((self.sigma_BS > 0) & (self.layout.segment_BL > 0)).sum())
+
+
+class Outcome(NamedTuple):
+    """What a batch gave: the loss to differentiate, and what is logged of its N live positions."""
+
+    loss: Tensor
+    cross_entropy_N: Tensor
+    sigma_N: Tensor
+    shared_N: Tensor
+    correct_N: Tensor
+
+
+def draw_noise(batch: Batch, config: NoiseConfig, schedule: Schedule, rng: torch.Generator) -> Draw:
+    """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
+
+    With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean blocks before it
+    (block diffusion, arXiv 2503.09573). Where the whole document is one block, ``</s>`` is given half of the time,
+    as it is in generation, where the length is known.
+    """
+    starts_BL = (batch.ids == BOS) & (batch.segment > 0)
+    document = runs(batch.segment)
+    sizes = torch.tensor(config.block_sizes if config.streams == 2 else (0,))
+    size_N = sizes[torch.randint(len(sizes), (document.number,), generator=rng)]
+    block_BL = document_blocks(batch.position, starts_BL, document, size_N)
+    drawn = draw_levels(document, runs(batch.segment, block_BL), schedule, config.mixture, rng)
+    closed_N = (size_N == 0) & (torch.rand(document.number, generator=rng) < 0.5)
+    given_BL = given_spans(document, config.given, rng) & (size_N == 0)[document.index_BL]
+    given_BL |= starts_BL | (closed_N[document.index_BL] & (batch.ids == EOS))
+    sigma_BL = torch.where(given_BL, 0.0, drawn.sigma_BL)
+    stream_BL = torch.where(starts_BL, CLEAN, NOISY)
+    if config.streams == 1:
+        layout = Layout(batch.segment, batch.position, block_BL, stream_BL)
+        return Draw(batch.ids, sigma_BL, drawn.shared_BL, layout)
+    layout = Layout(
+        twice(batch.segment),
+        twice(batch.position),
+        twice(block_BL),
+        torch.cat([torch.full_like(block_BL, CLEAN), torch.full_like(block_BL, NOISY)], 1),
+    )
+    clean_BL = torch.zeros_like(sigma_BL)
+    return Draw(twice(batch.ids), torch.cat([clean_BL, sigma_BL], 1), twice(drawn.shared_BL), layout)
+
+
+def twice(t_BL: Tensor) -> Tensor:
+    """The row, then the row again."""
+    return torch.cat([t_BL, t_BL], 1)
+
+
+def add_noise(e_BSE: Tensor, sigma_BS: Tensor, rng: torch.Generator) -> Tensor:
+    """The forward process ``x = e + sigma eps``; 0 where sigma is inf, where x says nothing."""
+    eps_BSE = torch.randn(e_BSE.shape, generator=rng).to(e_BSE.device)
+    finite_BS1 = torch.isfinite(sigma_BS)[..., None]
+    scale_BS1 = torch.where(finite_BS1, sigma_BS[..., None], 0.0)
+    return torch.where(finite_BS1, e_BSE + scale_BS1 * eps_BSE, 0.0)
+
+
+def score_loss(
+    denoiser: Denoiser,
+    draw: Draw,
+    rng: torch.Generator,
+    schedule: Schedule,
+    config: TrainingConfig,
+    *,
+    live: int,
+    self_conditioned: bool = False,
+) -> Outcome:
+    """Loss of a drawn batch, summed over its live positions and divided by `live`.
+
+    Args:
+        denoiser: the model.
+        draw: tokens, noise levels and layout, on the model's device.
+        rng: CPU generator for the noise.
+        schedule: that the levels were drawn through.
+        config: weights of the optional terms.
+        live: the number to divide by: live positions of all batches of the step.
+        self_conditioned: take a first pass without gradient and feed its estimate back (arXiv 2208.04202).
+    """
+    e_BSE = denoiser.embedding(draw.ids_BS)
+    x_BSE = add_noise(e_BSE, draw.sigma_BS, rng)
+    self_cond_BSE = None
+    if self_conditioned:
+        with torch.no_grad():
+            first = denoiser.live(x_BSE, draw.sigma_BS, draw.layout)
+            estimate_NE = denoiser.estimate(first.logits_NV)
+            self_cond_BSE = torch.zeros_like(x_BSE)
+            self_cond_BSE[first.live_BL] = estimate_NE
+    posterior = denoiser.live(x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE)
+    live_BS = posterior.live_BL
+    ids_N, sigma_N = draw.ids_BS[live_BS], draw.sigma_BS[live_BS]
+    cross_entropy_N = F.cross_entropy(posterior.logits_NV, ids_N, reduction="none")
+    loss_N = cross_entropy_N
+    if config.likelihood_weight:
+        x0_NE = denoiser.estimate(posterior.logits_NV)
+        loss_N = loss_N + config.likelihood_weight * likelihood_term(e_BSE[live_BS], x0_NE, sigma_N, schedule)
+    if config.z_loss:
+        loss_N = loss_N + config.z_loss * z_term(posterior.logits_NV, posterior.context_free_NV)
+    return Outcome(
+        loss_N.sum() / max(live, 1),
+        cross_entropy_N.detach(),
+        sigma_N,
+        draw.shared_BS[live_BS],
+        posterior.logits_NV.detach().argmax(-1) == ids_N,
+    )
+
+
+def likelihood_term(e_NE: Tensor, x0_NE: Tensor, sigma_N: Tensor, schedule: Schedule) -> Tensor:
+    """Integrand of the variational bound at a level drawn through the schedule, nats per position [N].
+
+    ``sigma^-3 |e - x0|^2 dsigma/du`` (VDM, arXiv 2107.00630, eq. 15, in variance-exploding form; RePlaid,
+    arXiv 2605.18530): its mean over u in [0, 1] is the diffusion term of the bound. 0 where sigma is inf.
+    """
+    finite_N = torch.isfinite(sigma_N)
+    level_N = torch.where(finite_N, sigma_N, schedule.sigma_max)
+    weight_N = level_N**-3 * schedule.derivative(schedule.u(level_N))
+    return torch.where(finite_N, weight_N * (e_NE - x0_NE).pow(2).sum(-1), 0.0)
+
+
+def z_term(logits_NV: Tensor, context_free_NV: Tensor) -> Tensor:
+    """Squared log-partition function of the Bayesian update, [N]: z-loss (PaLM, arXiv 2204.02311, section 5).
+
+    The evidence has a large partition function by right, so the drift that is held back is the context's alone.
+    """
+    return (logits_NV.logsumexp(-1) - context_free_NV.logsumexp(-1)) ** 2

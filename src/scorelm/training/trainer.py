@@ -1,0 +1,340 @@
+"""The training loop: from a recipe to a run directory with metrics, checkpoints and a model.
+
+Every draw is seeded by (seed, step), so that a run that was interrupted and resumed repeats the uninterrupted one bit
+for bit. Run it with ``scorelm train --data FILE --out DIR``.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from scorelm.config import Recipe, TrainingConfig
+from scorelm.model.denoiser import Denoiser
+from scorelm.model.scorelm import Provenance, ScoreLM
+from scorelm.noise.levels import runs
+from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
+from scorelm.training import checkpoint
+from scorelm.training.data import TrainingData
+from scorelm.training.ema import averages
+from scorelm.training.logging import RunLog, Window, anisotropy, matmul_peak, useful_flops
+from scorelm.training.loss import Batch, Draw, Outcome, draw_noise, score_loss
+
+HELDOUT_BATCHES = 4
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a checkpoint; `signum` says which."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Trainer:
+    """The state of a run and the step that changes it.
+
+    Args:
+        recipe: what to do.
+        out: the run directory.
+        data: tokenised text and its tokenizer.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, data: TrainingData) -> None:
+        self.recipe, self.config, self.out, self.data = recipe, recipe.training, out, data
+        self.device = pick_device(self.config.device)
+        self.dtype = pick_dtype(self.config.precision, self.device)
+        torch.manual_seed(self.config.seed)
+        self.denoiser = Denoiser(recipe.model, data.tokenizer.vocab_size)
+        self.denoiser.set_prior(data.token_counts())
+        self.denoiser.to(self.device)
+        self.optimizer = make_optimizer(self.denoiser, self.config)
+        self.averages = averages(self.denoiser, self.config.ema)
+        noise, size = recipe.noise, recipe.model.embedding_dim
+        self.schedule = make_schedule(noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max)
+        self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
+        self.batches = data.batches(recipe)
+        self.step, self.tokens, self.seconds, self.gradient_norm = 0, 0, 0.0, 0.0
+        self.heldout: dict[str, float] = {}
+        self.window = Window()
+
+    @property
+    def share(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        if self.config.minutes:
+            return min(1.0, self.seconds / (60 * self.config.minutes))
+        return self.step / (self.config.steps or 20_000)
+
+    def learning_rate(self) -> float:
+        """Warm-up, constant, then linear decay to 0 over the last share of the run (DESIGN: training)."""
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        cool = min(1.0, (1 - self.share) / self.config.decay) if self.config.decay else 1.0
+        return self.config.lr * warm * cool
+
+    def train_step(self) -> None:
+        """One optimiser step over `accumulation` batches.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite; the weights are as before the step.
+        """
+        started = time.perf_counter()
+        rng = generator(self.config.seed, self.step)
+        batches = [to_batch(next(self.batches)) for _ in range(self.config.accumulation)]
+        drawn = [draw_noise(batch, self.recipe.noise, self.schedule, rng) for batch in batches]
+        live = sum(draw.live for draw in drawn)
+        first_pass = float(torch.rand((), generator=rng)) < self.config.self_conditioning
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for batch, draw in zip(batches, drawn, strict=True):
+            loss += self._backward(batch, draw, rng, live, first_pass)
+        norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        for average in self.averages.values():
+            average.update_parameters(self.denoiser)
+        self.step += 1
+        if self.curve is not None and self.step % 10 == 0:
+            self.schedule: Schedule = self.curve.fit()
+        self.gradient_norm = norm
+        self.window.loss += loss
+        self.window.steps += 1
+        self.window.seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _loss(self, model: Denoiser, draw: Draw, rng: torch.Generator, live: int, first_pass: bool) -> Outcome:
+        draw = to_device(draw, self.device)
+        return score_loss(model, draw, rng, self.schedule, self.config, live=live, self_conditioned=first_pass)
+
+    def _backward(self, batch: Batch, draw: Draw, rng: torch.Generator, live: int, first_pass: bool) -> float:
+        with self._autocast():
+            outcome = self._loss(self.denoiser, draw, rng, live, first_pass)
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        if self.curve is not None:
+            fitted = outcome.shared_N & torch.isfinite(outcome.sigma_N)
+            self.curve.update(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
+        documents = runs(batch.segment)
+        lengths = torch.bincount(documents.index_BL[batch.segment > 0])
+        self.window.add(outcome, self.denoiser.embedding.norm)
+        self.window.flops += useful_flops(self.denoiser, lengths, self.recipe.noise.streams, draw.live, first_pass)
+        tokens = int((batch.segment > 0).sum())
+        self.tokens += tokens
+        self.window.tokens += tokens
+        self.window.positions += batch.segment.numel()
+        return float(outcome.loss.detach())
+
+    def metrics(self, peak: float) -> dict[str, Any]:
+        """A line of metrics.jsonl for the steps since the last one."""
+        w, self.window = self.window, Window()
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loss": w.loss / w.steps,
+            "accuracy": w.correct / max(1, w.live),
+            "loss_by_snr": w.by_band(),
+            "gradient_norm": self.gradient_norm,
+            "parameter_norm": float(torch.stack([p.detach().norm() for p in self.denoiser.parameters()]).norm()),
+            "embedding_anisotropy": anisotropy(self.denoiser),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "tokens_per_second": w.tokens / w.seconds,
+            "packing_efficiency": w.tokens / w.positions,
+            "mfu": w.flops / w.seconds / peak,
+            "seconds": self.seconds,
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """Training loss on held-out text at fixed noise, nats, for the weights and each of their averages."""
+        models: dict[str, Any] = {"weights": self.denoiser, **{k: a.module for k, a in self.averages.items()}}
+        losses = dict.fromkeys(models, 0.0)
+        batches = [to_batch(arrays) for arrays in islice(self.data.heldout_batches(self.recipe), HELDOUT_BATCHES)]
+        drawn = [draw_noise(b, self.recipe.noise, self.schedule, generator(1, k)) for k, b in enumerate(batches)]
+        live = sum(draw.live for draw in drawn)
+        for name, model in models.items():
+            for k, draw in enumerate(drawn):
+                with torch.no_grad(), self._autocast():
+                    outcome = self._loss(model, draw, generator(2, k), live, self.config.self_conditioning > 0)
+                losses[name] += float(outcome.cross_entropy_N.double().sum()) / live
+        self.heldout = losses if live else {}
+        return self.heldout
+
+    def model(self) -> ScoreLM:
+        """The weights or average that is best on held-out text, as a model of its own."""
+        untested = next(iter(self.averages), "weights")
+        best = min(self.heldout, key=lambda name: self.heldout[name]) if self.heldout else untested
+        chosen = self.averages[best].module if best in self.averages else self.denoiser
+        made = Provenance(
+            data=self.recipe.data.source, steps=self.step, tokens=self.tokens, heldout_loss=self.heldout.get(best)
+        )
+        lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, self.data.lengths(self.recipe), made)
+        lm.denoiser.load_state_dict(chosen.state_dict())
+        return lm.to(self.device).eval()
+
+    def _tensors(self) -> dict[str, Any]:
+        tensors: dict[str, Any] = {
+            "model": self.denoiser.state_dict(),
+            "optimizer": get_optimizer_state_dict(self.denoiser, self.optimizer),
+            "ema": {name.replace(".", "_"): average.state_dict() for name, average in self.averages.items()},
+        }
+        if self.curve is not None:
+            tensors["curve"] = torch.from_numpy(self.curve.sums)
+        return tensors
+
+    def save(self) -> None:
+        """Write a checkpoint, and the model as it is now."""
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "heldout": self.heldout,
+            "schedule": schedule_to_dict(self.schedule),
+            "batches": self.batches.get_state(),
+            "fingerprint": self.data.fingerprint,
+        }
+        checkpoint.save(self.out / "checkpoints", self.step, self._tensors(), state, self.config.keep)
+        draft = self.out / ".model-writing"
+        shutil.rmtree(draft, ignore_errors=True)
+        self.model().save_pretrained(draft)
+        replace_directory(draft, self.out / "model")
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint of the run directory.
+
+        Raises:
+            ValueError: the text is not what the run was started with, or the checkpoint does not fit.
+        """
+        newest = checkpoint.complete(self.out / "checkpoints")[-1]
+        state, tensors = checkpoint.read_state(newest), self._tensors()
+        if state["fingerprint"] != self.data.fingerprint:
+            raise ValueError(f"{self.recipe.data.source} has changed since {newest} was written; start a new run")
+        checkpoint.read_tensors(newest, tensors)
+        self.denoiser.load_state_dict(tensors["model"])
+        set_optimizer_state_dict(self.denoiser, self.optimizer, tensors["optimizer"])
+        for name, average in self.averages.items():
+            average.load_state_dict(tensors["ema"][name.replace(".", "_")])
+        self.schedule = schedule_from_dict(state["schedule"])
+        if self.curve is not None and isinstance(self.schedule, Gumbel):
+            self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.heldout = state["heldout"]
+        self.batches.set_state(state["batches"])
+
+    def run(self) -> None:
+        """Train to the end of the budget; on SIGINT or SIGTERM save and raise `Interrupted`."""
+        peak = matmul_peak(self.device, self.dtype)
+        with RunLog(self.out, self.recipe, self.step) as log, deferred_signals() as received:
+            while self.share < 1 and not received:
+                self.train_step()
+                log.advance(self.step, self.share)
+                done = self.share >= 1
+                if self.step % self.config.log_every == 0 or done:
+                    log.write(self.metrics(peak), self.share)
+                if self.config.sample_every and self.step % self.config.sample_every == 0:
+                    self.write_samples()
+                if done or self.step % self.config.save_every == 0:
+                    self.evaluate()
+                    self.save()
+            if received:
+                log.say(f"{signal.Signals(received[0]).name}: saving step {self.step:,}")
+                self.save()
+                raise Interrupted(received[0])
+
+    def write_samples(self) -> None:
+        """Append a few samples to samples.txt."""
+        samples = self.model().generate(n=4, steps=32)
+        with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"step {self.step}\n" + "".join(f"  {s.text}\n" for s in samples))
+
+
+def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
+    """A packed batch as tensors."""
+    return Batch(*(torch.from_numpy(arrays[name]) for name in Batch._fields))
+
+
+def to_device(draw: Draw, device: torch.device) -> Draw:
+    """The same draw on another device."""
+    return Draw(draw.ids_BS.to(device), draw.sigma_BS.to(device), draw.shared_BS.to(device), draw.layout.to(device))
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator whose numbers depend on (seed, step) alone."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What matrices are multiplied in; auto is bfloat16 only where the processor does it natively."""
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            has = torch.cpu.get_capabilities()
+            native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def make_optimizer(denoiser: Denoiser, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Fused AdamW with decay on the trunk's matrices only."""
+    decayed = {id(p) for p in denoiser.trunk.parameters() if p.ndim == 2}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in denoiser.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in denoiser.parameters() if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+
+
+def replace_directory(draft: Path, final: Path) -> None:
+    """Put `draft` in the place of `final`."""
+    old = final.with_name(f".{final.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one of either acts at once."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        signal.signal(signum, before[signum])
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        before[signum] = signal.signal(signum, note)
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
