@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ class Train:
 
     out: Annotated[Path, arg(aliases=("-mdir",))]
     """Run directory to create, or to continue with --resume."""
-    options: Annotated[Recipe, arg(name="")] = Recipe()
+    options: Annotated[Recipe, arg(name="")] = field(default_factory=Recipe)
     recipe: str | None = None
     """Options to start from: a recipe's name or a .toml file; flags override it."""
     resume: bool = False
@@ -221,7 +221,8 @@ def train(options: Train) -> int:
     count = sum(p.numel() for p in trainer.denoiser.parameters())
     say(
         f"{count / 1e6:.1f}M parameters ({size.layers} layers of width {size.dim}), {len(data.documents.train):,} "
-        f"examples, {len(data.documents.heldout):,} held out, {str(trainer.dtype).removeprefix('torch.')} on {trainer.device}"
+        f"examples, {len(data.documents.heldout):,} held out, "
+        f"{str(trainer.dtype).removeprefix('torch.')} on {trainer.device}"
     )
     try:
         trainer.run()
@@ -270,9 +271,8 @@ def demo(options: Demo) -> int:
     print(f"\nFilling in blanks\n  scorelm infill {options.out / 'model'} 'TEXT WITH ____ BLANKS'")
     for text in DEMO_BLANKS:
         print(f"    {text}\n    {lm.infill(text, temperature=0.8)[0].text}")
-    print(
-        f"\nThe model is in {options.out / 'model'}. Try:\n  scorelm sample {options.out / 'model'} --prompt 'And God said'"
-    )
+    model = options.out / "model"
+    print(f"\nThe model is in {model}. Try:\n  scorelm sample {model} --prompt 'And God said'")
     print(f"  scorelm train --out {options.out} --resume --minutes 60   # go on training")
     return 0
 

@@ -192,7 +192,7 @@ def read_weights(path: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
         expected = {k: list(v.shape) for k, v in Denoiser(manifest.model, manifest.vocab_size).state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118: not a dict
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
             for name in sorted(expected.keys() | found.keys()):
                 if expected.get(name) != found.get(name):
                     raise ValueError(

@@ -33,7 +33,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def derivative(self, u: Tensor) -> Tensor:
-        """D sigma / d u."""
+        """The slope d sigma / d u."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,21 @@ class Power(Schedule):
 
     rho: float = 7.0
 
-    def _root(self, u: Tensor) -> Tensor:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return low + u * (high - low)
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return math.pow(self.sigma_min, 1 / self.rho), math.pow(self.sigma_max, 1 / self.rho)
 
     def sigma(self, u: Tensor) -> Tensor:
-        return self._root(u).pow(self.rho)
+        low, high = self._ends
+        return (low + u * (high - low)).pow(self.rho)
 
     def u(self, sigma: Tensor) -> Tensor:
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        low, high = self._ends
         return (sigma.pow(1 / self.rho) - low) / (high - low)
 
     def derivative(self, u: Tensor) -> Tensor:
-        slope = self.sigma_max ** (1 / self.rho) - self.sigma_min ** (1 / self.rho)
-        return self._root(u).pow(self.rho - 1) * self.rho * slope
+        low, high = self._ends
+        return (low + u * (high - low)).pow(self.rho - 1) * (self.rho * (high - low))
 
 
 @dataclass(frozen=True)

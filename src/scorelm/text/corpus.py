@@ -65,14 +65,9 @@ def load_corpus(source: str, *, field: str = "text", holdout: float = 0.02) -> C
             fingerprint = _digest(field.encode(), examples._fingerprint.encode())
         else:
             name, (examples, fingerprint) = Path(source).name.partition(".")[0], _local(source, field)
+        sides = ({"holdout": holdout, "to_heldout": to_heldout} for to_heldout in (False, True))
         train, heldout = (
-            examples.filter(
-                _belongs,
-                batched=True,
-                input_columns=["text"],
-                fn_kwargs={"holdout": holdout, "to_heldout": to_heldout},
-            )
-            for to_heldout in (False, True)
+            examples.filter(_belongs, batched=True, input_columns=["text"], fn_kwargs=side) for side in sides
         )
     if not len(train) and not len(heldout):
         raise ValueError(f"{source} is empty: it has no line that is not blank")

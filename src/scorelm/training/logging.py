@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -75,7 +76,7 @@ class Window:
 
     def by_band(self) -> dict[str, float | None]:
         """Mean cross-entropy, nats, by band of sqrt(E)/sigma."""
-        names = [f">{BANDS[0]:g}", *(f"{low:g}-{high:g}" for high, low in zip(BANDS, BANDS[1:], strict=False)), "none"]
+        names = [f">{BANDS[0]:g}", *(f"{low:g}-{high:g}" for high, low in pairwise(BANDS)), "none"]
         counts, totals = self.bands.tolist()
         return {name: t / n if n else None for name, n, t in zip(names, counts, totals, strict=True)}
 

@@ -64,7 +64,9 @@ class Trainer:
         self.optimizer = make_optimizer(self.denoiser, self.config)
         self.averages = averages(self.denoiser, self.config.ema)
         noise, size = recipe.noise, recipe.model.embedding_dim
-        self.schedule = make_schedule(noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max)
+        self.schedule: Schedule = make_schedule(
+            noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max
+        )
         self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
         self.batches = data.batches(recipe)
         self.step, self.tokens, self.seconds, self.gradient_norm = 0, 0, 0.0, 0.0
@@ -110,7 +112,7 @@ class Trainer:
             average.update_parameters(self.denoiser)
         self.step += 1
         if self.curve is not None and self.step % 10 == 0:
-            self.schedule: Schedule = self.curve.fit()
+            self.schedule = self.curve.fit()
         self.gradient_norm = norm
         self.window.loss += loss
         self.window.steps += 1
@@ -331,8 +333,8 @@ def deferred_signals() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, before[signum])
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        before[signum] = signal.signal(signum, note)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
     try:
         yield received
     finally:

@@ -1,0 +1,163 @@
+"""The tokenizer: special ids, exact round trips, silence, and one clear line for what cannot work."""
+
+import io
+import pickle
+import subprocess
+import sys
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+
+LINES = [
+    "In the beginning God created the heaven and the earth.",
+    "And the earth was without form, and void; and darkness was upon the face of the deep.",
+    "And God said, Let there be light: and there was light in the year 1611.",
+    "And God saw the light, that it was good: and God divided the light from the darkness.",
+]
+TOKENIZER = Tokenizer.train(LINES, 340)
+SPACE_SIGN = "\u2581"
+
+
+def test_special_ids_come_first_and_digits_stand_alone():
+    assert TOKENIZER.pieces([BOS, EOS, PAD, UNK]) == ["<s>", "</s>", "<pad>", "<unk>"]
+    assert (BOS, EOS, PAD, UNK) == (0, 1, 2, 3)
+    assert TOKENIZER.pieces(TOKENIZER.encode("year 1611"))[-4:] == ["1", "6", "1", "1"]
+    assert TOKENIZER.vocab_size == 340
+
+
+def test_document_stands_between_bos_and_eos_and_decoding_drops_them():
+    ids = TOKENIZER.encode("the light")
+    assert TOKENIZER.encode_document("the light") == [BOS, *ids, EOS]
+    assert TOKENIZER.decode([BOS, *ids, EOS, PAD, PAD]) == "the light"
+    assert not {BOS, EOS, PAD, UNK} & set(ids)
+
+
+def test_special_names_in_text_are_text():
+    assert TOKENIZER.decode(TOKENIZER.encode("<s> a </s><pad>")) == "<s> a </s><pad>"
+    assert not {BOS, EOS, PAD} & set(TOKENIZER.encode("<s> a </s><pad>"))
+
+
+@pytest.mark.parametrize("text", ["", " ", "  two  spaces  ", "a\tb\nc\r", "起初 神 🎉", "e\u0301\ufb01\u00a0\ufeff", "0 12"])
+def test_round_trip_of_awkward_text(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=SPACE_SIGN)))
+def test_round_trip_of_any_text(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+def test_the_space_sign_itself_comes_back_as_a_space():
+    assert TOKENIZER.decode(TOKENIZER.encode(f"a{SPACE_SIGN}b")) == "a b"
+
+
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
+def test_any_ids_decode(ids):
+    assert isinstance(TOKENIZER.decode(ids), str)
+    assert len(TOKENIZER.pieces(ids)) == len(ids)
+
+
+def test_unknown_reads_as_a_sign_and_an_id_out_of_range_is_named():
+    assert "⁇" in TOKENIZER.decode([UNK])
+    with pytest.raises(ValueError, match="token id 340 is outside the vocabulary of 340"):
+        TOKENIZER.decode([340])
+    with pytest.raises(ValueError, match="token id -1"):
+        TOKENIZER.pieces([-1])
+
+
+def test_training_is_deterministic():
+    assert Tokenizer.train(iter(LINES), 340).to_bytes() == TOKENIZER.to_bytes()
+
+
+def test_without_byte_fallback_unknown_characters_are_unk():
+    tokenizer = Tokenizer.train(LINES, 80, byte_fallback=False)
+    assert UNK in tokenizer.encode("起")
+    assert tokenizer.decode(tokenizer.encode("the light")) == "the light"
+
+
+def test_training_and_loading_print_nothing(tmp_path):
+    program = (
+        "from scorelm.text.tokenizer import Tokenizer\n"
+        f"tokenizer = Tokenizer.train({LINES!r} * 50, 340)\n"
+        f"tokenizer.save({str(tmp_path / 'a.model')!r})\n"
+        f"Tokenizer.load({str(tmp_path / 'a.model')!r}).encode('light')\n"
+        "for attempt in (lambda: Tokenizer.train(['a'], 5000), lambda: Tokenizer.from_bytes(b'junk')):\n"
+        "    try:\n        attempt()\n    except ValueError:\n        pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_long_line_is_not_dropped():
+    tokenizer = Tokenizer.train(["ab " * 100_000, "xyzxyz"], 300)
+    assert "▁ab" in tokenizer.pieces(tokenizer.encode("ab"))
+
+
+def test_rare_characters_go_to_bytes_where_the_alphabet_is_large():
+    lines = ["the light and the darkness " * 200 + chr(0x4E00 + number) for number in range(200)]
+    tokenizer = Tokenizer.train(lines, 300)
+    assert tokenizer.decode(tokenizer.encode(chr(0x4E00))) == chr(0x4E00)
+
+
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_a_vocabulary_too_large_names_the_largest_that_works(byte_fallback):
+    with pytest.raises(ValueError, match=r"vocabulary size 5000 is too large.* largest that works is \d+$") as caught:
+        Tokenizer.train(LINES, 5000, byte_fallback=byte_fallback)
+    largest = int(str(caught.value).split()[-1])
+    assert Tokenizer.train(LINES, largest, byte_fallback=byte_fallback).vocab_size == largest
+    with pytest.raises(ValueError, match="too large"):
+        Tokenizer.train(LINES, largest + 1, byte_fallback=byte_fallback)
+
+
+def test_a_vocabulary_too_small_names_what_works():
+    with pytest.raises(ValueError, match="vocabulary size 20 is too small: 270 tokens are reserved"):
+        Tokenizer.train(LINES, 20)
+    with pytest.raises(ValueError, match=r"vocabulary size 20 is too small.* smallest that works is \d+$") as caught:
+        Tokenizer.train(LINES, 20, byte_fallback=False)
+    smallest = int(str(caught.value).split()[-1])
+    assert Tokenizer.train(LINES, smallest, byte_fallback=False).vocab_size == smallest
+
+
+@pytest.mark.parametrize("lines", [[], ["", "  "]])
+def test_nothing_to_train_on(lines):
+    with pytest.raises(ValueError, match="no text"):
+        Tokenizer.train(lines, 300)
+
+
+def test_save_load_and_pickle_keep_the_bytes(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    TOKENIZER.save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tokenizer.model"]
+    for copy in (Tokenizer.load(path), Tokenizer.from_bytes(TOKENIZER.to_bytes()), pickle.loads(pickle.dumps(TOKENIZER))):
+        assert copy.to_bytes() == TOKENIZER.to_bytes()
+        assert copy.encode("the light 12") == TOKENIZER.encode("the light 12")
+
+
+@pytest.mark.parametrize("damage", [lambda proto: b"", lambda proto: b"junk", lambda proto: proto[: len(proto) // 2]])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    path = tmp_path / "broken.model"
+    path.write_bytes(damage(TOKENIZER.to_bytes()))
+    with pytest.raises(ValueError, match=r"cannot use tokenizer .*broken\.model: not a SentencePiece model") as caught:
+        Tokenizer.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_a_directory_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read tokenizer .*none\.model: No such file"):
+        Tokenizer.load(tmp_path / "none.model")
+    with pytest.raises(ValueError, match="Is a directory"):
+        Tokenizer.load(tmp_path)
+
+
+def test_other_special_ids_are_refused(tmp_path):
+    path, model = tmp_path / "default.model", io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=model, vocab_size=60, minloglevel=2
+    )
+    path.write_bytes(model.getvalue())
+    with pytest.raises(ValueError, match=r"default\.model: .*bos 1, eos 2, pad -1, unk 0.*bos 0, eos 1, pad 2, unk 3"):
+        Tokenizer.load(path)
