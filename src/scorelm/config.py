@@ -5,6 +5,7 @@ The attribute docstrings below are the text of ``scorelm train --help``; a recip
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -245,9 +246,7 @@ def to_toml(options: Options) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A scalar or list in TOML's notation, which JSON's string escapes are part of."""
-    import json
-
+    """A scalar or list in TOML's notation: JSON's, with the one control character escaped that JSON leaves."""
     if isinstance(value, bool | int | float | str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return "[" + ", ".join(toml_value(item) for item in value) + "]"

@@ -102,7 +102,7 @@ def test_split_depends_on_the_text_alone(tmp_path):
     assert set(whole.heldout["text"]) <= set(moved.heldout["text"])
     assert not set(moved.heldout["text"]) & set(moved.train["text"])
     assert texts(whole) == sorted(LINES)
-    assert "line 33 of earth" in whole.heldout["text"] and "line 4 of water" not in whole.heldout["text"]
+    assert list(whole.heldout["text"])[:3] == ["line 1 of darkness", "line 2 of heaven", "line 5 of light"]
 
 
 def test_fingerprint_follows_content_and_order(tmp_path):
@@ -139,8 +139,6 @@ def test_missing_and_unknown_files(tmp_path):
 def test_nothing_but_blank_lines(tmp_path, name):
     (tmp_path / name).write_text("\n  \n\r\n")
     bad("is empty", tmp_path / name)
-    written(tmp_path / "header.csv", [])
-    bad("is empty", tmp_path / "header.csv")
 
 
 @pytest.mark.parametrize("before", [7, (1 << 20) - 1, 1 << 20])
@@ -160,6 +158,7 @@ def test_missing_field_lists_the_fields(tmp_path):
 
 
 def test_unparsable_files(tmp_path):
+    bad(r"cannot read .*header\.csv as csv .*no data", written(tmp_path / "header.csv", []))
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": \n')
     bad(r"cannot read .*a\.jsonl as json", tmp_path / "a.jsonl")
     (tmp_path / "a.parquet").write_text("not parquet")
@@ -184,7 +183,7 @@ def test_holdout_out_of_range(holdout):
 
 
 def test_everything_held_out(tmp_path):
-    bad("has only 1 examples, all held out", written(tmp_path / "a.txt", ["line 33 of earth"]), holdout=0.5)
+    bad("has only 1 examples, all held out", written(tmp_path / "a.txt", ["line 2 of heaven"]), holdout=0.5)
 
 
 def test_tokenise_keeps_whole_documents(tmp_path):

@@ -57,7 +57,7 @@ class AttentionInputs:
 
     def __init__(self, layout: Layout, head_dim: int) -> None:
         self.mask_B1LL = visibility(layout)[:, None]
-        self.cos, self.sin = rotation(layout.position_BL, head_dim)
+        self.rotation = rotation(layout.position_BL, head_dim)
 
 
 class Attention(nn.Module):
@@ -68,16 +68,13 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.q_norm = nn.RMSNorm(dim // heads)
-        self.k_norm = nn.RMSNorm(dim // heads)
+        self.gain = nn.Parameter(torch.ones(heads, 1))
         nn.init.zeros_(self.out.weight)
 
     def forward(self, h_BLD: Tensor, inputs: AttentionInputs) -> Tensor:
-        q, k, v = self.qkv(h_BLD).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q = rotate(self.q_norm(q), inputs.cos, inputs.sin).to(v.dtype)
-        k = rotate(self.k_norm(k), inputs.cos, inputs.sin).to(v.dtype)
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=inputs.mask_B1LL
-        )
+        qkv = self.qkv(h_BLD).unflatten(-1, (3, self.heads, -1))
+        q, k = rotate(F.rms_norm(qkv[:, :, :2], qkv.shape[-1:]), inputs.rotation).unbind(2)
+        q, k, v = ((q * self.gain).to(k.dtype).transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=inputs.mask_B1LL)
         result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return result

@@ -86,8 +86,9 @@ class Denoiser(nn.Module):
         return logits_BLV.masked_scatter(live_BL[..., None], logits_NV).masked_scatter(~live_BL[..., None], given_MV)
 
     def estimate(self, logits: Tensor) -> Tensor:
-        """Score interpolation (CDCD, eq. 5): the posterior mean ``x0 = softmax(logits) @ table``, [..., E]."""
-        return logits.softmax(-1) @ self.embedding.table()
+        """Score interpolation (CDCD, eq. 5): the posterior mean ``x0 = softmax(logits) @ table``, [..., E], fp32."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return logits.softmax(-1) @ self.embedding.table()
 
 
 def score(x_BLE: Tensor, x0_BLE: Tensor, sigma_BL: Tensor) -> Tensor:

@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 
-def rotation(position_BL: Tensor, head_dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotation angles: two tensors [B, L, 1, head_dim / 2] in fp32."""
+def rotation(position_BL: Tensor, head_dim: int, base: float = 10_000.0) -> Tensor:
+    """Unit complex numbers ``exp(i position base^(-2k / K))``: [B, L, K / 2], complex64."""
     frequency = base ** (-torch.arange(0, head_dim, 2, device=position_BL.device, dtype=torch.float32) / head_dim)
-    angle = position_BL[..., None, None].float() * frequency
-    return angle.cos(), angle.sin()
+    angle = position_BL[..., None].float() * frequency
+    return torch.polar(torch.ones_like(angle), angle)
 
 
-def rotate(x_BLHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + K/2}) of every head by the angles of its position."""
-    a, b = x_BLHK.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BLHK.dtype)
+def rotate(x_BLHK: Tensor, rotation_BLK: Tensor) -> Tensor:
+    """Rotate every pair (x_2k, x_2k+1) of every head by the angle of its position; any number of axes for heads."""
+    pairs = torch.view_as_complex(x_BLHK.float().reshape(*x_BLHK.shape[:-1], -1, 2))
+    heads = pairs.ndim - rotation_BLK.ndim
+    turned = pairs * rotation_BLK[(slice(None), slice(None), *[None] * heads)]
+    return torch.view_as_real(turned).flatten(-2).to(x_BLHK.dtype)

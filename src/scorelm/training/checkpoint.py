@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,8 @@ def save(directory: Path, step: int, tensors: dict[str, Any], state: dict[str, A
     final, draft = directory / f"{PREFIX}{step:08d}", directory / f".writing-{step:08d}"
     for stale in directory.glob(".writing-*"):
         shutil.rmtree(stale)
-    state_dict_saver.save(tensors, storage_writer=FileSystemWriter(draft), no_dist=True)
+    with one_process():
+        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(draft), no_dist=True)
     with (draft / "state.json").open("w") as file:
         json.dump(state, file)
         file.flush()
@@ -50,6 +54,14 @@ def save(directory: Path, step: int, tensors: dict[str, Any], state: dict[str, A
     for old in complete(directory)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Silence DCP's remark that there is no process group, which is as intended."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def sync(directory: Path) -> None:
@@ -74,7 +86,8 @@ def read_tensors(checkpoint: Path, tensors: dict[str, Any]) -> None:
         ValueError: the checkpoint has other tensors or shapes, or is damaged; names the checkpoint.
     """
     try:
-        state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=True)
+        with one_process():
+            state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=True)
     except Exception as error:  # DCP wraps whatever went wrong in types of its own
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ValueError(f"{checkpoint} does not fit this run or is damaged: {reason}") from None

@@ -1,0 +1,332 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scorelm.config import Mixture
+from scorelm.noise.levels import document_blocks, draw_levels, given_spans, ramp, random_rank, runs
+from scorelm.noise.schedule import make_schedule
+
+INF = math.inf
+SCHEDULE = make_schedule("linear", 16, 50, 1.0, 9.0)
+KINDS = list(Mixture.model_fields)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def only(kind):
+    return Mixture(**{name: float(name == kind) for name in KINDS})
+
+
+def rows_of(length, count):
+    """One document, and one block, in each row."""
+    return runs(torch.ones(count, length, dtype=torch.long))
+
+
+def cut(length, size, count):
+    """Documents of one row each, in blocks of `size`: (document, block, block numbers)."""
+    block = (torch.arange(length) // size).expand(count, length)
+    document = torch.ones(count, length, dtype=torch.long)
+    return runs(document), runs(document, block), block
+
+
+def levels(kind, document, block, seed=0, schedule=SCHEDULE):
+    drawn = draw_levels(document, block, schedule, only(kind), rng(seed))
+    assert drawn.sigma_BL.dtype == torch.float32 and drawn.sigma_BL.shape == block.index_BL.shape
+    assert drawn.shared_BL.dtype == torch.bool and bool(drawn.shared_BL.all()) == (kind == "shared")
+    assert bool(drawn.shared_BL.any()) == (kind == "shared")
+    return drawn.sigma_BL
+
+
+def kolmogorov(u):
+    """Largest distance between the empirical law of u and the uniform one (star discrepancy)."""
+    u = u.double().sort().values
+    n = len(u)
+    k = torch.arange(n, dtype=torch.float64)
+    return float(torch.maximum(((k + 1) / n - u).max(), (u - k / n).max()))
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 4), length=st.integers(1, 9), keys=st.integers(1, 3))
+def test_runs_against_a_loop(data, rows, length, keys):
+    cells = st.lists(st.lists(st.integers(0, 2), min_size=length, max_size=length), min_size=rows, max_size=rows)
+    tables = [data.draw(cells) for _ in range(keys)]
+    found = runs(*(torch.tensor(table) for table in tables))
+    number, expected = -1, []
+    for row in range(rows):
+        for column in range(length):
+            same = column > 0 and all(table[row][column] == table[row][column - 1] for table in tables)
+            if not same:
+                number += 1
+                expected.append([])
+            expected[number].append((row, column))
+    assert found.count == len(expected)
+    for number, cells_of_run in enumerate(expected):
+        for offset, (row, column) in enumerate(cells_of_run):
+            assert found.index_BL[row, column] == number
+            assert found.offset_BL[row, column] == offset
+            assert found.length_BL[row, column] == len(cells_of_run)
+
+
+# --- random_rank and given_spans --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), seed=st.integers(0, 1000))
+def test_random_rank_is_a_permutation_of_every_run(sizes, seed):
+    keys = torch.cat([torch.full((size,), k) for k, size in enumerate(sizes)])[None]
+    rank = random_rank(runs(keys), rng(seed))[0]
+    for part, size in zip(rank.split(sizes), sizes, strict=True):
+        assert sorted(part.tolist()) == list(range(size))
+
+
+def test_random_rank_is_uniform_over_permutations():
+    # Two runs in each row, of 4 and 3 positions: 24 x 6 joint permutations, chi-square against equal counts.
+    keys = torch.tensor([0, 0, 0, 0, 1, 1, 1]).expand(28_800, 7)
+    rank = random_rank(runs(keys), rng(3))
+    counts = Counter(map(tuple, rank.tolist()))
+    assert len(counts) == 144
+    chi2 = sum((count - 200) ** 2 / 200 for count in counts.values())
+    assert 143 - 5 * math.sqrt(286) < chi2 < 143 + 5 * math.sqrt(286)
+
+
+def test_given_spans_share():
+    run = rows_of(6, 20_000)
+    for share in (0.0, 0.3, 1.0):
+        some = given_spans(run, share, rng()).any(1).double().mean()
+        assert float(some) == pytest.approx(share * 6 / 7, abs=0.015)  # one span in seven is empty
+
+
+def test_given_spans_have_uniform_length():
+    given_BL = given_spans(rows_of(6, 35_000), 1.0, rng(1))
+    counts = torch.bincount(given_BL.sum(1), minlength=7).double()
+    assert float(((counts - 5000) ** 2 / 5000).sum()) < 30  # 6 degrees of freedom
+
+
+def test_given_spans_are_half_contiguous_at_a_uniform_place_and_half_shuffled():
+    given_BL = given_spans(rows_of(6, 70_000), 1.0, rng(2))
+    three = given_BL[given_BL.sum(1) == 3]
+    counts = Counter(map(tuple, three.long().tolist()))
+    assert len(counts) == 20  # every subset of three
+    for subset, count in counts.items():
+        first = subset.index(1)
+        contiguous = subset[first : first + 3] == (1, 1, 1)
+        expected = len(three) * (0.5 / 20 + (0.5 / 4 if contiguous else 0))
+        assert abs(count - expected) < 5 * math.sqrt(expected)
+
+
+def test_given_spans_are_independent_between_runs_of_a_row():
+    keys = torch.tensor([1, 1, 1, 2, 2, 2]).expand(40_000, 6)
+    given_BL = given_spans(runs(keys), 0.5, rng(4))
+    left, right = given_BL[:, :3].sum(1).double(), given_BL[:, 3:].sum(1).double()
+    assert float(left.mean()) == pytest.approx(0.75, abs=0.02) and float(right.mean()) == pytest.approx(0.75, abs=0.02)
+    assert abs(float(torch.corrcoef(torch.stack([left, right]))[0, 1])) < 0.02
+
+
+# --- document_blocks --------------------------------------------------------------------------------------------------
+
+document_strategy = st.tuples(st.integers(1, 9), st.booleans(), st.sampled_from([0, 1, 2, 3, 8, 100]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(st.lists(document_strategy, min_size=0, max_size=3), min_size=1, max_size=3))
+def test_document_blocks_against_a_loop(rows):
+    """Documents of (length, whether it begins with <s>, block size), packed and padded."""
+    width = max(1, max(sum(length for length, _, _ in row) for row in rows)) + 1
+    segment, position = torch.zeros(len(rows), width).long(), torch.zeros(len(rows), width).long()
+    starts, expected, sizes = torch.zeros(len(rows), width).bool(), torch.full((len(rows), width), -1), []
+    for r, row in enumerate(rows):
+        column = 0
+        for number, (length, begins, size) in enumerate(row, start=1):
+            block, filled = 0 if begins else 1, 0
+            for place in range(length):
+                segment[r, column], position[r, column] = number, place
+                if place == 0 and begins:
+                    starts[r, column] = True
+                    expected[r, column] = 0
+                    block = 1
+                else:
+                    if size and filled == size:
+                        block, filled = block + 1, 0
+                    expected[r, column] = block
+                    filled += 1
+                column += 1
+            sizes.append(size)
+        sizes.append(0)  # the padding is a run of its own
+    found = document_blocks(position, starts, runs(segment), torch.tensor(sizes))
+    assert torch.equal(found[segment > 0], expected[segment > 0])
+    assert torch.equal(found == 0, starts)
+
+
+# --- draw_levels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_draw(kind):
+    document, block, _ = cut(12, 4, 6)
+    assert torch.equal(levels(kind, document, block, seed=5), levels(kind, document, block, seed=5))
+    assert not torch.equal(levels(kind, document, block, seed=5), levels(kind, document, block, seed=6))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["log", "adaptive"])
+def test_levels_are_in_range(kind, name):
+    document, block, _ = cut(12, 4, 200)
+    schedule = make_schedule(name, 32, 2048)
+    sigma = levels(kind, document, block, schedule=schedule)
+    finite = sigma[(sigma > 0) & (sigma < INF)]
+    assert not sigma.isnan().any() and (sigma >= 0).all()
+    assert (finite >= schedule.sigma_min * (1 - 1e-6)).all() and (finite <= schedule.sigma_max * (1 + 1e-6)).all()
+    assert len(finite) == 0 if kind in ("absorbing", "ordered") else len(finite) > 0
+    assert bool((sigma == 0).any()) == (kind in ("absorbing", "ordered", "prefix"))
+
+
+def by_block(sigma, block):
+    """Levels of blocks of equal size, [number of blocks, size]."""
+    return sigma.flatten()[block.index_BL.flatten().argsort(stable=True)].view(block.count, -1)
+
+
+def test_shared_is_constant_in_a_block_and_differs_between_blocks():
+    document, block, _ = cut(12, 4, 50)
+    sigma = by_block(levels("shared", document, block), block)
+    assert (sigma == sigma[:, :1]).all()
+    assert len(sigma[:, 0].unique()) == block.count
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["shared", "prefix"])
+def test_levels_have_low_discrepancy(kind, seed):
+    document, block, _ = cut(8, 4, 500)
+    u = SCHEDULE.u(by_block(levels(kind, document, block, seed), block)[:, -1].double())
+    assert kolmogorov(u) < 0.004  # 1,000 independent draws: 0.027 on average
+    assert kolmogorov(torch.rand(1000, generator=rng(seed))) > 0.01
+    assert kolmogorov(u[:50]) < 0.06  # and so has every part of the batch
+
+
+def test_levels_have_low_discrepancy_in_a_large_batch():
+    run = rows_of(1, 2**19)
+    u = SCHEDULE.u(levels("shared", run, run)[:, 0].double())
+    assert kolmogorov(u) < 1e-4  # 2^19 independent draws: 1.2e-3
+
+
+def test_offsets_of_the_sequence_are_uniform():
+    """A single block's level is uniform over seeds, so that the loss is unbiased."""
+    run = rows_of(2, 1)
+    u = torch.stack([SCHEDULE.u(levels("shared", run, run, seed)[0, :1].double()) for seed in range(600)])
+    assert kolmogorov(u.flatten()) < 1.63 / math.sqrt(600)  # 1%
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "ordered", "prefix"])
+def test_number_of_clean_positions_is_uniform_and_never_all(kind):
+    document, block, _ = cut(10, 5, 10_000)
+    clean = (by_block(levels(kind, document, block), block) == 0).sum(1)
+    counts = torch.bincount(clean, minlength=5).double()
+    assert len(counts) == 5
+    assert float(((counts - 4000) ** 2 / 4000).sum()) < 25  # 4 degrees of freedom
+
+
+def test_absorbing_is_all_or_nothing_over_every_subset():
+    document, block, _ = cut(10, 5, 10_000)
+    sigma = by_block(levels("absorbing", document, block), block)
+    assert ((sigma == 0) | (sigma == INF)).all() and (sigma == INF).any(1).all()
+    two = (sigma == 0)[(sigma == 0).sum(1) == 2]
+    counts = Counter(map(tuple, two.tolist()))
+    expected = len(two) / 10
+    assert len(counts) == 10 and sum((c - expected) ** 2 / expected for c in counts.values()) < 35
+
+
+def test_ordered_is_a_clean_prefix_then_no_evidence():
+    document, block, _ = cut(10, 5, 300)
+    sigma = by_block(levels("ordered", document, block), block)
+    assert ((sigma == 0) | (sigma == INF)).all()
+    assert (sigma.isinf().long().diff(dim=1) >= 0).all() and (sigma[:, -1] == INF).all()
+
+
+def test_prefix_is_a_clean_prefix_then_one_level():
+    document, block, _ = cut(10, 5, 300)
+    sigma = by_block(levels("prefix", document, block), block)
+    assert torch.isfinite(sigma).all() and (sigma[:, -1] > 0).all()
+    assert ((sigma == 0) | (sigma == sigma[:, -1:])).all()
+    assert ((sigma > 0).long().diff(dim=1) >= 0).all()
+
+
+def test_ramp_rises_over_positions_of_a_block():
+    document, block, _ = cut(24, 12, 500)
+    u = SCHEDULE.u(by_block(levels("ramp", document, block), block).double())
+    assert (u.diff(dim=1) >= -1e-6).all()
+    slopes = set()
+    for row in u[((u > 1e-6) & (u < 1 - 1e-6)).sum(1) >= 3]:
+        inner = row[(row > 1e-6) & (row < 1 - 1e-6)].diff() * 11
+        assert float(inner.max() - inner.min()) < 1e-4  # a line
+        slopes.add(round(float(inner.mean()), 3))
+    assert slopes == {0.1, 0.25, 0.5, 1.0, 2.0, 4.0}
+
+
+def test_ramp_leaves_a_lone_position_as_much_to_learn_as_shared():
+    """In blocks of one token a ramp has no slope: its level should be spread over [0, 1], not pile up at an end."""
+    run = rows_of(1, 2000)
+    u = SCHEDULE.u(levels("ramp", run, run)[:, 0].double())
+    assert float((u < 1e-6).double().mean()) < 0.1 and float((u > 1 - 1e-6).double().mean()) < 0.1
+
+
+def test_spread_is_centred_on_the_block():
+    document, block, _ = cut(400, 400, 300)
+    u = SCHEDULE.u(by_block(levels("spread", document, block), block).double())
+    inside = u[(u.min(1).values > 1e-6) & (u.max(1).values < 1 - 1e-6)]
+    width = inside.max(1).values - inside.min(1).values
+    assert len(inside) > 50 and width.max() <= 1 + 1e-9
+    assert kolmogorov(width / width.max()) < 0.35  # widths vary: some narrow, some wide
+    centred = (inside - inside.mean(1, keepdim=True)) / width[:, None]
+    assert kolmogorov((centred + 0.5).flatten().clamp(0, 1)) < 0.02  # uniform around the centre
+    assert inside.mean(1).std() > 0.1
+
+
+def test_independent_is_uniform_in_u_and_independent():
+    document, block, _ = cut(20, 10, 500)
+    u = SCHEDULE.u(levels("independent", document, block).double())
+    assert kolmogorov(u.flatten()) < 1.95 / math.sqrt(u.numel())  # 0.1%
+    neighbours = torch.corrcoef(torch.stack([u[:, :-1].flatten(), u[:, 1:].flatten()]))[0, 1]
+    assert abs(float(neighbours)) < 0.04
+
+
+def test_mixture_draws_kinds_per_document_by_weight():
+    document, block, _ = cut(12, 4, 20_000)
+    weights = {"shared": 3.0, "absorbing": 1.0}
+    mixture = Mixture(**({name: 0.0 for name in KINDS} | weights))
+    drawn = draw_levels(document, block, SCHEDULE, mixture, rng())
+    assert float(drawn.shared_BL.double().mean()) == pytest.approx(0.75, abs=0.015)
+    assert (drawn.shared_BL == drawn.shared_BL[:, :1]).all()  # one kind for all blocks of a document
+    finite = torch.isfinite(drawn.sigma_BL) & (drawn.sigma_BL > 0)
+    assert torch.equal(finite, drawn.shared_BL)
+
+
+def test_blocks_of_a_document_have_their_own_levels():
+    document, block, number = cut(12, 4, 2000)
+    sigma = levels("shared", document, block)
+    first, second = sigma[number == 0].view(2000, 4)[:, 0], sigma[number == 1].view(2000, 4)[:, 0]
+    assert (first != second).all()
+
+
+# --- ramp -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(s=st.floats(0, 1), place=st.floats(0, 1), slope=st.floats(0, 1e6), earlier=st.floats(0, 1), less=st.floats(0, 1))
+def test_ramp_is_monotone_and_exact_at_the_ends(s, place, slope, earlier, less):
+    def at(s, place):
+        return float(ramp(torch.tensor(s, dtype=torch.float64), torch.tensor(place, dtype=torch.float64), slope))
+
+    assert at(1.0, place) == pytest.approx(1, abs=1e-9 * (1 + slope)) and at(0.0, place) == 0
+    assert 0 <= at(s, place) <= 1
+    assert at(s, place * earlier) <= at(s, place) and at(s * less, place) <= at(s, place)
+    assert float(ramp(torch.tensor(s, dtype=torch.float64), torch.tensor(place).double(), 0.0)) == s
+
+

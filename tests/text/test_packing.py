@@ -1,0 +1,203 @@
+"""Packing: every document once an epoch and whole, honest segments and positions, exact resume, disjoint shards."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scorelm.text.corpus import load_corpus, tokenise
+from scorelm.text.packing import packed_rows, packing_efficiency
+from scorelm.text.tokenizer import BOS, EOS, PAD, Tokenizer
+
+KEYS = {"ids", "segment", "position"}
+
+
+def documents(lengths):
+    """Documents of the given lengths, each with contents of its own: consecutive numbers."""
+    starts = np.cumsum([10, *lengths])
+    return [{"ids": list(range(start, start + length))} for start, length in zip(starts, lengths, strict=False)]
+
+
+def segments(batches):
+    """Contents of every segment of every row, after checking that the rows are well formed."""
+    for batch in batches:
+        assert set(batch) == KEYS and all(part.dtype == np.int64 for part in batch.values())
+        for ids, segment, position in zip(batch["ids"], batch["segment"], batch["position"], strict=True):
+            used = int((segment > 0).sum())
+            assert (segment[used:] == 0).all() and (ids[used:] == PAD).all() and (position[used:] == 0).all()
+            assert set(np.diff(segment[:used], prepend=0)) <= {0, 1}
+            for number in range(1, segment.max() + 1):
+                (at,) = np.nonzero(segment == number)
+                assert position[at].tolist() == list(range(len(at)))
+                yield tuple(ids[at].tolist())
+
+
+def same(first, second):
+    return all(np.array_equal(first[key], second[key]) for key in KEYS)
+
+
+LENGTHS = [2, 3, 5, 7, 9, 11, 13, 16] * 40
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=60),
+    rows=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_every_document_appears_once_whole_and_in_order(lengths, rows, seed):
+    batches = list(packed_rows(documents(lengths), max_length=12, rows=rows, seed=seed, epochs=1))
+    assert all(part.shape == (rows, 12) for batch in batches for part in batch.values())
+    assert Counter(segments(batches)) == Counter(tuple(document["ids"]) for document in documents(lengths))
+
+
+def test_two_epochs_have_every_document_twice_in_another_order():
+    found = list(segments(packed_rows(documents(LENGTHS), max_length=16, rows=4, seed=0, epochs=2)))
+    assert set(Counter(found).values()) == {2} and len(found) == 2 * len(LENGTHS)
+    one = list(segments(packed_rows(documents(LENGTHS), max_length=16, rows=4, seed=0, epochs=1)))
+    other = list(segments(packed_rows(documents(LENGTHS), max_length=16, rows=4, seed=1, epochs=1)))
+    assert one != other and sorted(one) == sorted(other)
+
+
+def test_without_epochs_it_never_ends():
+    batches = islice(packed_rows(documents([5, 6, 7]), max_length=16, rows=4, seed=0), 200)
+    counts = Counter(segments(batches))
+    assert len(counts) == 3 and min(counts.values()) > 150
+
+
+def test_arrow_and_lists_pack_alike():
+    plain = documents(LENGTHS)
+    table = datasets.Dataset.from_list(plain)
+    parts = datasets.concatenate_datasets([table.select(range(100)), table.select(range(100, len(plain)))])
+    backwards = table.select(range(len(plain) - 1, -1, -1))
+    expected = list(packed_rows(plain, max_length=16, rows=4, seed=3, epochs=1))
+    for arrow in (table, parts):
+        batches = list(packed_rows(arrow, max_length=16, rows=4, seed=3, epochs=1))
+        assert all(same(*pair) for pair in zip(batches, expected, strict=True))
+    found = segments(packed_rows(backwards, max_length=16, rows=4, seed=3, epochs=1))
+    assert sorted(found) == sorted(tuple(document["ids"]) for document in plain)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 40, 123])
+@pytest.mark.parametrize("epochs", [None, 30])
+def test_resuming_repeats_exactly(steps, epochs):
+    def rows():
+        lengths = [*LENGTHS, 40, 50]
+        return iter(packed_rows(documents(lengths), max_length=16, rows=16, seed=5, rank=1, world=2, epochs=epochs))
+
+    original = rows()
+    for _ in range(steps):
+        next(original)
+    state = json.loads(json.dumps(original.get_state()))
+    rest = list(islice(original, 60))
+    resumed = rows()
+    next(resumed)
+    resumed.set_state(state)
+    again = list(islice(resumed, 60))
+    assert len(rest) == 60 and all(same(*pair) for pair in zip(rest, again, strict=True))
+    original.set_state(state)
+    assert same(next(original), rest[0])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_out_every_document_in_each_epoch(world):
+    whole = documents(LENGTHS[:-1])
+    shards = [
+        list(segments(packed_rows(whole, max_length=16, rows=4, seed=0, rank=rank, world=world, epochs=1)))
+        for rank in range(world)
+    ]
+    assert sorted(sum(shards, [])) == sorted(tuple(document["ids"]) for document in whole)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    twice = [
+        list(segments(packed_rows(whole, max_length=16, rows=4, seed=0, rank=rank, world=world, epochs=2)))
+        for rank in range(world)
+    ]
+    assert set(Counter(sum(twice, [])).values()) == {2}
+    assert set(twice[0]) > set(shards[0])
+
+
+def test_a_long_document_gives_one_window_an_epoch_which_moves():
+    long = documents([100, 4])
+    windows = [
+        found for found in segments(packed_rows(long, max_length=10, rows=2, seed=0, epochs=60)) if len(found) > 4
+    ]
+    assert len(windows) == 60
+    assert all(window == tuple(range(window[0], window[0] + 10)) for window in windows)
+    starts = [window[0] - 10 for window in windows]
+    assert min(starts) >= 0 and max(starts) <= 90 and len(set(starts)) > 25
+    assert min(starts) < 20 and max(starts) > 70
+
+
+def test_windows_depend_on_the_seed_and_reach_both_ends():
+    def starts(seed):
+        rows = packed_rows(documents([12]), max_length=10, rows=1, seed=seed, epochs=40)
+        return [found[0] - 10 for found in segments(rows)]
+
+    assert set(starts(0)) == {0, 1, 2}
+    assert starts(0) == starts(0) != starts(1)
+
+
+def test_last_batch_is_filled_up_with_empty_rows():
+    (batch,) = packed_rows(documents([4, 4, 4]), max_length=8, rows=4, seed=0, epochs=1)
+    assert batch["segment"].max(axis=1).tolist() == sorted([2, 1, 0, 0], reverse=True)
+    assert (batch["ids"][2:] == PAD).all()
+    assert packing_efficiency(batch) == 12 / 32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_length": 0}, "max_length must be positive, not 0"),
+        ({"rows": -1}, "rows must be positive, not -1"),
+        ({"world": 0}, "world must be positive, not 0"),
+        ({"rank": 2, "world": 2}, "rank must be at least 0 and below world 2, not 2"),
+        ({"world": 9}, "3 documents are too few to share among 9 ranks"),
+    ],
+)
+def test_impossible_sizes(wrong, message):
+    sizes = {"max_length": 8, "rows": 2, "seed": 0} | wrong
+    with pytest.raises(ValueError, match=message):
+        packed_rows(documents([4, 4, 4]), **sizes)
+
+
+def test_no_documents():
+    with pytest.raises(ValueError, match="0 documents are too few"):
+        packed_rows([], max_length=8, rows=2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def verses(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        corpus = load_corpus("kjv")
+        tokenizer = Tokenizer.train(corpus.train["text"], 2048)
+        return tokenise(corpus, tokenizer, max_length=64).train
+
+
+@pytest.mark.parametrize(("max_length", "least"), [(64, 0.93), (128, 0.96), (256, 0.98)])
+def test_rows_of_the_embedded_corpus_are_full(verses, max_length, least):
+    rows = 4096 // max_length
+    batches = list(packed_rows(verses, max_length=max_length, rows=rows, seed=0, epochs=1))
+    assert np.mean([packing_efficiency(batch) for batch in batches]) >= least
+    if max_length == 256:
+        found = list(segments(batches))
+        assert len(found) == len(verses) and all(one[0] == BOS and one[-1] == EOS for one in found)
+
+
+def test_packing_prints_nothing():
+    program = (
+        "from scorelm.text.packing import packed_rows\n"
+        "import logging\n"
+        "next(iter(packed_rows([{'ids': [0, 5, 1]}], max_length=8, rows=2, seed=0)))\n"
+        "from absl import logging as absl_logging\n"
+        "assert not absl_logging.get_absl_logger().filters\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
