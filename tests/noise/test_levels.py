@@ -68,7 +68,7 @@ def test_runs_against_a_loop(data, rows, length, keys):
                 number += 1
                 expected.append([])
             expected[number].append((row, column))
-    assert found.count == len(expected)
+    assert found.number == len(expected)
     for number, cells_of_run in enumerate(expected):
         for offset, (row, column) in enumerate(cells_of_run):
             assert found.index_BL[row, column] == number
@@ -191,14 +191,14 @@ def test_levels_are_in_range(kind, name):
 
 def by_block(sigma, block):
     """Levels of blocks of equal size, [number of blocks, size]."""
-    return sigma.flatten()[block.index_BL.flatten().argsort(stable=True)].view(block.count, -1)
+    return sigma.flatten()[block.index_BL.flatten().argsort(stable=True)].view(block.number, -1)
 
 
 def test_shared_is_constant_in_a_block_and_differs_between_blocks():
     document, block, _ = cut(12, 4, 50)
     sigma = by_block(levels("shared", document, block), block)
     assert (sigma == sigma[:, :1]).all()
-    assert len(sigma[:, 0].unique()) == block.count
+    assert len(sigma[:, 0].unique()) == block.number
 
 
 @pytest.mark.parametrize("seed", range(5))

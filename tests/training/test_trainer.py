@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from scorelm.config import TrainingConfig
-from scorelm.training.trainer import pick_device, pick_dtype
+from scorelm.training.device import pick_device, pick_dtype
 
-TINY = (
-    "--model.dim 32 --model.layers 2 --model.embedding-dim 8 --vocab-size 300 --max-length 32 --rows 4 "
-    "--log-every 1 --warmup 3 --ema 0.9 0.5 --device cpu"
-).split()
+TINY = [
+    *("--model.dim", "32", "--model.layers", "2", "--model.embedding-dim", "8", "--vocab-size", "300"),
+    *("--max-length", "32", "--rows", "4", "--log-every", "1", "--warmup", "3", "--ema", "0.9", "0.5", "--device", "cpu"),
+]
 
 
 @pytest.fixture(scope="module")

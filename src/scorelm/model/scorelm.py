@@ -151,18 +151,18 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         return model.eval()
 
     def generate(self, prompts: Sequence[str] = ("",), n: int = 1, **options: Any) -> list[Any]:
-        """Continue each prompt `n` times; see `scorelm.sampling.generate.sample` for the options.
+        """Continue each prompt `n` times; see `scorelm.sampling.sample.sample` for the options.
 
         Returns:
             A list of `Sample` (text, ids, seed, nfe), n for each prompt in order.
         """
-        from scorelm.sampling.generate import sample
+        from scorelm.sampling.sample import sample
 
         return sample(self, prompts, n, **options)
 
     def infill(self, text: str, n: int = 1, **options: Any) -> list[Any]:
-        """Fill the ``____`` blanks in `text` in `n` ways; see `scorelm.sampling.generate.infill` for the options."""
-        from scorelm.sampling.generate import infill
+        """Fill the ``____`` blanks in `text` in `n` ways; see `scorelm.sampling.sample.infill` for the options."""
+        from scorelm.sampling.sample import infill
 
         return infill(self, text, n, **options)
 

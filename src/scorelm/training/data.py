@@ -58,12 +58,13 @@ class TrainingData:
         return counts
 
 
-def prepare(config: DataConfig, out: Path, say: Say) -> TrainingData:
+def prepare(config: DataConfig, out: Path, resume: bool, say: Say) -> TrainingData:
     """Load, split and tokenise the text; the tokenizer is kept in the run directory.
 
     Args:
         config: where the text is.
         out: the run directory, which exists.
+        resume: take the run's own tokenizer.
         say: told what takes time.
 
     Raises:
@@ -71,7 +72,7 @@ def prepare(config: DataConfig, out: Path, say: Say) -> TrainingData:
     """
     corpus = load_corpus(config.source, field=config.field, holdout=config.holdout)
     kept = out / "tokenizer.model"
-    if kept.exists():
+    if resume:
         tokenizer = Tokenizer.load(kept)
     elif config.tokenizer is not None:
         tokenizer = Tokenizer.load(config.tokenizer)

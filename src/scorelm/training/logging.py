@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from itertools import pairwise
@@ -23,19 +22,6 @@ from scorelm.training.loss import Outcome
 
 BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
 """Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; the last band ends at no evidence."""
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Measured FLOP/s of a square matrix product, best of 7: what MFU is relative to."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(7):
-        started = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
 
 
 def useful_flops(denoiser: Denoiser, lengths: Tensor, streams: int, live: int, first_pass: bool) -> float:

@@ -10,11 +10,8 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,19 +26,13 @@ from scorelm.noise.levels import runs
 from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
 from scorelm.training import checkpoint
 from scorelm.training.data import TrainingData
+from scorelm.training.device import matmul_peak, pick_device, pick_dtype
 from scorelm.training.ema import averages
-from scorelm.training.logging import RunLog, Window, anisotropy, matmul_peak, useful_flops
+from scorelm.training.logging import RunLog, Window, anisotropy, useful_flops
 from scorelm.training.loss import Batch, Draw, Outcome, draw_noise, score_loss
+from scorelm.training.signals import Interrupted, deferred_signals
 
 HELDOUT_BATCHES = 4
-
-
-class Interrupted(Exception):
-    """A signal ended the run after a checkpoint; `signum` says which."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
 
 
 class Trainer:
@@ -281,28 +272,6 @@ def generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
-
-
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What matrices are multiplied in; auto is bfloat16 only where the processor does it natively."""
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            has = torch.cpu.get_capabilities()
-            native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
 def make_optimizer(denoiser: Denoiser, config: TrainingConfig) -> torch.optim.Optimizer:
     """Fused AdamW with decay on the trunk's matrices only."""
     decayed = {id(p) for p in denoiser.trunk.parameters() if p.ndim == 2}
@@ -321,22 +290,3 @@ def replace_directory(draft: Path, final: Path) -> None:
         final.rename(old)
     draft.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one of either acts at once."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        signal.signal(signum, before[signum])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -1,0 +1,43 @@
+"""Where a run computes, in which precision, and how fast that could be at best."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What matrices are multiplied in; auto is bfloat16 only where the processor does it natively."""
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            has = torch.cpu.get_capabilities()
+            native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Measured FLOP/s of a square matrix product, best of 7: what MFU is relative to."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(7):
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -1,0 +1,278 @@
+"""The visibility rule, and what it promises about logits: no leak between documents, blocks or streams."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from scorelm.config import ModelConfig
+from scorelm.model.attention import CLEAN, NOISY, Attention, AttentionInputs, Layout, visibility
+from scorelm.model.denoiser import Denoiser
+
+V, E = 50, 16
+INF = float("inf")
+
+
+def trained_like(conditioning="none", layers=2, seed=0):
+    """A denoiser whose every weight is random: as built, the output layers are zero and hide everything."""
+    config = ModelConfig(
+        dim=32, layers=layers, heads=2, hidden=64, embedding_dim=E, noise_conditioning=conditioning
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    denoiser = Denoiser(config, V)
+    for name, parameter in denoiser.named_parameters():
+        nn.init.normal_(parameter, mean=float("norm" in name or "gain" in name), std=0.2)
+    return denoiser.eval()
+
+
+def packed(lengths, width, block=None):
+    """A row of documents of the given lengths, each one block unless `block` says how many positions one has."""
+    segment, position, blocks = torch.zeros(width).long(), torch.zeros(width).long(), torch.zeros(width).long()
+    at = 0
+    for number, length in enumerate(lengths, start=1):
+        place = torch.arange(length)
+        segment[at : at + length], position[at : at + length] = number, place
+        blocks[at : at + length] = torch.where(place == 0, 0, 1 + (place - 1) // (block or width))
+        at += length
+    stream = torch.where(blocks == 0, CLEAN, NOISY)
+    return Layout(segment[None], position[None], blocks[None], torch.where(segment > 0, stream, NOISY)[None])
+
+
+def stacked(*layouts):
+    return Layout(*(torch.cat([getattr(x, name) for x in layouts]) for name in Layout.__dataclass_fields__))
+
+
+def noisy_row(denoiser, layout, seed, clean=0.0):
+    """(ids, sigma, x): <s> given, other tokens at levels of their own, a share `clean` of them given."""
+    gen = torch.Generator().manual_seed(seed)
+    shape = layout.segment_BL.shape
+    ids = torch.randint(4, V, shape, generator=gen)
+    sigma = 0.5 + 8 * torch.rand(shape, generator=gen)
+    sigma[torch.rand(shape, generator=gen) < clean] = 0
+    sigma[layout.block_BL == 0] = 0
+    x = denoiser.embedding(ids).detach() + sigma[..., None] * torch.randn(*shape, E, generator=gen)
+    return ids, sigma, x
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+cell = st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 3), st.integers(0, 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.integers(1, 10).flatmap(lambda n: st.lists(st.lists(cell, min_size=n, max_size=n), min_size=1, max_size=2)))
+def test_visibility_against_a_loop(rows):
+    segment, position, block, stream = torch.tensor(rows).unbind(-1)
+    found = visibility(Layout(segment, position, block, stream))
+    assert found.dtype == torch.bool
+    for row, cells in enumerate(rows):
+        for q, (q_segment, _, q_block, q_stream) in enumerate(cells):
+            for k, (k_segment, _, k_block, k_stream) in enumerate(cells):
+                expected = False
+                if q_segment == k_segment:
+                    if q_stream == k_stream and q_block == k_block:
+                        expected = True
+                    if k_stream == CLEAN and k_block < q_block:
+                        expected = True
+                assert bool(found[row, q, k]) == expected
+
+
+def test_layout_part_and_device():
+    layout = packed([4, 5], 12)
+    part = layout.part(5).to(torch.device("cpu"))
+    for name in Layout.__dataclass_fields__:
+        assert torch.equal(getattr(part, name), getattr(layout, name)[:, :5])
+
+
+def test_attention_is_softmax_attention_over_what_is_visible():
+    """Two heads against the textbook formula with loops, in float64, positions and normalisation included."""
+    torch.manual_seed(3)
+    attention = Attention(8, 2).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)
+    layout = packed([3, 4], 8, block=2)
+    h = torch.randn(1, 8, 8, dtype=torch.float64)
+    found = attention(h, AttentionInputs(layout, 4))[0]
+    visible = visibility(layout)[0]
+    q, k, v = (part.view(8, 2, 4) for part in (h[0] @ attention.qkv.weight.T).split(8, dim=-1))
+
+    def turn(vector, position):
+        vector = vector / vector.pow(2).mean().sqrt()
+        pairs = []
+        for pair, frequency in zip(vector.view(2, 2), (1.0, 10_000 ** (-2 / 4)), strict=True):
+            angle = position * torch.tensor(frequency, dtype=torch.float64)
+            matrix = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+            pairs.append(matrix @ pair)
+        return torch.cat(pairs)
+
+    for query in range(8):
+        mixed = []
+        for head in range(2):
+            q_vector = attention.gain[head] * turn(q[query, head], layout.position_BL[0, query])
+            keys = [key for key in range(8) if visible[query, key]]
+            products = [q_vector @ turn(k[key, head], layout.position_BL[0, key]) for key in keys]
+            weight = (torch.stack(products) / 2).softmax(0)
+            mixed.append(sum(w * v[key, head] for w, key in zip(weight, keys, strict=True)))
+        torch.testing.assert_close(found[query], attention.out.weight @ torch.cat(mixed), rtol=1e-4, atol=1e-4)
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditioning", ["none", "film"])
+def test_packed_is_unpacked(conditioning):
+    denoiser, lengths = trained_like(conditioning), [7, 3, 7, 4]
+    layout = packed(lengths, 24)
+    _, sigma, x = noisy_row(denoiser, layout, seed=1, clean=0.3)
+    together, at = denoiser(x, sigma, layout)[0], 0
+    for length in lengths:
+        part = slice(at, at + length)
+        alone = denoiser(x[:, part], sigma[:, part], packed([length], length))[0]
+        torch.testing.assert_close(together[part], alone, rtol=1e-4, atol=1e-4)
+        at += length
+
+
+@pytest.mark.parametrize("conditioning", ["none", "film"])
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_documents_of_equal_length_do_not_leak(conditioning, changed):
+    """The failure that packing is feared for: not one bit of a document may depend on its neighbour."""
+    denoiser = trained_like(conditioning)
+    layout = packed([6, 6, 6], 20)
+    _, sigma, x = noisy_row(denoiser, layout, seed=1)
+    _, other_sigma, other_x = noisy_row(denoiser, layout, seed=2)
+    part = slice(6 * changed, 6 * changed + 6)
+    x2, sigma2 = x.clone(), sigma.clone()
+    x2[:, part], sigma2[:, part] = 100 * other_x[:, part], other_sigma[:, part]
+    x2[:, part.start] = denoiser.embedding(torch.tensor([9])).detach()  # its first token, given, is another one too
+    sigma2[:, part.start + 1] = INF
+    before, after = denoiser(x, sigma, layout)[0], denoiser(x2, sigma2, layout)[0]
+    inside = torch.zeros(20, dtype=torch.bool)
+    inside[part] = True
+    assert torch.equal(before[~inside], after[~inside])
+    assert (before[inside] != after[inside]).any(-1).all()
+
+
+def test_padding_and_other_rows_do_not_leak():
+    denoiser = trained_like()
+    layout = stacked(packed([6, 6], 16), packed([9], 16))
+    _, sigma, x = noisy_row(denoiser, layout, seed=1)
+    x2, sigma2 = x.clone(), sigma.clone()
+    pad = layout.segment_BL == 0
+    x2[pad], sigma2[pad] = 1e3 * torch.randn(int(pad.sum()), E), torch.rand(int(pad.sum())) * 50
+    x2[1], sigma2[1, 1:9] = 7 * x2[1], 0.3 + sigma[1, 1:9]
+    before, after = denoiser(x, sigma, layout), denoiser(x2, sigma2, layout)
+    assert torch.equal(before[0, :12], after[0, :12])
+    assert torch.isfinite(after).all()
+
+
+def test_no_gradient_flows_between_documents():
+    denoiser = trained_like()
+    layout = packed([6, 6], 14)
+    _, sigma, x = noisy_row(denoiser, layout, seed=1)
+    x.requires_grad_()
+    denoiser(x, sigma, layout)[0, 6:12].square().sum().backward()
+    assert (x.grad[0, :6] == 0).all() and (x.grad[0, 12:] == 0).all()
+    assert (x.grad[0, 7:12].abs().sum(-1) > 0).all()
+
+
+def test_inside_a_block_everything_influences_everything():
+    denoiser = trained_like()
+    layout = packed([8], 8)
+    _, sigma, x = noisy_row(denoiser, layout, seed=1)
+    before = denoiser(x, sigma, layout)[0]
+    for column in range(1, 8):
+        x2 = x.clone()
+        x2[0, column] += 1.0
+        after = denoiser(x2, sigma, layout)[0]
+        assert (before[1:] != after[1:]).any(-1).all()
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def test_only_relative_positions_matter():
+    denoiser = trained_like()
+    layout = packed([10], 10)
+    _, sigma, x = noisy_row(denoiser, layout, seed=1)
+    logits = denoiser(x, sigma, layout)
+
+    def at(position_BL):
+        return denoiser(x, sigma, Layout(layout.segment_BL, position_BL, layout.block_BL, layout.stream_BL))
+
+    torch.testing.assert_close(at(layout.position_BL + 37), logits, rtol=1e-4, atol=1e-4)
+    assert (at(2 * layout.position_BL) - logits).abs().max() > 5e-3
+    assert (at(9 - layout.position_BL) - logits).abs().max() > 5e-3
+    assert (at(0 * layout.position_BL) - logits).abs().max() > 5e-3
+
+
+# --- blocks and streams -----------------------------------------------------------------------------------------------
+
+
+def two_streams(layout):
+    """Every document twice: clean columns, then noisy ones."""
+
+    def twice(t):
+        return torch.cat([t, t], 1)
+
+    stream = torch.cat([torch.full_like(layout.block_BL, CLEAN), torch.full_like(layout.block_BL, NOISY)], 1)
+    return Layout(twice(layout.segment_BL), twice(layout.position_BL), twice(layout.block_BL), stream)
+
+
+def two_stream_inputs(denoiser, layout, seed):
+    ids, sigma, x = noisy_row(denoiser, layout, seed)
+    return ids, torch.cat([0 * sigma, sigma], 1), torch.cat([denoiser.embedding(ids).detach(), x], 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("lengths", [[9], [7, 7]])
+def test_a_noisy_block_sees_itself_and_the_clean_blocks_before_it(size, lengths):
+    """Every (block, column) pair: which columns may change a noisy block's logits, to the bit."""
+    denoiser = trained_like()
+    single = packed(lengths, sum(lengths), size)
+    layout = two_streams(single)
+    ids, sigma, x = two_stream_inputs(denoiser, single, seed=1)
+    length = sum(lengths)
+    before = denoiser(x, sigma, layout)[0]
+    segment, block = layout.segment_BL[0], layout.block_BL[0]
+    for column in range(2 * length):
+        x2, sigma2 = x.clone(), sigma.clone()
+        if column < length or block[column] == 0:  # given: another token
+            x2[0, column] = denoiser.embedding((ids[0, column % length] + 1) % V).detach()
+        else:
+            x2[0, column] += 3.0
+            sigma2[0, column] *= 1.5
+        after = denoiser(x2, sigma2, layout)[0]
+        for query in range(length, 2 * length):
+            if block[query] == 0:
+                continue
+            clean_before = column < length and block[column] < block[query]
+            same_block = column >= length and block[column] == block[query]
+            visible = bool(segment[column] == segment[query]) and bool(clean_before or same_block)
+            assert bool((before[query] != after[query]).any()) == visible
+
+
+def test_one_block_of_two_streams_is_a_single_stream():
+    denoiser = trained_like()
+    single = packed([9, 6], 17)
+    ids, sigma, x = two_stream_inputs(denoiser, single, seed=1)
+    double = denoiser(x, sigma, two_streams(single))[:, 17:]
+    alone = denoiser(x[:, 17:], sigma[:, 17:], single)
+    live = single.segment_BL > 0
+    torch.testing.assert_close(double[live], alone[live], rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_of_one_token_are_a_causal_model():
+    """Noisy logits of token i equal those of a plain sequence that ends at i, whatever follows."""
+    denoiser = trained_like()
+    single = packed([9], 9, block=1)
+    ids, sigma, x = two_stream_inputs(denoiser, single, seed=1)
+    logits = denoiser(x, sigma, two_streams(single))[0, 9:]
+    for i in range(1, 9):
+        # The clean prefix, each token its own block, then token i, noisy.
+        prefix_x = torch.cat([x[:, :i], x[:, 9 + i : 10 + i]], 1)
+        prefix_sigma = torch.cat([torch.zeros(1, i), sigma[:, 9 + i : 10 + i]], 1)
+        stream = torch.tensor([[CLEAN] * i + [NOISY]])
+        place = torch.arange(i + 1)[None]
+        alone = denoiser(prefix_x, prefix_sigma, Layout(torch.ones_like(place), place, place, stream))[0, i]
+        torch.testing.assert_close(logits[i], alone, rtol=1e-4, atol=1e-4)
