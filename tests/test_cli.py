@@ -113,7 +113,6 @@ def bad_inputs(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
     }.items():  # fmt: skip
         (folder / name).write_bytes(content)
     train = ["train", "--steps", "2", "--out", str(folder / "out"), "--data"]
-    small = ["--vocab-size", "300"]
     for name in ("shape", "damaged"):
         (folder / name).mkdir()
         for file in ("config.json", "model.safetensors", "tokenizer.model"):
@@ -127,7 +126,7 @@ def bad_inputs(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "missing file": ([*train, str(folder / "none.txt")], "none.txt"),
         "empty corpus": ([*train, str(folder / "empty.txt")], "empty"),
         "not UTF-8": ([*train, str(folder / "latin.txt")], "UTF-8"),
-        "only long lines": ([*train, str(folder / "long.txt"), *small, "--data.holdout", "0"], "max"),
+        "only long lines": ([*train, str(folder / "long.txt"), "--vocab-size", "280", "--data.holdout", "0"], "max"),
         "vocabulary too large": (
             [*train, str(folder / "few.txt"), "--vocab-size", "9000", "--data.holdout", "0"],
             "9000",

@@ -60,15 +60,15 @@ class Size(NamedTuple):
 class ModelConfig(Options):
     """The denoiser. One dial, `dim`, sets the rest unless it is given."""
 
-    dim: Annotated[int, Field(ge=8)] = 256
+    dim: Annotated[int, Field(ge=8, le=65_536)] = 256
     """Width of the trunk."""
-    layers: PositiveInt | None = None
+    layers: Annotated[int, Field(ge=1, le=1_000)] | None = None
     """Transformer layers; by default dim / 64, at least 4."""
     heads: PositiveInt | None = None
     """Attention heads; by default dim / 64, at least 1."""
-    hidden: PositiveInt | None = None
+    hidden: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Width of the SwiGLU layer; by default 8/3 dim, rounded up to a multiple of 64."""
-    embedding_dim: Annotated[int, Field(ge=2)] = 32
+    embedding_dim: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Size E of the token embeddings that the noise is added to."""
     noise_conditioning: Literal["none", "film"] = "none"
     """none: a position's evidence tells its noise level; film: per-position FiLM of log sigma as well."""

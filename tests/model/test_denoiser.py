@@ -23,8 +23,8 @@ def fresh(conditioning="none", seed=0, vocab=V, dim=E):
 
 def trained_like(conditioning="none", seed=0):
     denoiser = fresh(conditioning, seed)
-    for name, parameter in denoiser.named_parameters():
-        nn.init.normal_(parameter, mean=float("norm" in name or "gain" in name), std=0.2)
+    for parameter in denoiser.parameters():
+        nn.init.normal_(parameter, std=0.2)
     return denoiser.eval()
 
 
@@ -114,9 +114,33 @@ def test_score_keeps_positions_apart_and_is_exact_in_float64():
 def test_estimate_is_the_posterior_mean():
     denoiser = trained_like()
     logits = 3 * torch.randn(2, 3, V, generator=torch.Generator().manual_seed(0))
-    expected = (logits.double().exp() / logits.double().exp().sum(-1, keepdim=True)) @ denoiser.embedding.table().double()
+    expected = (
+        logits.double().exp() / logits.double().exp().sum(-1, keepdim=True)
+    ) @ denoiser.embedding.table().double()
     torch.testing.assert_close(denoiser.estimate(logits).double(), expected, rtol=1e-4, atol=1e-5)
     assert (denoiser.estimate(logits).norm(dim=-1) <= math.sqrt(E)).all()  # inside the sphere
+
+
+@BOTH
+@pytest.mark.parametrize("self_conditioned", [False, True])
+def test_the_trunk_reads_soft_tokens_and_updates_the_evidence(conditioning, self_conditioned):
+    """The method in five lines, position by position, with every weight random."""
+    denoiser, layout = trained_like(conditioning), whole(2, 9)
+    nn.init.normal_(denoiser.prior)  # strong enough to matter
+    ids, x = noisy(denoiser, MIXED)
+    cond = torch.randn(2, 9, E, generator=torch.Generator().manual_seed(3)) if self_conditioned else None
+    table, soft, context_free = denoiser.embedding.table(), torch.zeros(2, 9, 32), torch.zeros(2, 9, V)
+    for b in range(2):
+        for i in range(9):
+            tau = max(float(MIXED[b, i]), math.sqrt(E) / 12) ** -2
+            context_free[b, i] = tau * (table @ x[b, i]) + denoiser.prior
+            weight = context_free[b, i].softmax(-1) if MIXED[b, i] > 0 else torch.eye(V)[ids[b, i]]
+            soft[b, i] = weight @ denoiser.token_in
+            if cond is not None:
+                soft[b, i] += denoiser.self_condition.weight @ cond[b, i]
+    expected = context_free + denoiser.context(denoiser.trunk(soft, MIXED, layout))
+    live = MIXED > 0
+    torch.testing.assert_close(denoiser(x, MIXED, layout, cond)[live], expected[live], rtol=1e-4, atol=1e-4)
 
 
 # --- shapes of sigma --------------------------------------------------------------------------------------------------
@@ -173,7 +197,7 @@ def test_a_given_token_is_read_through_small_errors(conditioning):
 def test_a_given_token_is_the_limit_of_small_noise():
     """sigma -> 0 and sigma = 0 are two branches of the code and one model."""
     denoiser = trained_like()
-    ids, x = noisy(denoiser, MIXED)
+    _, x = noisy(denoiser, MIXED)
     almost = torch.where(MIXED == 0, 1e-3, MIXED)
     live = MIXED > 0
     torch.testing.assert_close(
@@ -183,7 +207,7 @@ def test_a_given_token_is_the_limit_of_small_noise():
 
 def test_no_evidence_is_the_limit_of_large_noise():
     denoiser = trained_like("film")
-    ids, x = noisy(denoiser, MIXED)
+    _, x = noisy(denoiser, MIXED)
     almost = torch.where(MIXED.isinf(), 1e6, MIXED)
     torch.testing.assert_close(
         denoiser(x, MIXED, whole(2, 9)), denoiser(x, almost, whole(2, 9)), rtol=1e-3, atol=1e-3

@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,16 +110,19 @@ def test_a_block_starts_when_the_one_before_is_finished(size, free_BL, steps):
 
 @settings(max_examples=60, deadline=None)
 @given(free_BL=masks.map(lambda m: m[:1]), steps=st.integers(1, 30), size=st.integers(1, 5))
-def test_blocks_share_the_steps_out_equally(free_BL, steps, size):
+def test_blocks_share_the_steps_out_evenly(free_BL, steps, size):
     u_KBL, block_BL = walk(f"blocks:{size}", free_BL, steps)
-    busy = len(block_BL[free_BL].unique())
-    assert len(u_KBL) == busy * max(1, round(steps / max(1, busy)))
-    if busy:
-        each = len(u_KBL) // busy
-        expected = [(each - 1 - k) / each for k in range(each)]
-        for turn, number in enumerate(block_BL[free_BL].unique().tolist()):
-            mine = u_KBL[turn * each : (turn + 1) * each, 0][:, free_BL[0] & (block_BL[0] == number)]
-            assert all((level - want).abs().max() < 1e-6 for level, want in zip(mine, expected, strict=True))
+    numbers = block_BL[free_BL].unique().tolist()
+    assert len(u_KBL) == max(steps, len(numbers), 1)
+    shares = []
+    for number in numbers:
+        mine = u_KBL[:, 0][:, free_BL[0] & (block_BL[0] == number)]
+        waiting, finished = int((mine[:, 0] == 1).sum()), int((mine[:, 0] == 0).sum())
+        assert waiting == sum(shares)  # it starts when those before it are finished
+        shares.append(len(mine) - waiting - finished + 1)
+        falling = [1 - (k + 1) / shares[-1] for k in range(shares[-1])]
+        assert mine[waiting : waiting + shares[-1], 0].tolist() == pytest.approx(falling)
+    assert not shares or (max(shares) - min(shares) <= 1 and sum(shares) == len(u_KBL))
 
 
 @pytest.mark.parametrize("text", ["uniform", "ramp:0.5", "blocks:1", "blocks:2", "blocks:4"])

@@ -256,10 +256,13 @@ def test_derivative_is_finite_wherever_levels_are_drawn(schedule):
     assert torch.isfinite(slope).all() and (slope > 0).all()
 
 
-def sample_levels(rng, power, size, low=math.log(0.8), high=math.log(30.0)):
+LOW, HIGH = math.log(0.8), math.log(30.0)
+
+
+def sample_levels(rng, power, size):
     """log sigma with a density that rises or falls steeply over the range, and is nowhere zero."""
     place = np.where(rng.random(size) < 0.2, rng.random(size), rng.random(size) ** power)
-    return low + (high - low) * place
+    return LOW + (HIGH - LOW) * place
 
 
 @pytest.mark.parametrize(("mu", "beta"), [(0.9, 0.5), (1.5, 0.3), (1.2, 0.9)])

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 
 import datasets
 import numpy as np
@@ -66,6 +66,17 @@ def test_two_epochs_have_every_document_twice_in_another_order():
     assert one != other and sorted(one) == sorted(other)
 
 
+def test_many_documents_are_shuffled_and_shared_too(monkeypatch):
+    monkeypatch.setattr("scorelm.text.packing._LARGEST_TABLE", 100)
+    shards = [
+        list(segments(packed_rows(documents(LENGTHS), max_length=16, rows=4, seed=0, rank=rank, world=2, epochs=2)))
+        for rank in range(2)
+    ]
+    found = list(chain.from_iterable(shards))
+    assert Counter(found) == Counter({tuple(document["ids"]): 2 for document in documents(LENGTHS)})
+    assert shards[0] != sorted(shards[0]) and shards[0] != shards[1]
+
+
 def test_without_epochs_it_never_ends():
     batches = islice(packed_rows(documents([5, 6, 7]), max_length=16, rows=4, seed=0), 200)
     counts = Counter(segments(batches))
@@ -85,8 +96,8 @@ def test_arrow_and_lists_pack_alike():
     assert sorted(found) == sorted(tuple(document["ids"]) for document in plain)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 7, 40, 123])
-@pytest.mark.parametrize("epochs", [None, 30])
+@pytest.mark.parametrize("steps", [0, 1, 7, 40, 93])
+@pytest.mark.parametrize("epochs", [None, 20])
 def test_resuming_repeats_exactly(steps, epochs):
     def rows():
         lengths = [*LENGTHS, 40, 50]
@@ -96,12 +107,12 @@ def test_resuming_repeats_exactly(steps, epochs):
     for _ in range(steps):
         next(original)
     state = json.loads(json.dumps(original.get_state()))
-    rest = list(islice(original, 60))
+    rest = list(islice(original, 40))
     resumed = rows()
     next(resumed)
     resumed.set_state(state)
-    again = list(islice(resumed, 60))
-    assert len(rest) == 60 and all(same(*pair) for pair in zip(rest, again, strict=True))
+    again = list(islice(resumed, 40))
+    assert rest and all(same(*pair) for pair in zip(rest, again, strict=True))
     original.set_state(state)
     assert same(next(original), rest[0])
 
@@ -113,13 +124,13 @@ def test_ranks_share_out_every_document_in_each_epoch(world):
         list(segments(packed_rows(whole, max_length=16, rows=4, seed=0, rank=rank, world=world, epochs=1)))
         for rank in range(world)
     ]
-    assert sorted(sum(shards, [])) == sorted(tuple(document["ids"]) for document in whole)
+    assert sorted(chain.from_iterable(shards)) == sorted(tuple(document["ids"]) for document in whole)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     twice = [
         list(segments(packed_rows(whole, max_length=16, rows=4, seed=0, rank=rank, world=world, epochs=2)))
         for rank in range(world)
     ]
-    assert set(Counter(sum(twice, [])).values()) == {2}
+    assert set(Counter(chain.from_iterable(twice)).values()) == {2}
     assert set(twice[0]) > set(shards[0])
 
 
@@ -146,7 +157,7 @@ def test_windows_depend_on_the_seed_and_reach_both_ends():
 
 def test_last_batch_is_filled_up_with_empty_rows():
     (batch,) = packed_rows(documents([4, 4, 4]), max_length=8, rows=4, seed=0, epochs=1)
-    assert batch["segment"].max(axis=1).tolist() == sorted([2, 1, 0, 0], reverse=True)
+    assert sorted(batch["segment"].max(axis=1).tolist()) == [0, 0, 1, 2]
     assert (batch["ids"][2:] == PAD).all()
     assert packing_efficiency(batch) == 12 / 32
 
@@ -184,9 +195,12 @@ def verses(tmp_path_factory):
 @pytest.mark.parametrize(("max_length", "least"), [(64, 0.93), (128, 0.96), (256, 0.98)])
 def test_rows_of_the_embedded_corpus_are_full(verses, max_length, least):
     rows = 4096 // max_length
-    batches = list(packed_rows(verses, max_length=max_length, rows=rows, seed=0, epochs=1))
+    whole = max_length == 256
+    batches = list(
+        islice(packed_rows(verses, max_length=max_length, rows=rows, seed=0, epochs=1), None if whole else 100)
+    )
     assert np.mean([packing_efficiency(batch) for batch in batches]) >= least
-    if max_length == 256:
+    if whole:
         found = list(segments(batches))
         assert len(found) == len(verses) and all(one[0] == BOS and one[-1] == EOS for one in found)
 

@@ -17,7 +17,8 @@ from scorelm.training.device import pick_device, pick_dtype
 
 TINY = [
     *("--model.dim", "32", "--model.layers", "2", "--model.embedding-dim", "8", "--vocab-size", "300"),
-    *("--max-length", "32", "--rows", "4", "--log-every", "1", "--warmup", "3", "--ema", "0.9", "0.5", "--device", "cpu"),
+    *("--max-length", "32", "--rows", "4", "--log-every", "1", "--warmup", "3"),
+    *("--ema", "0.9", "0.5", "--device", "cpu"),
 ]
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scorelm.model.rope import rotate, rotation
+from scorelm.model.rope import rotation, unit_rms_rotated
 
 CLEAN, NOISY = 0, 1
+SHORT = 256
+"""Longest row, in positions, whose attention is computed by batched products on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,31 @@ def visibility(layout: Layout) -> Tensor:
 
 
 class AttentionInputs:
-    """What all layers share for one layout: the mask and the rotation angles, computed once a forward pass."""
+    """What all layers share for one layout: who sees whom and the rotation angles, computed once a forward pass."""
 
-    def __init__(self, layout: Layout, head_dim: int) -> None:
+    def __init__(self, layout: Layout, dim: int, heads: int) -> None:
+        self.rotation_BLK = rotation(layout.position_BL, dim // heads)
         self.mask_B1LL = visibility(layout)[:, None]
-        self.rotation = rotation(layout.position_BL, head_dim)
+        self.bias_XLL: Tensor | None = None
+        if layout.position_BL.device.type == "cpu" and layout.position_BL.shape[1] <= SHORT:
+            bias_B1LL = torch.zeros(self.mask_B1LL.shape).masked_fill_(~self.mask_B1LL, -torch.inf)
+            self.bias_XLL = bias_B1LL.expand(-1, heads, -1, -1).flatten(0, 1)
+
+    def attend(self, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
+        """``softmax(q k / sqrt(K)) v`` over what is visible, [B, L, H, K].
+
+        By PyTorch's fused attention, or for short rows on a CPU by plain batched products, which are several times
+        faster there (`benchmarks/training.py`); X is rows times heads.
+        """
+        q, k, v = (t.transpose(1, 2) for t in (q_BLHK, k_BLHK, v_BLHK))
+        if self.bias_XLL is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask_B1LL).transpose(1, 2)
+        if self.bias_XLL.dtype != q.dtype:
+            self.bias_XLL = self.bias_XLL.to(q.dtype)
+        shape, scale = q.shape, q.shape[-1] ** -0.5
+        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        weight_XLL = torch.baddbmm(self.bias_XLL, q, k.mT, alpha=scale).softmax(-1)
+        return torch.bmm(weight_XLL, v).view(shape).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -68,13 +90,10 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.gain = nn.Parameter(torch.ones(heads, 1))
         nn.init.zeros_(self.out.weight)
 
     def forward(self, h_BLD: Tensor, inputs: AttentionInputs) -> Tensor:
-        qkv = self.qkv(h_BLD).unflatten(-1, (3, self.heads, -1))
-        q, k = rotate(F.rms_norm(qkv[:, :, :2], qkv.shape[-1:]), inputs.rotation).unbind(2)
-        q, k, v = ((q * self.gain).to(k.dtype).transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=inputs.mask_B1LL)
-        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        qk, v = self.qkv(h_BLD).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
+        q, k = unit_rms_rotated(qk, inputs.rotation_BLK).unbind(2)
+        result: Tensor = self.out(inputs.attend(q, k, v.squeeze(2)).flatten(2))
         return result

@@ -57,7 +57,7 @@ class Denoiser(nn.Module):
         """The posterior at the live positions alone: `forward` without the work for those that are given already."""
         table_VE = self.embedding.table()
         live_BL = (sigma_BL > 0) & (layout.segment_BL > 0)
-        context_free_NV = evidence(x_BLE[live_BL], sigma_BL[live_BL], table_VE) + self.prior
+        context_free_NV = evidence(x_BLE[live_BL], sigma_BL[live_BL], table_VE, self.prior)
         soft_ND = (context_free_NV.softmax(-1) @ self.token_in).float()
         given_MD = self.token_in[nearest_token(x_BLE[~live_BL], table_VE)]
         h_BLD = soft_ND.new_empty(*sigma_BL.shape, soft_ND.shape[1])
@@ -65,7 +65,7 @@ class Denoiser(nn.Module):
         if self_cond_BLE is not None:
             h_BLD = h_BLD + self.self_condition(self_cond_BLE)
         h_BLD = self.trunk(h_BLD, sigma_BL, layout)
-        return Posterior(context_free_NV + self.context(h_BLD[live_BL]).float(), context_free_NV, live_BL)
+        return Posterior(context_free_NV + self.context(h_BLD[live_BL]), context_free_NV, live_BL)
 
     def forward(self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, self_cond_BLE: Tensor | None = None) -> Tensor:
         """Logits of the posterior over every position's token, [B, L, V] in fp32.

@@ -29,16 +29,20 @@ class Embedding(nn.Module):
         return F.normalize(F.embedding(ids, self.weight), dim=-1) * self.norm
 
 
-def evidence(x_NE: Tensor, sigma_N: Tensor, table_VE: Tensor) -> Tensor:
+def evidence(x_NE: Tensor, sigma_N: Tensor, table_VE: Tensor, prior_V: Tensor | None = None) -> Tensor:
     """Log-likelihood of every token given a noisy embedding, up to a constant: ``<x, e_v> / sigma^2``, [N, V].
 
     With embeddings of one norm, ``log p(x | v) = -|x - e_v|^2 / (2 sigma^2)`` differs from it by a term without v.
     sigma inf gives exactly 0 (no evidence); sigma is floored at sqrt(E)/12, where a token is beyond doubt. In fp32.
+    Log prior probabilities `prior_V`, where given, are added.
     """
     floor = math.sqrt(table_VE.shape[1]) / 12
     tau_N = sigma_N.float().clamp(min=floor).pow(-2)
     with torch.autocast(x_NE.device.type, enabled=False):
-        return (x_NE.float() * tau_N[:, None]) @ table_VE.float().T
+        y_NE = x_NE.float() * tau_N[:, None]
+        if prior_V is None:
+            return y_NE @ table_VE.float().T
+        return torch.addmm(prior_V.float(), y_NE, table_VE.float().T)
 
 
 def nearest_token(x_NE: Tensor, table_VE: Tensor, chunk: int = 4096) -> Tensor:

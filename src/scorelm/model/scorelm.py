@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -23,6 +23,10 @@ from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import Schedule, schedule_from_dict, schedule_to_dict
 from scorelm.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from scorelm.sampling.sample import Sample
+
+REAL = ("F16", "BF16", "F32", "F64")
 FILES = ("config.json", "model.safetensors", "tokenizer.model")
 
 
@@ -41,7 +45,7 @@ class Manifest(Options):
     format: Literal[1] = 1
     model: ModelConfig
     vocab_size: int = Field(ge=4, le=10_000_000)
-    lengths: list[int] = Field(min_length=4, max_length=10_000_000)
+    lengths: list[Annotated[int, Field(ge=0, le=2**53)]] = Field(min_length=4, max_length=10_000_000)
     schedule: dict[str, Any]
     provenance: Provenance = Provenance()
 
@@ -150,7 +154,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         model.denoiser.load_state_dict(weights)
         return model.eval()
 
-    def generate(self, prompts: Sequence[str] = ("",), n: int = 1, **options: Any) -> list[Any]:
+    def generate(self, prompts: Sequence[str] = ("",), n: int = 1, **options: Any) -> list[Sample]:
         """Continue each prompt `n` times; see `scorelm.sampling.sample.sample` for the options.
 
         Returns:
@@ -160,7 +164,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
 
         return sample(self, prompts, n, **options)
 
-    def infill(self, text: str, n: int = 1, **options: Any) -> list[Any]:
+    def infill(self, text: str, n: int = 1, **options: Any) -> list[Sample]:
         """Fill the ``____`` blanks in `text` in `n` ways; see `scorelm.sampling.sample.infill` for the options."""
         from scorelm.sampling.sample import infill
 
@@ -192,13 +196,16 @@ def read_weights(path: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
         expected = {k: list(v.shape) for k, v in Denoiser(manifest.model, manifest.vocab_size).state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            found = {name: part.get_shape() for name, part in parts.items()}
             for name in sorted(expected.keys() | found.keys()):
                 if expected.get(name) != found.get(name):
                     raise ValueError(
                         f"{path} does not fit config.json: {name} has shape {found.get(name, 'none')}, "
                         f"expected {expected.get(name, 'none')}"
                     )
+                if parts[name].get_dtype() not in REAL:
+                    raise ValueError(f"{path} is damaged: {name} holds {parts[name].get_dtype()}, not real numbers")
             return {name: file.get_tensor(name) for name in found}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from scorelm.config import ModelConfig
 from scorelm.model.attention import Attention, AttentionInputs, Layout
+from scorelm.model.norm import unit_rms
 
 
 class SwiGLU(nn.Module):
@@ -32,15 +33,13 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(dim)
         self.attention = Attention(dim, heads)
-        self.feed_forward_norm = nn.RMSNorm(dim)
         self.feed_forward = SwiGLU(dim, hidden)
 
     def forward(self, h_BLD: Tensor, inputs: AttentionInputs, film: tuple[Tensor, ...] | None) -> Tensor:
-        a = self.attention_norm(h_BLD)
+        a = unit_rms(h_BLD)
         h_BLD = h_BLD + self.attention(a if film is None else torch.addcmul(a + film[1], a, film[0]), inputs)
-        f = self.feed_forward_norm(h_BLD)
+        f = unit_rms(h_BLD)
         result: Tensor = h_BLD + self.feed_forward(f if film is None else torch.addcmul(f + film[3], f, film[2]))
         return result
 
@@ -76,18 +75,16 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, norm: float) -> None:
         super().__init__()
         dim, layers, heads, hidden = config.size
-        self.head_dim = dim // heads
+        self.dim, self.heads = dim, heads
         self.blocks = nn.ModuleList(Block(dim, heads, hidden) for _ in range(layers))
-        self.final_norm = nn.RMSNorm(dim)
         self.film = FiLM(dim, layers, norm) if config.noise_conditioning == "film" else None
 
     def forward(self, h_BLD: Tensor, sigma_BL: Tensor, layout: Layout) -> Tensor:
-        inputs = AttentionInputs(layout, self.head_dim)
+        inputs = AttentionInputs(layout, self.dim, self.heads)
         shared = self.film(sigma_BL) if self.film is not None else None
         for k, block in enumerate(self.blocks):
             film = None
             if self.film is not None and shared is not None:
-                film = (shared + self.film.offset[k]).to(h_BLD.dtype).chunk(4, dim=-1)
+                film = (shared + self.film.offset[k]).chunk(4, dim=-1)
             h_BLD = block(h_BLD, inputs, film)
-        result: Tensor = self.final_norm(h_BLD)
-        return result
+        return unit_rms(h_BLD)

@@ -109,7 +109,7 @@ def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixtur
     is_kind = {name: kind_BL == k for k, name in enumerate(names)}
 
     offset = torch.rand((), dtype=torch.float64, generator=rng)
-    centre_BL = ((offset + GOLDEN * torch.arange(block.number)) % 1)[block.index_BL]
+    centre_BL = ((offset + GOLDEN * torch.arange(block.number, dtype=torch.float64)) % 1)[block.index_BL]
     own_BL = torch.rand(centre_BL.shape, dtype=torch.float64, generator=rng)
     width_BL = torch.rand(block.number, dtype=torch.float64, generator=rng)[block.index_BL]
     pick_BL = torch.rand(block.number, dtype=torch.float64, generator=rng)[block.index_BL]
@@ -118,7 +118,7 @@ def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixtur
     u_BL = centre_BL.clone()
     u_BL = torch.where(is_kind["independent"], own_BL, u_BL)
     u_BL = torch.where(is_kind["spread"], (centre_BL + width_BL * (own_BL - 0.5)).clamp(0, 1), u_BL)
-    lead_BL = RAMP_SLOPES[(width_BL * len(RAMP_SLOPES)).long()]
+    lead_BL = torch.where(block.length_BL > 1, RAMP_SLOPES[(width_BL * len(RAMP_SLOPES)).long()], 0.0)
     u_BL = torch.where(is_kind["ramp"], ramp(centre_BL, block.offset_BL / last_BL, lead_BL), u_BL)
 
     # Kept clean: `clean_BL` positions of the block, at least one short of all, so that something is left to learn.

@@ -52,18 +52,20 @@ def ramp_levels(free_BL: Tensor, steps: int, slope: float) -> Levels:
 
 
 def block_levels(free_BL: Tensor, block_BL: Tensor, steps: int) -> Levels:
-    """Blocks one after the other, each on one shared level; `steps` are shared out equally, at least one a block.
+    """Blocks one after the other, each on one shared level, in `steps` or as many as there are blocks.
 
-    Every row stands at its own block: rows skip blocks without free positions.
+    Every row goes at its own pace, over the blocks in which it has free positions: their turns share its steps out
+    evenly, so that turn t takes the steps from ``floor(t S / n)`` to ``floor((t + 1) S / n)``.
     """
     blocks = int(block_BL.max()) + 1
     busy_BK = torch.zeros(free_BL.shape[0], blocks).scatter_add(1, block_BL, free_BL.float()) > 0
-    each = max(1, round(steps / max(1, int(busy_BK.sum(1).max()))))
     turn_BL = (busy_BK.long().cumsum(1) - 1).gather(1, block_BL)
-    for turn in range(int(busy_BK.sum(1).max())):
-        for k in range(each - 1, -1, -1):
-            u_BL = torch.where(turn_BL > turn, 1.0, torch.where(turn_BL < turn, 0.0, k / each)).double()
-            yield torch.where(free_BL, u_BL, 0.0)
+    turns_B1 = busy_BK.sum(1, keepdim=True).clamp(min=1)
+    steps_B1 = turns_B1.clamp(min=steps)
+    first_BL, last_BL = turn_BL * steps_B1 // turns_B1, (turn_BL + 1) * steps_B1 // turns_B1
+    for k in range(1, int(steps_B1.max()) + 1):
+        u_BL = ((last_BL - k).double() / (last_BL - first_BL)).clamp(0, 1)
+        yield torch.where(free_BL, u_BL, 0.0)
 
 
 def uniform() -> Path:
@@ -80,10 +82,13 @@ def ramp_path(slope: float = 0.25) -> Path:
 
 def blocks_path(size: float = 8) -> Path:
     """Semi-autoregressive: blocks of `size` positions from left to right; 1 is token by token."""
-    if size < 1 or size != int(size):
+    if not (1 <= size <= MOST_POSITIONS and float(size).is_integer()):
         raise ValueError(f"blocks needs a whole number of positions, 1 or more, got {size:g}")
     return Path(f"blocks:{size:g}", block_levels, block=int(size))
 
+
+MOST_POSITIONS = 2**31
+"""Longest block that can be asked for; longer than any row."""
 
 PATHS: dict[str, Callable[..., Path]] = {"uniform": uniform, "ramp": ramp_path, "blocks": blocks_path}
 """Every path by name; each takes at most one number."""

@@ -110,7 +110,8 @@ class Gumbel(Schedule):
 
     def _log_sigma(self, u: Tensor) -> Tensor:
         low, high = self._ends()
-        return self.mu - self.beta * (-(low + u.double() * (high - low)).log()).log()
+        g = self.mu - self.beta * (-(low + u.double() * (high - low)).log()).log()
+        return g.clamp(math.log(self.sigma_min), math.log(self.sigma_max))
 
     def sigma(self, u: Tensor) -> Tensor:
         return self._log_sigma(u).exp().clamp(self.sigma_min, self.sigma_max).to(u.dtype)
@@ -122,7 +123,8 @@ class Gumbel(Schedule):
     def derivative(self, u: Tensor) -> Tensor:
         low, high = self._ends()
         g = self._log_sigma(u)
-        slope = self._curve(g) * ((self.mu - g) / self.beta).exp() / self.beta  # d curve / d log sigma
+        hazard = ((self.mu - g) / self.beta).exp().clamp(max=30)  # a curve below e^-30 is flat: bound its inverse
+        slope = hazard * (-hazard).exp() / self.beta  # d curve / d log sigma
         return (g.exp() * (high - low) / slope).to(u.dtype)
 
 
@@ -151,7 +153,7 @@ def make_schedule(
     low, high = {"ddlm": (1.0, 10.0), "cdcd": (1.0, 300.0)}.get(
         name, (norm / (1.4 * easy_snr(vocab_size)), norm / 0.25)
     )
-    low, high = sigma_min or low, sigma_max or high
+    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
     if not 0 < low < high < math.inf:
         raise ValueError(f"sigma must rise from sigma_min to sigma_max, got {low:g} to {high:g}")
     match name:
@@ -180,17 +182,23 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
     """The schedule that `schedule_to_dict` wrote.
 
     Raises:
-        ValueError: unknown shape, missing or unknown values, or values that are not numbers in range.
+        ValueError: unknown shape, missing or unknown values, or values that give no rising levels.
     """
     numbers = {k: v for k, v in values.items() if k != "shape"}
     shape = SHAPES.get(str(values.get("shape")))
     if shape is None or set(numbers) != {f.name for f in fields(shape)}:
         raise ValueError(f"not a noise schedule: {values!r}")
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers.values()):
-        raise ValueError(f"a noise schedule needs finite numbers, got {values!r}")
-    if not 0 < numbers["sigma_min"] < numbers["sigma_max"] or numbers.get("rho", 1) <= 0 or numbers.get("beta", 1) <= 0:
-        raise ValueError(f"a noise schedule needs 0 < sigma_min < sigma_max, got {values!r}")
-    return shape(**numbers)
+    if not all(type(v) in (int, float) and (v > 0 or name == "mu") for name, v in numbers.items()):
+        raise ValueError(f"a noise schedule needs numbers, all but mu above 0, got {values!r}")
+    try:
+        schedule = shape(**{name: float(v) for name, v in numbers.items()})
+        sigma = schedule.sigma(torch.linspace(0, 1, 9, dtype=torch.float64))
+        rises = bool(sigma.isfinite().all() and (sigma.diff() > 0).all())
+    except (ArithmeticError, ValueError):  # a number too large or small for its formula
+        rises = False
+    if not rises:
+        raise ValueError(f"a noise schedule must rise from sigma_min to sigma_max, both finite, got {values!r}")
+    return schedule
 
 
 class EntropyCurve:

@@ -171,8 +171,10 @@ def advance(
 ) -> StepRecord:
     """One evaluation of the denoiser and one step of the solver, on the rows and columns that need it."""
     rows_R = moving_BL.any(1).nonzero().squeeze(1)
-    width = active_width(layout, moving_BL, options.path)
-    logits_NV, live_RW = evaluate(denoiser, state, layout, rows_R, width, options)
+    reach_BL = within_reach(layout, moving_BL, options.path)
+    width = int(reach_BL[rows_R].any(0).nonzero().max()) + 1
+    reachable = replace(layout, segment_BL=torch.where(reach_BL, layout.segment_BL, 0))
+    logits_NV, live_RW = evaluate(denoiser, state, reachable, rows_R, width, options)
     table_VE = denoiser.embedding.table()
     x0_NE = logits_NV.softmax(-1) @ table_VE
 
@@ -222,12 +224,12 @@ def evaluate(
     return logits_NV / options.temperature, live_RW
 
 
-def active_width(layout: Layout, moving_BL: Tensor, path: Path) -> int:
-    """Columns that a step must see: all of them, or on a path of blocks those up to the last moving block."""
+def within_reach(layout: Layout, moving_BL: Tensor, path: Path) -> Tensor:
+    """Positions that a step of a row must see: all of it, or on a path of blocks up to the one that moves."""
+    real_BL = layout.segment_BL > 0
     if not path.block:
-        return moving_BL.shape[1]
-    last_B1 = torch.where(moving_BL, layout.block_BL, 0).amax(1, keepdim=True)
-    return int((layout.block_BL <= last_B1).any(0).nonzero().max()) + 1
+        return real_BL
+    return real_BL & (layout.block_BL <= torch.where(moving_BL, layout.block_BL, 0).amax(1, keepdim=True))
 
 
 def finished_blocks(block_BL: Tensor, sigma_BL: Tensor) -> Tensor:

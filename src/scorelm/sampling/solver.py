@@ -61,9 +61,8 @@ def towards(step: Step, x0_NE: Tensor, eta: float) -> Tensor:
     arXiv 2010.02502, for eta = 0). From sigma inf, ``(x - x0) / sigma`` is the standard normal that it tends to.
     """
     sigma_N1, target_N1 = step.sigma_N[:, None], step.target_N[:, None]
-    start = torch.isinf(sigma_N1)
-    residual_NE = (step.x_NE - x0_NE) / torch.where(start, 1.0, sigma_N1)
-    residual_NE = torch.where(start, step.draws.normal(), residual_NE)
+    sigma_N1 = torch.where(sigma_N1 == 0, 1.0, sigma_N1)  # already finished: nothing of the residual is kept
+    residual_NE = torch.where(sigma_N1.isinf(), step.draws.normal(), (step.x_NE - x0_NE) / sigma_N1)
     up_N1 = eta * target_N1 * (1 - (target_N1 / sigma_N1) ** 2).clamp(min=0).sqrt()
     down_N1 = (target_N1**2 - up_N1**2).clamp(min=0).sqrt()
     moved_NE = x0_NE + down_N1 * residual_NE

@@ -88,6 +88,8 @@ def blank_template(
     pieces = BLANK.split(text)
     if len(pieces) < 2:
         raise ValueError(f"no blank in {text!r}: write ____ where text is to be filled in")
+    if blank_tokens is not None and blank_tokens < 1:
+        raise ValueError(f"a blank takes 1 token or more, got {blank_tokens}")
     given = [tokenizer.encode(piece.strip()) for piece in pieces]
     blanks, fixed = len(pieces) - 1, sum(map(len, given)) + 2
     if blank_tokens is None:

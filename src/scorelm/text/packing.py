@@ -6,9 +6,11 @@ Segments keep the documents of a row apart; see Krell et al. 2021 (arXiv 2107.02
 from __future__ import annotations
 
 import logging
+import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -23,8 +25,9 @@ Documents: TypeAlias = "datasets.Dataset | Sequence[Mapping[str, Any]]"
 Ids = np.ndarray[Any, np.dtype[Any]]
 Batch = dict[str, Ids]
 
-_POSITIONS_IN_THE_AIR = 1 << 17  # over all rows that are packed at a time
-_LEAST_BINS = 64
+_POSITIONS_AT_A_TIME = 1 << 17  # more fill rows better, and take longer to the first batch and to resume
+_LEAST_BINS = 64  # rows that are packed at a time
+_LARGEST_TABLE = 1 << 16  # documents
 _HARMLESS = "Failed to load jax profiler"
 
 
@@ -43,7 +46,7 @@ def packed_rows(
     Segments count from 1 within a row, positions from 0 within a document; padding is ``PAD``, segment 0, position 0.
     Every epoch has a new order and gives each of ``world`` ranks its own documents; ``epochs=None`` never ends, and a
     finite number fills its last batch up with empty rows. Of a document longer than ``max_length`` each epoch takes
-    one random window. About 131,072 positions are packed at a time, so a row may hold documents of two epochs.
+    one random window. Up to 131,072 positions are packed at a time, so a row may hold documents of two epochs.
     ``it = iter(...)`` has ``it.get_state()``, which JSON can hold, and ``it.set_state(state)``, which repeats exactly.
 
     Raises:
@@ -52,21 +55,16 @@ def packed_rows(
     grain = _grain()
     source = _Documents(documents)
     _check(len(source), max_length=max_length, rows=rows, rank=rank, world=world)
-    order, windows, bins = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
-    stream = (
-        grain.MapDataset.source(source)
-        .map_with_index(_Window(max_length, windows))
-        .shuffle(order)
-        .slice(slice(rank, None, world))
-        .repeat(epochs)
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    epoch_positions = source.positions(max_length) // world
+    stream = grain.MapDataset.source(_Epochs(source, max_length, seed, rank, world, epochs)).to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
     packed = grain.experimental.BestFitPackIterDataset(
         stream,
         length_struct={"ids": max_length},
-        num_packing_bins=max(_LEAST_BINS, _POSITIONS_IN_THE_AIR // max_length),
+        num_packing_bins=max(_LEAST_BINS, min(_POSITIONS_AT_A_TIME, epoch_positions) // max_length),
         padding_struct={"ids": PAD},
-        seed=bins + rank,
+        seed=int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]),
     )
     return packed.batch(rows, batch_fn=_Stack(rows, max_length))
 
@@ -89,6 +87,10 @@ class _Documents:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def positions(self, max_length: int) -> int:
+        """Positions that an epoch fills."""
+        return sum(int(np.minimum(np.diff(offsets), max_length).sum()) for _, offsets in self._pieces)
+
     def __getitem__(self, index: int) -> Ids:
         piece = bisect_right(self._starts, index) - 1
         values, offsets = self._pieces[piece]
@@ -107,17 +109,40 @@ def _arrays(documents: Documents) -> Iterator[tuple[Ids, Ids]]:
         yield np.concatenate(ids), np.cumsum([0, *map(len, ids)])
 
 
-class _Window:
-    """A document as it is, or a random window of one that is too long, another one in each epoch."""
+class _Epochs:
+    """One rank's documents, epoch after epoch in a new order, each cut to a random window where it is too long."""
 
-    def __init__(self, max_length: int, seed: int) -> None:
+    def __init__(
+        self, documents: _Documents, max_length: int, seed: int, rank: int, world: int, epochs: int | None
+    ) -> None:
+        self._documents = documents
         self._max_length = max_length
         self._seed = seed
+        self._rank = rank
+        self._world = world
+        self._share = len(range(rank, len(documents), world))
+        self._length = sys.maxsize if epochs is None else epochs * self._share
+        self._in_epoch = lru_cache(maxsize=1)(self._order)
 
-    def __call__(self, index: int, ids: Ids) -> Batch:
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, at = divmod(index, self._share)
+        document = self._in_epoch(epoch)(self._rank + at * self._world)
+        ids = self._documents[document]
         spare = len(ids) - self._max_length
-        start = int(np.random.default_rng((self._seed, index)).integers(spare + 1)) if spare > 0 else 0
+        start = int(np.random.default_rng((self._seed, epoch, document)).integers(spare + 1)) if spare > 0 else 0
         return {"ids": ids[start : start + self._max_length]}
+
+    def _order(self, epoch: int) -> Callable[[int], int]:
+        """Which document is at which place: a table for few, and Grain's shuffle, which is slow for few, for many."""
+        size = len(self._documents)
+        if size <= _LARGEST_TABLE:
+            table: list[int] = np.random.default_rng((self._seed, epoch)).permutation(size).tolist()
+            return table.__getitem__
+        word = int(np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0])
+        return partial(_grain().experimental.index_shuffle, max_index=size - 1, seed=word, rounds=4)
 
 
 class _Stack:

@@ -149,12 +149,13 @@ def likelihood_term(e_NE: Tensor, x0_NE: Tensor, sigma_N: Tensor, schedule: Sche
     """Integrand of the variational bound at a level drawn through the schedule, nats per position [N].
 
     ``sigma^-3 |e - x0|^2 dsigma/du`` (VDM, arXiv 2107.00630, eq. 15, in variance-exploding form; RePlaid,
-    arXiv 2605.18530): its mean over u in [0, 1] is the diffusion term of the bound. 0 where sigma is inf.
+    arXiv 2605.18530): its mean over u in [0, 1] is the diffusion term of the bound. 0 where sigma is inf, and at the
+    ends of the schedule, which are levels that a ramp or a spread was clipped to.
     """
-    finite_N = torch.isfinite(sigma_N)
-    level_N = torch.where(finite_N, sigma_N, schedule.sigma_max)
+    inside_N = (sigma_N > schedule.sigma_min) & (sigma_N < schedule.sigma_max)
+    level_N = torch.where(inside_N, sigma_N, schedule.sigma_max)
     weight_N = level_N**-3 * schedule.derivative(schedule.u(level_N))
-    return torch.where(finite_N, weight_N * (e_NE - x0_NE).pow(2).sum(-1), 0.0)
+    return torch.where(inside_N, weight_N * (e_NE - x0_NE).pow(2).sum(-1), 0.0)
 
 
 def z_term(logits_NV: Tensor, context_free_NV: Tensor) -> Tensor:

@@ -279,7 +279,14 @@ def make_optimizer(denoiser: Denoiser, config: TrainingConfig) -> torch.optim.Op
         {"params": [p for p in denoiser.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
         {"params": [p for p in denoiser.parameters() if id(p) not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    for p in denoiser.parameters():  # moments for every parameter from the start, so that every checkpoint has them
+        optimizer.state[p] = {
+            "step": torch.zeros((), device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+    return optimizer
 
 
 def replace_directory(draft: Path, final: Path) -> None:

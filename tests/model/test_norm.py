@@ -1,0 +1,55 @@
+"""The norm and the rotated norm against autograd through the formula, in float64."""
+
+import pytest
+import torch
+
+from scorelm.model.norm import EPS, unit_rms
+from scorelm.model.rope import rotate, rotation, unit_rms_rotated
+
+POSITION = torch.tensor([[0, 1, 2, 0, 7], [3, 1, 0, 0, 63]])
+F64 = torch.float64
+
+
+def inputs(*shape):
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def test_unit_rms_and_its_gradient():
+    x = inputs(3, 5, 8)
+    expected = x / x.pow(2).mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(unit_rms(x), expected)
+    assert torch.autograd.gradcheck(unit_rms, x)
+
+
+def test_nothing_is_normalised_to_nothing():
+    x = torch.zeros(2, 8, requires_grad=True)
+    unit_rms(x).sum().backward()
+    assert (unit_rms(x) == 0).all() and torch.isfinite(x.grad).all()
+    assert (unit_rms(torch.full((4,), EPS / 2)) == 0.5).all()
+
+
+def test_rotated_norm_and_its_gradient():
+    x, turn = inputs(2, 5, 2, 3, 8), rotation(POSITION, 8).to(torch.complex128)
+    normalised = x / x.pow(2).mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(unit_rms_rotated(x, turn), rotate(normalised, turn))
+    assert torch.autograd.gradcheck(lambda t: unit_rms_rotated(t, turn), x)
+
+
+def test_a_view_of_a_larger_tensor_is_rotated_alike():
+    x, turn = inputs(2, 5, 3, 3, 8), rotation(POSITION, 8)
+    part = x.split((2, 1), dim=2)[0]
+    torch.testing.assert_close(unit_rms_rotated(part, turn), unit_rms_rotated(part.contiguous(), turn))
+    assert torch.equal(x.detach(), inputs(2, 5, 3, 3, 8).detach())  # nothing was changed in place
+
+
+@pytest.mark.parametrize("name", ["unit_rms", "unit_rms_rotated"])
+def test_bfloat16_in_and_out(name):
+    x = inputs(2, 5, 3, 8).detach()
+    turn = rotation(POSITION, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        if name == "unit_rms":
+            half, exact = unit_rms(x.float()), x / x.pow(2).mean(-1, keepdim=True).sqrt()
+        else:
+            half, exact = unit_rms_rotated(x.bfloat16(), turn), unit_rms_rotated(x, turn)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), exact.double(), rtol=1e-2, atol=2e-2)
