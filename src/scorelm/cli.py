@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from scorelm.config import explain, load_recipe
 from scorelm.memory import keep_freed_memory
-from scorelm.verbs import VERBS, Train
+from scorelm.verbs import VERBS
+from scorelm.verbs.train import Train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,7 @@
 """The visibility rule, and what it promises about logits: no leak between documents, blocks or streams."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scorelm.config import ModelConfig
-from scorelm.model.attention import CLEAN, NOISY, Attention, AttentionInputs, Layout, visibility
+from scorelm.model.attention import CLEAN, NOISY, Attention, AttentionInputs, Layout, Past, visibility
 from scorelm.model.denoiser import Denoiser
 
 V, E = 50, 16
@@ -39,8 +41,11 @@ def packed(lengths, width, block=None):
     return Layout(segment[None], position[None], blocks[None], torch.where(segment > 0, stream, NOISY)[None])
 
 
+NAMES = ("segment_BL", "position_BL", "block_BL", "stream_BL")
+
+
 def stacked(*layouts):
-    return Layout(*(torch.cat([getattr(x, name) for x in layouts]) for name in Layout.__dataclass_fields__))
+    return Layout(*(torch.cat([getattr(x, name) for x in layouts]) for name in NAMES))
 
 
 def noisy_row(denoiser, layout, seed, clean=0.0):
@@ -80,11 +85,11 @@ def test_visibility_against_a_loop(rows):
                 assert bool(found[row, q, k]) == expected
 
 
-def test_layout_part_and_device():
+def test_layout_on_another_device():
     layout = packed([4, 5], 12)
-    part = layout.part(5).to(torch.device("cpu"))
-    for name in Layout.__dataclass_fields__:
-        assert torch.equal(getattr(part, name), getattr(layout, name)[:, :5])
+    moved = layout.to(torch.device("meta"))
+    for name in NAMES:
+        assert getattr(moved, name).is_meta and getattr(moved, name).shape == getattr(layout, name).shape
 
 
 @pytest.mark.parametrize("short", [0, 256], ids=["fused", "batched products"])
@@ -280,3 +285,33 @@ def test_blocks_of_one_token_are_a_causal_model():
         place = torch.arange(i + 1)[None]
         alone = denoiser(prefix_x, prefix_sigma, Layout(torch.ones_like(place), place, place, stream))[0, i]
         torch.testing.assert_close(logits[i], alone, rtol=1e-4, atol=1e-4)
+
+
+# --- keys and values that are computed already ------------------------------------------------------------------------
+
+
+def test_a_past_gives_the_logits_of_one_pass_over_everything():
+    """Two clean blocks, then a noisy one, with and without the keys and values of the first two from a pass before."""
+    denoiser = trained_like()
+    segment, position = torch.ones(2, 9, dtype=torch.long), torch.arange(9).expand(2, 9)
+    block = torch.tensor([0, 1, 1, 1, 2, 2, 3, 3, 3]).expand(2, 9)
+    layout = Layout(segment, position, block, torch.where(block == 3, NOISY, CLEAN))
+    gen = torch.Generator().manual_seed(0)
+    sigma = torch.where(block == 3, 1.5, 0.0)
+    e = denoiser.embedding(torch.randint(V, (2, 9), generator=gen))
+    x = e + sigma[..., None] * torch.randn(e.shape, generator=gen)
+    expected = denoiser(x, sigma, layout)[:, 6:]
+
+    size = denoiser.size
+    empty = torch.zeros(2, 0, size.heads, size.dim // size.heads)
+    nothing = layout.map(lambda t: t[:, :0])
+    first = Past(nothing, [empty] * size.layers, [empty] * size.layers)
+    clean = layout.map(lambda t: t[:, :6])
+    denoiser(x[:, :6], sigma[:, :6], replace(clean, past=first))
+    past = Past(clean, [k for k, _ in first.new], [v for _, v in first.new])
+    found = denoiser(x[:, 6:], sigma[:, 6:], replace(layout.map(lambda t: t[:, 6:]), past=past))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    hidden = replace(clean, segment_BL=torch.zeros_like(clean.segment_BL))  # a past of other documents is not seen
+    other = Past(hidden, past.keys, past.values)
+    unseen = denoiser(x[:, 6:], sigma[:, 6:], replace(layout.map(lambda t: t[:, 6:]), past=other))
+    assert (unseen - expected).abs().max() > 1e-2

@@ -3,19 +3,45 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import free_place, make_path, ramp_path
+from scorelm.noise.path import Observation, Plan, free_place, make_path, ramp_path
+from scorelm.noise.schedule import Power
 
-STATIC = ["uniform", "ramp", "ramp:0", "ramp:0.25", "ramp:1", "ramp:7", "ramp:1e9", "blocks", "blocks:1", "blocks:3"]
+SCHEDULE = Power(1.0, 2.0, rho=1.0)  # sigma = 1 + u
+STATIC = [
+    "shuffled",
+    "uniform",
+    "ramp",
+    "ramp:0",
+    "ramp:0.25",
+    "ramp:1",
+    "ramp:7",
+    "ramp:1e9",
+    "blocks",
+    "blocks:1",
+    "blocks:3",
+]
 
 
 def walk(text, free_BL, steps):
-    """All levels of a path, [K, B, L], for documents with <s> in column 0."""
+    """All levels u of a path, [K, B, L], for documents with <s> in column 0."""
     path = make_path(text)
     size = path.block or free_BL.shape[1]
     column = torch.arange(free_BL.shape[1]).expand_as(free_BL)
     block_BL = torch.where(column == 0, 0, 1 + (column - 1) // size)
-    found = list(path.levels(free_BL, block_BL, steps))
-    return torch.stack(found) if found else torch.zeros(0, *free_BL.shape), block_BL
+    gen = torch.Generator().manual_seed(0)
+
+    def shuffle():
+        rank_BL = torch.zeros(free_BL.shape, dtype=torch.long)
+        for row, free in enumerate(free_BL):
+            rank_BL[row, free] = torch.randperm(int(free.sum()), generator=gen)
+        return rank_BL
+
+    def never() -> Observation:
+        raise AssertionError("a static path does not look")
+
+    found = list(path.levels(Plan(free_BL, block_BL, steps, SCHEDULE, never, shuffle)))
+    sigma = torch.stack(found) if found else torch.zeros(0, *free_BL.shape)
+    return torch.where(sigma == 0, 0.0, torch.where(sigma.isinf(), 1.0, sigma.double() - 1)), block_BL
 
 
 masks = st.integers(1, 12).flatmap(
@@ -50,7 +76,7 @@ def test_uniform_is_equal_steps_and_ramp_of_slope_nothing(free_BL, steps):
     u_KBL, _ = walk("uniform", free_BL, steps)
     for k in range(steps):
         expected = torch.full((int(free_BL.sum()),), (steps - 1 - k) / steps, dtype=torch.float64)
-        assert torch.equal(u_KBL[k][free_BL].double(), expected)
+        torch.testing.assert_close(u_KBL[k][free_BL], expected, rtol=0, atol=1e-6)
     assert torch.equal(u_KBL, walk("ramp:0", free_BL, steps)[0])
 
 
@@ -166,7 +192,8 @@ def test_names_can_be_read_back(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "", ":", "sideways", "Uniform", " uniform", "uniform:3", "ramp:x", "ramp:0.5:1", "ramp:-0.1", "ramp:nan",
+        "", ":", "blocks:1,2", "uniform:1", "shuffled:2",
+        "confidence:-1", "entropy:nan", "sideways", "Uniform", " uniform", "uniform:3", "ramp:x", "ramp:0.5:1", "ramp:-0.1", "ramp:nan",
         "ramp:inf", "blocks:0", "blocks:-3", "blocks:2.5", "blocks:x", "blocks:nan", "blocks:inf", "blocks:1e400",
         "blocks:1e30",
     ],

@@ -11,11 +11,14 @@ from torch import nn
 from scorelm.config import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path
+from scorelm.noise.path import make_path, to_sigma
 from scorelm.noise.schedule import Log
-from scorelm.sampling.generate import Options, finished_blocks, generate, start, to_sigma
+from scorelm.sampling.choose import minimum_bayes_risk, most_common
+from scorelm.sampling.generate import Options, Sampler, finished_blocks, generate
+from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.sample import Sample, infill, sample
 from scorelm.sampling.solver import make_solver
+from scorelm.sampling.state import start
 from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 LINES = [
@@ -43,7 +46,7 @@ def lm():
 
 
 def options(path="uniform", solver="posterior", steps=6, temperature=1.0):
-    return Options(make_path(path), make_solver(solver), steps, temperature)
+    return Options(make_path(path), make_solver(solver), steps, Guidance(temperature=temperature))
 
 
 def records(lm, templates, *args, seeds=None, **kwargs):
@@ -203,12 +206,13 @@ def test_levels_are_the_schedules(lm):
 
 
 def test_the_start_is_given_or_nothing(lm):
-    state, free, layout = start(lm.denoiser, CLOSED, make_path("blocks:3"), torch.device("cpu"))
+    state, layout = start(lm.denoiser.embedding, CLOSED, make_path("blocks:3"))
+    free = state.free_BL
     assert torch.equal(state.sigma_BL == INF, free) and torch.equal(state.sigma_BL == 0, ~free)
     assert free.sum(1).tolist() == [3, 7, 1, 0]
     assert layout.segment_BL.sum(1).tolist() == [len(template) for template in CLOSED]
     assert layout.block_BL[0].tolist() == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert state.closed_B.tolist() == [True] * 4
+    assert state.real_BL.sum(1).tolist() == state.length_B.tolist() == [len(template) for template in CLOSED]
 
 
 def test_finished_blocks_are_clean():
@@ -410,6 +414,13 @@ def test_blanks_at_the_ends(lm, text, first, last):
     assert len(one.ids) == 2 + 3 + len(lm.tokenizer.encode(text.replace("____", "").strip()))
 
 
+def test_text_beside_a_blank_gets_no_space(lm):
+    inside = lm.tokenizer.encode_inside("ed")
+    assert lm.tokenizer.decode([7, *inside]).endswith("ed") and inside != lm.tokenizer.encode("ed")
+    for one in lm.infill("the light____ed", n=4, blank_tokens=1, steps=2):
+        assert one.ids[-1 - len(inside) :] == [*inside, EOS]
+
+
 def test_blanks_of_drawn_length_fit_the_model(lm):
     lengths = {len(one.ids) for one in lm.infill("the ____ day ____", n=30, steps=1)}
     fixed = 2 + len(lm.tokenizer.encode("the")) + len(lm.tokenizer.encode("day"))
@@ -442,7 +453,8 @@ def test_nothing_free_is_the_text_itself(lm):
     [
         {"steps": 0}, {"steps": -1}, {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.inf},
         {"temperature": math.nan}, {"path": "sideways"}, {"path": "uniform:1"}, {"path": "blocks:0"},
-        {"path": "blocks:inf"}, {"solver": "heun"}, {"solver": "ancestral:2"},
+        {"path": "blocks:inf"}, {"solver": "simpson"}, {"top_k": -1},
+        {"top_p": 0.0}, {"weight": -1.0}, {"halt": "boredom"}, {"solver": "ancestral:2"},
     ],
 )  # fmt: skip
 def test_bad_options_are_refused(lm, bad):
@@ -479,3 +491,91 @@ def test_infill_needs_a_blank_that_fits(lm):
 def test_a_blank_of_no_tokens_is_refused(lm, blank_tokens):
     with pytest.raises(ValueError):
         lm.infill("the ____ day", blank_tokens=blank_tokens)
+
+
+# --- the cache of finished blocks -------------------------------------------------------------------------------------
+
+
+def walk(lm, templates, path, solver, cached, window=0):
+    """Records of a generation, and the most positions that a step has evaluated."""
+    chosen = Options(make_path(path), make_solver(solver), 12, window=window)
+    sampler = Sampler(lm.denoiser, lm.schedule, templates, range(len(templates)), chosen)
+    widths, live = [], sampler.denoiser.live
+    if not cached:
+        sampler.cache = None
+
+    def counted(x, *args):
+        widths.append(x.shape[1])
+        return live(x, *args)
+
+    sampler.denoiser = Counted(lm.denoiser, counted)
+    with torch.inference_mode():
+        return list(sampler.records()), widths
+
+
+class Counted:
+    """A denoiser with another `live`."""
+
+    def __init__(self, denoiser, live):
+        self.embedding, self.live = denoiser.embedding, live
+
+
+@pytest.mark.parametrize("path", ["blocks:1", "blocks:3", "blocks:4"])
+@pytest.mark.parametrize("solver", ["posterior", "heun", "dpmpp_2m", "sde"])
+def test_cached_blocks_are_the_uncached(lm, path, solver):
+    templates = [*CLOSED[:3], [BOS, 7, 8, *[None] * 9], [BOS, None, None, 5, None, 6, None, None, EOS]]
+    found, widths = walk(lm, templates, path, solver, cached=True)
+    expected, whole = walk(lm, templates, path, solver, cached=False)
+    assert len(found) == len(expected) and len(found) > 3
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.ids_BL, other.ids_BL) and torch.equal(one.sigma_BL, other.sigma_BL)
+        torch.testing.assert_close(one.entropy_BL, other.entropy_BL, rtol=1e-3, atol=1e-4)
+        assert torch.equal(one.nfe_B, other.nfe_B)
+    assert max(widths) <= 2 * make_path(path).block + 2 < max(whole)  # a finished block, the next one, and the prompt
+
+
+def test_a_window_hides_what_is_further_back(lm):
+    """With a window of 6, a block does not depend on a text 6 positions or more before its end; without, it does."""
+    tail = [None] * 3
+    texts = [[BOS, a, a, a, 9, 10, 11, 12, 13, 14, 15, 16, *tail, EOS] for a in (7, 8)]
+    near = [walk(lm, [text], "blocks:3", "posterior", cached=True, window=6)[0][0].entropy_BL for text in texts]
+    far = [walk(lm, [text], "blocks:3", "posterior", cached=True)[0][0].entropy_BL for text in texts]
+    assert torch.equal(*near) and not torch.equal(*far) and not torch.equal(near[0], far[0])
+
+
+def test_blocks_write_beyond_the_training_length(lm):
+    one = lm.generate(["the"], path="blocks:4", length=50, max_length=60, steps=20)[0]
+    assert len(one.ids) == 50 and one.ids[-1] == EOS
+    eager = lm.denoiser.prior.detach().clone()
+    with torch.no_grad():
+        lm.denoiser.prior[EOS] = -30.0
+    try:
+        endless = lm.generate(["the"], path="blocks:1", max_length=40, steps=1)[0]
+    finally:
+        with torch.no_grad():
+            lm.denoiser.prior.copy_(eager)
+    assert len(endless.ids) == 40 and endless.ids[-1] != EOS
+    with pytest.raises(ValueError, match="only blocks"):
+        lm.generate(["the"], path="uniform", length=50, max_length=60)
+    with pytest.raises(ValueError, match="at most 15"):
+        lm.generate(["the"], path="blocks:4", length=50)
+
+
+# --- best of n --------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_of_several_is_one_of_them(lm):
+    many = lm.generate(["the"], n=6, steps=3, temperature=3.0)
+    one, two = lm.generate(["the"], n=2, best_of=3, steps=3, temperature=3.0)
+    assert one.text in [s.text for s in many[:3]] and two.text in [s.text for s in many[3:]]
+    assert (one.nfe, two.nfe) == (9, 9)
+    for bad in ({"best_of": 0}, {"choose": "coin"}):
+        with pytest.raises(ValueError):
+            lm.generate(["the"], **bad)
+
+
+def test_choices():
+    texts = ["a b c d e", "a b c d f", "x y", "a b c d e f", "x y"]
+    assert minimum_bayes_risk(texts) in (0, 1, 3)
+    assert most_common(texts) == 2
+    assert minimum_bayes_risk(["one"]) == most_common(["one"]) == 0

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import make_path
+from scorelm.noise.path import Observation, Plan, make_path
 from scorelm.noise.schedule import Power
 from scorelm.sampling.solver import Step, ancestral, euler, make_solver, posterior
 
@@ -377,8 +377,17 @@ def sample_jointly(path_name, solver, steps, rows, seed=0):
 
     x_BLE, sigma_BL = torch.zeros(rows, 3, E), torch.full((rows, 3), INF)
     evaluations = 0
-    for u_BL in path.levels(free_BL, block_BL, steps):
-        target_BL = torch.where(u_BL >= 1, INF, torch.where(u_BL <= 0, 0.0, schedule.sigma(u_BL))).float()
+
+    def observe():
+        p_BLV = joint_posterior(x_BLE, sigma_BL, table).softmax(-1)
+        entropy_BL = -(p_BLV * p_BLV.clamp(min=1e-30).log()).sum(-1)
+        return Observation(sigma_BL, entropy_BL, (E - (p_BLV @ table).square().sum(-1)) / 2)
+
+    def shuffle():
+        return torch.rand(rows, 3, generator=gen).argsort(-1)
+
+    plan = Plan(free_BL, block_BL, steps, schedule, observe, shuffle)
+    for target_BL in path.levels(plan):
         moving = target_BL < sigma_BL
         if not moving.any():
             continue
@@ -412,14 +421,16 @@ def test_the_yardstick_is_sharp():
 
 
 @pytest.mark.parametrize("solver", ["posterior", "ancestral"])
-@pytest.mark.parametrize(("path", "steps"), [("uniform", 64), ("ramp:1", 80), ("blocks:1", 150)])
+@pytest.mark.parametrize(
+    ("path", "steps"), [("uniform", 64), ("ramp:1", 80), ("blocks:1", 150), ("confidence", 128), ("entropy", 128)]
+)
 def test_every_path_and_stochastic_solver_samples_the_joint_law(path, steps, solver):
     codes, evaluations = sample_jointly(path, make_solver(solver), steps, ROWS)
     assert evaluations <= steps
     assert total_variation(codes) < (0.02 if solver == "posterior" else 0.035)
 
 
-@pytest.mark.parametrize("path", ["blocks:1", "ramp:1e6"])
+@pytest.mark.parametrize("path", ["blocks:1", "ramp:1e6", "shuffled"])
 def test_token_by_token_the_posterior_solver_is_exact_in_three_evaluations(path):
     codes, evaluations = sample_jointly(path, posterior(), 3, ROWS)
     assert evaluations == 3 and total_variation(codes) < 0.02
@@ -446,7 +457,8 @@ def test_make_solver(text, name, stochastic):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "heun", "Euler", "euler:1", "posterior:0.5", "ancestral:x", "ancestral:-0.1", "ancestral:1.5", "ancestral:nan",
+    ["", "simpson", "Euler", "euler:1", "posterior:0.5", "sde:-1", "sde:1,1,3,2", "sde:1,2,3,4,5",
+     "ancestral:x", "ancestral:-0.1", "ancestral:1.5", "ancestral:nan",
      "ancestral:inf", "ancestral:0.5:1"],
 )  # fmt: skip
 def test_bad_solvers_are_refused(text):

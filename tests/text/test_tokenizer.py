@@ -36,6 +36,12 @@ def test_document_stands_between_bos_and_eos_and_decoding_drops_them():
     assert not {BOS, EOS, PAD, UNK} & set(ids)
 
 
+@pytest.mark.parametrize("text", [": and", " and", "ed", "", " ", "0", "12", "é☃", "\n"])
+def test_text_inside_a_text_gets_no_space(text):
+    ids = [*TOKENIZER.encode("light"), *TOKENIZER.encode_inside(text)]
+    assert TOKENIZER.decode(ids) == "light" + text
+
+
 def test_special_names_in_text_are_text():
     assert TOKENIZER.decode(TOKENIZER.encode("<s> a </s><pad>")) == "<s> a </s><pad>"
     assert not {BOS, EOS, PAD} & set(TOKENIZER.encode("<s> a </s><pad>"))

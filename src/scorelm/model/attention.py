@@ -6,7 +6,8 @@ token) and everything between (block diffusion, BD3-LM, arXiv 2503.09573, with a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,28 @@ from scorelm.model.rope import rotation, unit_rms_rotated
 CLEAN, NOISY = 0, 1
 SHORT = 256
 """Longest row, in positions, whose attention is computed by batched products on a CPU."""
+
+
+@dataclass
+class Past:
+    """Keys and values of C positions that are computed already and stand before the layout's own.
+
+    A forward pass reads `keys` and `values`, and puts those of the layout's own positions in `new`.
+    """
+
+    layout: Layout
+    """Of the C positions; segment 0 where there is nothing."""
+    keys: list[Tensor]
+    """[B, C, H, K], one for each layer."""
+    values: list[Tensor]
+    new: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(keys, values) [B, L, H, K] of each layer."""
+
+    def before(self, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """The next layer's keys and values with those of the past before them, [B, C + L, H, K]."""
+        layer = len(self.new)
+        self.new.append((k_BLHK, v_BLHK))
+        return torch.cat([self.keys[layer], k_BLHK], 1), torch.cat([self.values[layer], v_BLHK], 1)
 
 
 @dataclass(frozen=True)
@@ -31,24 +54,31 @@ class Layout:
     """Number of the block inside the document."""
     stream_BL: Tensor
     """CLEAN (0) or NOISY (1)."""
+    past: Past | None = None
+    """What is computed already; queries see it by the same rule."""
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        return Layout(*(t.to(device) for t in (self.segment_BL, self.position_BL, self.block_BL, self.stream_BL)))
+        return self.map(lambda t_BL: t_BL.to(device))
 
-    def part(self, length: int) -> Layout:
-        """The first `length` columns."""
-        return Layout(*(t[:, :length] for t in (self.segment_BL, self.position_BL, self.block_BL, self.stream_BL)))
+    def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
+        """The layout with each of its tensors changed; it has no past."""
+        return Layout(change(self.segment_BL), change(self.position_BL), change(self.block_BL), change(self.stream_BL))
 
 
 def visibility(layout: Layout) -> Tensor:
-    """Which key positions (last axis) a query position sees: bool [B, L, L].
+    """Which key positions (last axis) a query position sees: bool [B, L, L], or [B, L, C + L] with a past.
 
     A query sees a key iff they share the segment and either share stream and block, or the key is clean and in an
     earlier block. Padding sees padding only.
     """
-    query = [t[:, :, None] for t in (layout.segment_BL, layout.block_BL, layout.stream_BL)]
-    key = [t[:, None, :] for t in (layout.segment_BL, layout.block_BL, layout.stream_BL)]
+    own = (layout.segment_BL, layout.block_BL, layout.stream_BL)
+    query = [t[:, :, None] for t in own]
+    key = [t[:, None, :] for t in own]
+    if layout.past is not None:
+        past = layout.past.layout
+        pairs = zip((past.segment_BL, past.block_BL, past.stream_BL), own, strict=True)
+        key = [torch.cat(pair, 1)[:, None, :] for pair in pairs]
     same_block = (query[1] == key[1]) & (query[2] == key[2])
     clean_before = (key[2] == CLEAN) & (key[1] < query[1])
     return (query[0] == key[0]) & (same_block | clean_before)
@@ -59,9 +89,10 @@ class AttentionInputs:
 
     def __init__(self, layout: Layout, dim: int, heads: int) -> None:
         self.rotation_BLK = rotation(layout.position_BL, dim // heads)
+        self.past = layout.past
         self.mask_B1LL = visibility(layout)[:, None]
         self.bias_XLL: Tensor | None = None
-        if layout.position_BL.device.type == "cpu" and layout.position_BL.shape[1] <= SHORT:
+        if layout.position_BL.device.type == "cpu" and self.mask_B1LL.shape[-1] <= SHORT:
             bias_B1LL = torch.zeros(self.mask_B1LL.shape).masked_fill_(~self.mask_B1LL, -torch.inf)
             self.bias_XLL = bias_B1LL.expand(-1, heads, -1, -1).flatten(0, 1)
 
@@ -71,6 +102,8 @@ class AttentionInputs:
         By PyTorch's fused attention, or for short rows on a CPU by plain batched products, which are several times
         faster there (`benchmarks/training.py`); X is rows times heads.
         """
+        if self.past is not None:
+            k_BLHK, v_BLHK = self.past.before(k_BLHK, v_BLHK)
         q, k, v = (t.transpose(1, 2) for t in (q_BLHK, k_BLHK, v_BLHK))
         if self.bias_XLL is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask_B1LL).transpose(1, 2)

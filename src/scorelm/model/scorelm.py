@@ -164,11 +164,11 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
 
         return sample(self, prompts, n, **options)
 
-    def infill(self, text: str, n: int = 1, **options: Any) -> list[Sample]:
-        """Fill the ``____`` blanks in `text` in `n` ways; see `scorelm.sampling.sample.infill` for the options."""
+    def infill(self, texts: str | Sequence[str], n: int = 1, **options: Any) -> list[Sample]:
+        """Fill the ``____`` blanks in a text, or in several, in `n` ways; see `scorelm.sampling.sample.infill`."""
         from scorelm.sampling.sample import infill
 
-        return infill(self, text, n, **options)
+        return infill(self, texts, n, **options)
 
 
 def download(name: str, options: dict[str, Any]) -> Path:

@@ -6,35 +6,52 @@ its end and return text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.denoiser import Denoiser
-from scorelm.noise.path import Path
+from scorelm.noise.path import Observation, Path, Plan
 from scorelm.noise.schedule import Schedule
-from scorelm.sampling.solver import Solver, Step
+from scorelm.sampling.cache import BlockCache
+from scorelm.sampling.guidance import Guidance, guided
+from scorelm.sampling.halting import Halting, Mind
+from scorelm.sampling.solver import Estimate, Solver, Step
+from scorelm.sampling.state import RowDraws, pack, shuffle, start
 from scorelm.text.conditioning import Template
 from scorelm.text.tokenizer import BOS, EOS, PAD, UNK
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to generate."""
+    """How to generate.
+
+    Raises:
+        ValueError: a value out of range, or a score temperature for a solver that draws tokens.
+    """
 
     path: Path
     solver: Solver
     steps: int
-    temperature: float = 1.0
+    """Evaluations of the denoiser; `blocks` takes at least one a block."""
+    guidance: Guidance = field(default_factory=Guidance)
+    halting: Halting | None = None
+    window: int = 0
+    """On a path of blocks, how many positions back a block sees; 0 for all."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0, got {self.temperature:g}")
+        if self.guidance.score_temperature != 1 and self.solver.name.partition(":")[0] in ("posterior", "renoise"):
+            raise ValueError(f"{self.solver.name} draws tokens and has no score to temper: use temperature")
+
+    @property
+    def path_steps(self) -> int:
+        """Steps of the path that take `steps` evaluations; two-stage solvers take one in the first and the last."""
+        return self.steps if self.solver.evaluations == 1 else self.steps // 2 + 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class StepRecord:
     """The state after a step; tensors are [B, L] on the CPU, rows padded to the longest."""
 
     step: int
-    """Evaluations of the denoiser so far."""
+    """Steps so far."""
     sigma_BL: Tensor
     """Noise level of every position now: 0 is given or finished, inf not begun."""
     ids_BL: Tensor
@@ -57,179 +74,211 @@ class StepRecord:
     """Evaluations that each row has taken part in."""
 
 
-class RowDraws:
-    """Random numbers for a set of positions, each row's from its own generator, whatever its neighbours are."""
-
-    def __init__(self, generators: list[torch.Generator], mask_BL: Tensor, dim: int) -> None:
-        self.generators, self.mask_BL, self.dim = generators, mask_BL.cpu(), dim
-        self.device = mask_BL.device
-
-    def _rows(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        counts = self.mask_BL.sum(1).tolist()
-        parts = [draw(n, g) for n, g in zip(counts, self.generators, strict=True) if n]
-        return torch.cat(parts).to(self.device)
-
-    def normal(self) -> Tensor:
-        return self._rows(lambda n, g: torch.randn(n, self.dim, generator=g))
-
-    def token(self, logits_NV: Tensor) -> Tensor:
-        """Inverse-transform draws in float64."""
-        u_N = self._rows(lambda n, g: torch.rand(n, dtype=torch.float64, generator=g))
-        total_NV = logits_NV.double().softmax(-1).cumsum(-1)
-        ids_N = torch.searchsorted(total_NV, u_N[:, None] * total_NV[:, -1:], right=True).squeeze(1)
-        return ids_N.clamp(max=logits_NV.shape[1] - 1)
-
-
-@dataclass
-class State:
-    """Everything that a step changes; tensors [B, L, ...]."""
-
-    x_BLE: Tensor
-    sigma_BL: Tensor
-    ids_BL: Tensor
-    x0_BLE: Tensor
-    length_B: Tensor
-    nfe_B: Tensor
-    closed_B: Tensor
-    """Whether the row's end is given; only an open row may write ``</s>``."""
-
-
 @torch.inference_mode()
 def generate(
     denoiser: Denoiser, schedule: Schedule, templates: Sequence[Template], seeds: Sequence[int], options: Options
 ) -> Iterator[StepRecord]:
-    """Denoise the free positions of every template along a path, yielding a record after every evaluation.
+    """Denoise the free positions of every template along a path, yielding a record after every step.
 
     Args:
         denoiser: the model, in evaluation mode.
         schedule: maps the path's u to sigma; u = 1 becomes sigma inf and u = 0 sigma 0.
         templates: one document each, ids with None where free.
         seeds: one for each row; a row's draws depend on nothing else.
-        options: path, solver, number of steps (evaluations; `blocks` takes at least one a block), temperature.
+        options: path, solver, number of evaluations, guidance, halting.
     """
-    device = denoiser.prior.device
-    state, free_BL, layout = start(denoiser, templates, options.path, device)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    levels = options.path.levels(free_BL, layout.block_BL, options.steps)
-    record: StepRecord | None = None
-    step = 0
-    while True:
-        try:
-            u_BL = next(levels) if record is None else levels.send(record)
-        except StopIteration:
-            return
-        target_BL = to_sigma(u_BL, schedule).to(device)
-        moving_BL = (target_BL < state.sigma_BL) & free_BL
-        if not moving_BL.any():
-            continue
-        step += 1
-        record = advance(denoiser, state, layout, target_BL, moving_BL, generators, options, step)
-        finish_rows(state, free_BL, layout.segment_BL)
-        yield replace(record, length_B=state.length_B.cpu())
+    yield from Sampler(denoiser, schedule, templates, seeds, options).records()
 
 
-def to_sigma(u_BL: Tensor, schedule: Schedule) -> Tensor:
-    """Generation's levels: sigma(u) between, inf at u = 1 (no evidence) and 0 at u = 0 (finished)."""
-    sigma_BL = schedule.sigma(u_BL.clamp(0, 1))
-    return torch.where(u_BL >= 1, torch.inf, torch.where(u_BL <= 0, 0.0, sigma_BL)).float()
+class Sampler:
+    """The loop of `generate` and what it evaluates; suffixes as in `Denoiser`, M the positions that a step moves."""
 
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        templates: Sequence[Template],
+        seeds: Sequence[int],
+        options: Options,
+    ) -> None:
+        self.denoiser, self.options = denoiser, options
+        self.table_VE = denoiser.embedding.table()
+        self.state, self.layout = start(denoiser.embedding, templates, options.path)
+        self.prompt_BL = ~self.state.free_BL & self.state.real_BL & (self.layout.block_BL > 0)
+        self.prompt_BL &= self.state.ids_BL != EOS
+        self.closed_B = torch.tensor([t[-1] is not None for t in templates], device=self.table_VE.device)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.plan = Plan(
+            self.state.free_BL, self.layout.block_BL, options.path_steps, schedule, self.observe,
+            lambda: shuffle(self.generators, self.state.free_BL),
+        )  # fmt: skip
+        self.halts = options.halting.start() if options.halting else None
+        self.seen: Mind | None = None
+        self.entropy_BL = self.change_BL = torch.zeros_like(self.state.sigma_BL)
+        self.indices: dict[tuple[int, ...], Tensor] = {}
+        self.cache: BlockCache | None = None
+        if options.path.block and options.guidance.weight == options.guidance.self_weight == 1:
+            size = denoiser.size
+            self.cache = BlockCache(
+                size.layers, size.heads, size.dim // size.heads, options.window, self.prompt_BL.shape,
+                self.table_VE.device,
+            )  # fmt: skip
 
-def start(
-    denoiser: Denoiser, templates: Sequence[Template], path: Path, device: torch.device
-) -> tuple[State, Tensor, Layout]:
-    """The state before the first step: given tokens at sigma 0, free positions at sigma inf."""
-    longest = max(map(len, templates))
-    ids_BL = torch.full((len(templates), longest), PAD)
-    free_BL = torch.zeros(ids_BL.shape, dtype=torch.bool)
-    for row, template in enumerate(templates):
-        ids_BL[row, : len(template)] = torch.tensor([PAD if token is None else token for token in template])
-        free_BL[row, : len(template)] = torch.tensor([token is None for token in template])
-    length_B = torch.tensor([len(t) for t in templates])
-    position_BL = torch.arange(longest).expand_as(ids_BL)
-    first = int(ids_BL[0, 0] == BOS)
-    size = path.block or longest
-    block_BL = torch.where(position_BL < first, 0, 1 + (position_BL - first) // size)
-    segment_BL = (position_BL < length_B[:, None]).long()
-    layout = Layout(segment_BL, position_BL, block_BL, torch.where(position_BL < first, CLEAN, NOISY)).to(device)
-    ids_BL, free_BL, length_B = ids_BL.to(device), free_BL.to(device), length_B.to(device)
-    x_BLE = torch.where(free_BL[..., None], 0.0, denoiser.embedding(ids_BL))
-    sigma_BL = torch.where(free_BL, torch.inf, 0.0)
-    closed_B = torch.tensor([t[-1] is not None for t in templates], device=device)
-    state = State(x_BLE, sigma_BL, ids_BL, torch.zeros_like(x_BLE), length_B, torch.zeros_like(length_B), closed_B)
-    return state, free_BL, layout
+    def records(self) -> Iterator[StepRecord]:
+        """Step along the path to its end."""
+        state, step = self.state, 0
+        for target_BL in self.options.path.levels(self.plan):
+            moving_BL = (target_BL < state.sigma_BL) & state.free_BL
+            if not moving_BL.any():
+                continue
+            step += 1
+            self.step(target_BL, moving_BL)
+            state.end_rows()
+            shown = (state.sigma_BL, state.ids_BL, self.entropy_BL, self.change_BL, state.length_B, state.nfe_B)
+            yield StepRecord(step, *(t.cpu().clone() for t in shown))
 
+    def step(self, target_BL: Tensor, moving_BL: Tensor) -> None:
+        """Evaluate the rows that move, unless the path has, let rows halt, and move."""
+        state, solver = self.state, self.options.solver
+        draws = RowDraws(self.generators, moving_BL, self.table_VE.shape[1])
+        if solver.churn is not None:
+            self.add_noise(moving_BL, draws)
+        mind = self.seen or self.evaluate(moving_BL)
+        if self.halts is not None:
+            halted_BL = mind.open_BL & self.halts(mind)[:, None]
+            target_BL, moving_BL = torch.where(halted_BL, 0.0, target_BL), moving_BL | halted_BL
+            draws = RowDraws(self.generators, moving_BL, self.table_VE.shape[1])
+        logits_MV, target_M = mind.logits_NV[moving_BL[mind.open_BL]], target_BL[moving_BL]
+        now = Step(
+            state.x_BLE[moving_BL], state.sigma_BL[moving_BL], target_M, logits_MV, self.table_VE, draws,
+            lambda x_ME, sigma_M: self.evaluate_elsewhere(moving_BL, x_ME, sigma_M),
+            Estimate(state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL]),
+            self.options.guidance.score_temperature,
+        )  # fmt: skip
+        state.before_x0_BLE[moving_BL] = logits_MV.softmax(-1) @ self.table_VE
+        state.before_sigma_BL[moving_BL] = now.sigma_N
+        x_ME = solver.move(now)
+        ids_M = draws.token(logits_MV) if solver.stochastic else logits_MV.argmax(-1)
+        finishing_M = target_M == 0
+        ids_M = torch.where(finishing_M, ids_M, state.ids_BL[moving_BL])
+        state.x_BLE[moving_BL] = torch.where(finishing_M[:, None], self.table_VE[ids_M], x_ME)
+        state.ids_BL[moving_BL] = ids_M
+        state.sigma_BL[moving_BL] = target_M
+        self.seen = None
 
-def advance(
-    denoiser: Denoiser,
-    state: State,
-    layout: Layout,
-    target_BL: Tensor,
-    moving_BL: Tensor,
-    generators: list[torch.Generator],
-    options: Options,
-    step: int,
-) -> StepRecord:
-    """One evaluation of the denoiser and one step of the solver, on the rows and columns that need it."""
-    rows_R = moving_BL.any(1).nonzero().squeeze(1)
-    reach_BL = within_reach(layout, moving_BL, options.path)
-    width = int(reach_BL[rows_R].any(0).nonzero().max()) + 1
-    reachable = replace(layout, segment_BL=torch.where(reach_BL, layout.segment_BL, 0))
-    logits_NV, live_RW = evaluate(denoiser, state, reachable, rows_R, width, options)
-    table_VE = denoiser.embedding.table()
-    x0_NE = logits_NV.softmax(-1) @ table_VE
+    def add_noise(self, moving_BL: Tensor, draws: RowDraws) -> None:
+        """Raise the level of the positions that are about to move, as the solver says (EDM, Alg. 2)."""
+        state, solver = self.state, self.options.solver
+        assert solver.churn is not None
+        sigma_M = state.sigma_BL[moving_BL]
+        raised_M = solver.churn(sigma_M, self.options.path_steps)
+        scale_M = torch.where(sigma_M.isfinite(), (raised_M**2 - sigma_M**2).clamp(min=0).sqrt(), 0.0)
+        state.x_BLE[moving_BL] += solver.churn_noise * scale_M[:, None] * draws.normal()
+        state.sigma_BL[moving_BL] = raised_M
+        if (raised_M > sigma_M).any():
+            self.seen = None
 
-    entropy_BL, change_BL = torch.zeros_like(state.sigma_BL), torch.zeros_like(state.sigma_BL)
-    live_BL = torch.zeros_like(moving_BL)
-    live_BL[rows_R, :width] = live_RW
-    log_NV = logits_NV.log_softmax(-1)
-    entropy_BL[live_BL] = -(log_NV.exp() * log_NV).nan_to_num(nan=0.0).sum(-1)
-    change_BL[live_BL] = (x0_NE - state.x0_BLE[live_BL]).norm(dim=-1) / denoiser.embedding.norm
-    state.x0_BLE[live_BL] = x0_NE
-    state.ids_BL[live_BL] = logits_NV.argmax(-1)
+    def observe(self) -> Observation:
+        """What an adaptive path sees: the posterior at every open position."""
+        state = self.state
+        mind = self.evaluate(state.free_BL & (state.sigma_BL > 0))
+        rate_BL = (self.table_VE.shape[1] - state.x0_BLE.square().sum(-1)) / 2
+        return Observation(state.sigma_BL, mind.entropy_BL, rate_BL)
 
-    moves_N = moving_BL[live_BL]
-    draws = RowDraws(generators, moving_BL, table_VE.shape[1])
-    finishing_M = target_BL[moving_BL] == 0
-    now = Step(
-        state.x_BLE[moving_BL], state.sigma_BL[moving_BL], target_BL[moving_BL], logits_NV[moves_N], table_VE, draws
-    )
-    x_ME = options.solver.move(now)
-    ids_M = draws.token(now.logits_NV) if options.solver.stochastic else now.logits_NV.argmax(-1)
-    ids_M = torch.where(finishing_M, ids_M, state.ids_BL[moving_BL])
-    state.x_BLE[moving_BL] = torch.where(finishing_M[:, None], table_VE[ids_M], x_ME)
-    state.ids_BL[moving_BL] = ids_M
-    state.sigma_BL[moving_BL] = target_BL[moving_BL]
-    state.nfe_B[rows_R] += 1
-    shown = (
-        t.cpu().clone() for t in (state.sigma_BL, state.ids_BL, entropy_BL, change_BL, state.length_B, state.nfe_B)
-    )
-    return StepRecord(step, *shown)
+    def evaluate(self, moving_BL: Tensor) -> Mind:
+        """The posterior at the open positions that the rows with `moving_BL` see; remembered until the next step."""
+        state = self.state
+        reach_BL = self.reach(moving_BL)
+        open_BL = reach_BL & (state.sigma_BL > 0)
+        logits_NV = self.posterior(state.x_BLE, state.sigma_BL, reach_BL)
+        log_NV = logits_NV.log_softmax(-1)
+        x0_NE = log_NV.exp() @ self.table_VE
+        self.entropy_BL, self.change_BL = torch.zeros_like(state.sigma_BL), torch.zeros_like(state.sigma_BL)
+        self.entropy_BL[open_BL] = -(log_NV.exp() * log_NV).nan_to_num(nan=0.0).sum(-1)
+        self.change_BL[open_BL] = (x0_NE - state.x0_BLE[open_BL]).norm(dim=-1) / self.denoiser.embedding.norm
+        state.x0_BLE[open_BL] = x0_NE
+        state.ids_BL[open_BL] = logits_NV.argmax(-1)
+        self.seen = Mind(open_BL, state.ids_BL.clone(), self.entropy_BL, logits_NV)
+        return self.seen
 
+    def evaluate_elsewhere(self, moving_BL: Tensor, x_ME: Tensor, sigma_M: Tensor) -> Tensor:
+        """Logits at the moving positions, were they at another place and level."""
+        x_BLE, sigma_BL = self.state.x_BLE.clone(), self.state.sigma_BL.clone()
+        x_BLE[moving_BL], sigma_BL[moving_BL] = x_ME, sigma_M
+        reach_BL = self.reach(moving_BL)
+        return self.posterior(x_BLE, sigma_BL, reach_BL)[moving_BL[reach_BL & (sigma_BL > 0)]]
 
-def evaluate(
-    denoiser: Denoiser, state: State, layout: Layout, rows_R: Tensor, width: int, options: Options
-) -> tuple[Tensor, Tensor]:
-    """Tempered logits of the live positions among `rows_R` and the first `width` columns: ([N, V], [R, W] bool)."""
-    part = Layout(
-        *(t[rows_R, :width] for t in (layout.segment_BL, layout.position_BL, layout.block_BL, layout.stream_BL))
-    )
-    x_RWE, sigma_RW, x0_RWE = (t[rows_R, :width] for t in (state.x_BLE, state.sigma_BL, state.x0_BLE))
-    if options.path.block:
-        part = replace(part, stream_BL=finished_blocks(part.block_BL, sigma_RW))
-    self_cond = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
-    logits_NV, _, live_RW = denoiser.live(x_RWE, sigma_RW, part, self_cond)
-    closed_N = state.closed_B[rows_R, None].expand_as(live_RW)[live_RW]
-    logits_NV[:, [BOS, PAD, UNK]] = -torch.inf
-    logits_NV[closed_N, EOS] = -torch.inf
-    return logits_NV / options.temperature, live_RW
+    def reach(self, moving_BL: Tensor) -> Tensor:
+        """Positions that the rows which move must see: whole rows, or on a path of blocks up to the one that moves."""
+        reach_BL = self.state.real_BL & moving_BL.any(1, keepdim=True)
+        if not self.options.path.block:
+            return reach_BL
+        block_BL = self.layout.block_BL
+        return reach_BL & (block_BL <= torch.where(moving_BL, block_BL, 0).amax(1, keepdim=True))
 
+    def posterior(self, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor) -> Tensor:
+        """Guided and filtered logits of the noisy positions within reach, [N, V] in reading order."""
+        guidance, open_BL = self.options.guidance, reach_BL & (sigma_BL > 0)
+        logits_NV = self.once(x_BLE, sigma_BL, reach_BL, self.state.x0_BLE)
+        prompt_BL = self.prompt_BL & reach_BL
+        if guidance.weight != 1 and prompt_BL.any():
+            nothing_BL = torch.where(prompt_BL, torch.inf, sigma_BL)
+            other_NV = self.once(x_BLE, nothing_BL, reach_BL, self.state.x0_BLE)
+            logits_NV = guided(logits_NV, other_NV[open_BL[reach_BL & (nothing_BL > 0)]], guidance.weight)
+        if guidance.self_weight != 1:
+            other_NV = self.once(x_BLE, sigma_BL, reach_BL, torch.zeros_like(x_BLE))
+            logits_NV = guided(logits_NV, other_NV, guidance.self_weight)
+        return guidance.filtered(logits_NV)
 
-def within_reach(layout: Layout, moving_BL: Tensor, path: Path) -> Tensor:
-    """Positions that a step of a row must see: all of it, or on a path of blocks up to the one that moves."""
-    real_BL = layout.segment_BL > 0
-    if not path.block:
-        return real_BL
-    return real_BL & (layout.block_BL <= torch.where(moving_BL, layout.block_BL, 0).amax(1, keepdim=True))
+    def once(self, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor, x0_BLE: Tensor) -> Tensor:
+        """One evaluation of the rows within reach, densely packed: logits [N, V] of the noisy positions."""
+        self.state.nfe_B += reach_BL.any(1)
+        if self.cache is not None:
+            return self.once_cached(self.cache, x_BLE, sigma_BL, reach_BL, x0_BLE)
+        extents, length = tuple(reach_BL.sum(1).tolist()), reach_BL.shape[1]
+        if extents not in self.indices:
+            self.indices = {extents: pack(extents, length).to(reach_BL.device)}
+        index_RW = self.indices[extents]
+        real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
+
+        def packed(t_BL: Tensor) -> Tensor:
+            return t_BL.flatten(0, 1)[at_RW]
+
+        stream_BL = self.layout.stream_BL
+        if self.options.path.block:
+            stream_BL = finished_blocks(self.layout.block_BL, sigma_BL)
+        segment_RW = torch.where(real_RW, at_RW // length + 1, 0)
+        layout = Layout(segment_RW, packed(self.layout.position_BL), packed(self.layout.block_BL), packed(stream_BL))
+        sigma_RW = torch.where(real_RW, packed(sigma_BL), 0.0)
+        logits_NV, live_RW = self.live(packed(x_BLE), sigma_RW, layout, packed(x0_BLE))
+        place_N = at_RW[live_RW]
+        logits_NV[self.closed_B[place_N // length], EOS] = -torch.inf
+        return logits_NV[place_N.argsort()]
+
+    def once_cached(
+        self, cache: BlockCache, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor, x0_BLE: Tensor
+    ) -> Tensor:
+        """The same from the positions that are not cached: those that a block has just finished, and the next block."""
+        row_R, column_RW = cache.place(reach_BL)
+        real_RW, row_RW, at_RW = column_RW >= 0, row_R[:, None], column_RW.clamp(min=0)
+        stream_RW = finished_blocks(self.layout.block_BL, sigma_BL)[row_RW, at_RW]
+        past = cache.past(row_R, self.layout, column_RW.amax(1))
+        layout = Layout(
+            real_RW.long(), self.layout.position_BL[row_RW, at_RW], self.layout.block_BL[row_RW, at_RW], stream_RW, past
+        )
+        sigma_RW = torch.where(real_RW, sigma_BL[row_RW, at_RW], 0.0)
+        logits_NV, live_RW = self.live(x_BLE[row_RW, at_RW], sigma_RW, layout, x0_BLE[row_RW, at_RW])
+        cache.keep(past, row_R, column_RW, real_RW & (stream_RW == CLEAN))
+        closed_RW = self.closed_B[row_R, None].expand_as(live_RW)
+        logits_NV[closed_RW[live_RW], EOS] = -torch.inf
+        return logits_NV
+
+    def live(self, x_RWE: Tensor, sigma_RW: Tensor, layout: Layout, x0_RWE: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the noisy positions, without tokens that are never written, and where they are."""
+        self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
+        logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE)
+        logits_NV[:, [BOS, PAD, UNK]] = -torch.inf
+        return logits_NV, live_RW
 
 
 def finished_blocks(block_BL: Tensor, sigma_BL: Tensor) -> Tensor:
@@ -237,16 +286,3 @@ def finished_blocks(block_BL: Tensor, sigma_BL: Tensor) -> Tensor:
     noisy_BK = torch.zeros(block_BL.shape[0], int(block_BL.max()) + 1, device=block_BL.device)
     noisy_BK = noisy_BK.scatter_add(1, block_BL, (sigma_BL > 0).float())
     return torch.where(noisy_BK.gather(1, block_BL) > 0, NOISY, CLEAN)
-
-
-def finish_rows(state: State, free_BL: Tensor, segment_BL: Tensor) -> None:
-    """End open rows at the ``</s>`` they have written: what follows becomes padding."""
-    column_L = torch.arange(free_BL.shape[1], device=free_BL.device)
-    ended_BL = free_BL & (state.sigma_BL == 0) & (state.ids_BL == EOS)
-    end_B = torch.where(ended_BL, column_L + 1, state.length_B[:, None]).amin(1)
-    beyond_BL = column_L >= end_B[:, None]
-    state.length_B.copy_(end_B)
-    state.ids_BL[beyond_BL] = PAD
-    state.sigma_BL[beyond_BL] = 0
-    free_BL &= ~beyond_BL
-    segment_BL[beyond_BL] = 0

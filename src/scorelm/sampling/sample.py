@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from scorelm.model.scorelm import ScoreLM
 from scorelm.noise.path import make_path
+from scorelm.sampling.choose import CHOICES
 from scorelm.sampling.generate import Options, StepRecord, generate
+from scorelm.sampling.guidance import Guidance
+from scorelm.sampling.halting import make_halting
 from scorelm.sampling.solver import make_solver
 from scorelm.text.conditioning import Template, blank_template, prompt_template
 
@@ -47,7 +51,55 @@ def run(
     return [Sample(*parts) for parts in zip(decoded, rows, seeds, nfe, strict=True)]
 
 
-DEFAULT_PATH, DEFAULT_SOLVER, DEFAULT_STEPS = "uniform", "posterior", 64
+def options(
+    path: str = "uniform",
+    solver: str = "posterior",
+    steps: int = 64,
+    halt: str | None = None,
+    guidance: float = 1.0,
+    self_guidance: float = 1.0,
+    **filters: float,
+) -> Options:
+    """How to generate, in words and numbers: the keyword options of `sample` and `infill`.
+
+    Args:
+        path: ``uniform``, ``ramp:SLOPE``, ``blocks:SIZE``, ``shuffled``, ``confidence:NATS`` or ``entropy:NATS``.
+        solver: ``posterior:TOP_K,TOP_P``, ``renoise``, ``ancestral:ETA``, ``sde:CHURN,S_NOISE,S_MIN,S_MAX``, ``euler``,
+            ``heun`` or ``dpmpp_2m``; numbers may be left out.
+        steps: evaluations of the denoiser; ``blocks`` takes at least one a block, and guidance more.
+        halt: ``entropy:NATS``, ``patience:STEPS`` or ``kl:NATS`` ends rows early; None for not.
+        guidance: weight of classifier-free guidance by what is given; 1 is none.
+        self_guidance: weight of self-conditioning guidance; 1 is none.
+        filters: ``temperature``, ``top_k``, ``top_p``, ``score_temperature``; see
+            `scorelm.sampling.guidance.Guidance`.
+
+    Raises:
+        ValueError: a bad option.
+    """
+    halting = make_halting(halt) if halt else None
+    try:
+        guide = Guidance(guidance, self_guidance, **filters)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"no such option: {str(error).rpartition(' ')[2]}") from None
+    return Options(make_path(path), make_solver(solver), steps, guide, halting)
+
+
+def best(samples: Sequence[Sample], of: int, choose: str) -> list[Sample]:
+    """One out of every `of` samples in a row, at the price of all of them.
+
+    Raises:
+        ValueError: an unknown way to choose, or `of` below 1.
+    """
+    if of < 1 or choose not in CHOICES:
+        raise ValueError(f"choose the best of 1 or more by {' or '.join(CHOICES)}, got {of} by {choose!r}")
+    if of == 1:
+        return list(samples)
+    chosen = []
+    for start in range(0, len(samples), of):
+        group = samples[start : start + of]
+        one = group[CHOICES[choose]([sample.text for sample in group])]
+        chosen.append(replace(one, nfe=sum(sample.nfe for sample in group)))
+    return chosen
 
 
 def sample(
@@ -56,12 +108,12 @@ def sample(
     n: int = 1,
     *,
     length: int | None = None,
-    steps: int = DEFAULT_STEPS,
-    path: str = DEFAULT_PATH,
-    solver: str = DEFAULT_SOLVER,
-    temperature: float = 1.0,
+    max_length: int | None = None,
     seed: int = 0,
+    best_of: int = 1,
+    choose: str = "mbr",
     watch: Watch | None = None,
+    **how: Any,
 ) -> list[Sample]:
     """Continue each prompt `n` times.
 
@@ -71,58 +123,68 @@ def sample(
         n: samples for each prompt.
         length: tokens with both ends; by default drawn from the lengths of the training documents, except on
             ``blocks:1``, where the model ends the text itself.
-        steps: evaluations of the denoiser; ``blocks`` takes at least one a block.
-        path: ``uniform``, ``ramp:SLOPE`` or ``blocks:SIZE``.
-        solver: ``posterior``, ``ancestral:ETA`` or ``euler``.
-        temperature: divides the logits.
+        max_length: most tokens that ``blocks`` may write, by default the model's own longest; beyond it each block
+            sees as many positions back as the model was trained on.
         seed: row i has seed + i.
+        best_of: draw so many for each sample and keep one.
+        choose: by minimum Bayes risk (``mbr``), or the most frequent text (``vote``).
         watch: called with every `StepRecord`.
+        how: see `options`.
 
     Raises:
         ValueError: a prompt that doesn't fit, or a bad option.
     """
-    options = Options(make_path(path), make_solver(solver), steps, temperature)
-    closed = options.path.block != 1 or length is not None
-    repeated = [prompt for prompt in prompts for _ in range(n)]
+    chosen = options(**how)
+    closed = chosen.path.block != 1 or length is not None
+    longest = lm.max_length if max_length is None else max_length
+    if longest > lm.max_length:
+        if not chosen.path.block or chosen.guidance.weight != 1 or chosen.guidance.self_weight != 1:
+            raise ValueError(
+                f"the model was trained on at most {lm.max_length} tokens: only blocks, without guidance, go beyond"
+            )
+        chosen = replace(chosen, window=lm.max_length)
+    repeated = [prompt for prompt in prompts for _ in range(n * best_of)]
     seeds = [seed + i for i in range(len(repeated))]
     templates = [
-        prompt_template(prompt, lm.tokenizer, lm.lengths, length, closed, np.random.default_rng(s))
+        prompt_template(prompt, lm.tokenizer, lm.lengths, length, longest, closed, np.random.default_rng(s))
         for prompt, s in zip(repeated, seeds, strict=True)
     ]
-    return run(lm, templates, seeds, options, watch) if templates else []
+    return best(run(lm, templates, seeds, chosen, watch) if templates else [], best_of, choose)
 
 
 def infill(
     lm: ScoreLM,
-    text: str,
+    texts: str | Sequence[str],
     n: int = 1,
     *,
     blank_tokens: int | None = None,
-    steps: int = DEFAULT_STEPS,
-    path: str = "uniform",
-    solver: str = DEFAULT_SOLVER,
-    temperature: float = 1.0,
     seed: int = 0,
+    best_of: int = 1,
+    choose: str = "mbr",
     watch: Watch | None = None,
+    **how: Any,
 ) -> list[Sample]:
-    """Fill every ``____`` in `text` in `n` ways; the options are those of `sample`.
+    """Fill every ``____`` in each text in `n` ways.
 
     Args:
         lm: the model.
-        text: text with blanks.
+        texts: one text with blanks, or several.
         n: number of ways.
         blank_tokens: tokens in each blank; by default the length is drawn from those of the training documents.
-        steps: evaluations of the denoiser.
-        path: as for `sample`; on ``blocks`` a blank does not see what is given in later blocks.
-        solver: as for `sample`.
-        temperature: divides the logits.
         seed: row i has seed + i.
+        best_of: draw so many for each sample and keep one.
+        choose: by minimum Bayes risk (``mbr``), or the most frequent text (``vote``).
         watch: called with every `StepRecord`.
+        how: see `options`; on ``blocks`` a blank does not see what is given in later blocks.
 
     Raises:
         ValueError: no blank, a text that doesn't fit, or a bad option.
     """
-    options = Options(make_path(path), make_solver(solver), steps, temperature)
-    seeds = [seed + i for i in range(n)]
-    templates = [blank_template(text, lm.tokenizer, lm.lengths, blank_tokens, np.random.default_rng(s)) for s in seeds]
-    return run(lm, templates, seeds, options, watch) if templates else []
+    chosen = options(**how)
+    repeated = [text for text in ([texts] if isinstance(texts, str) else texts) for _ in range(n * best_of)]
+    seeds = [seed + i for i in range(len(repeated))]
+    templates = [
+        blank_template(text, lm.tokenizer, lm.lengths, blank_tokens, np.random.default_rng(s))
+        for text, s in zip(repeated, seeds, strict=True)
+    ]
+    return best(run(lm, templates, seeds, chosen, watch) if templates else [], best_of, choose)

@@ -6,14 +6,16 @@ noise, at sigma 0 it is an embedding. A step to the level a position already has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from scorelm.noise.path import parse_call
+from scorelm.sampling.guidance import keep_likeliest
 
 
 class Draws(Protocol):
@@ -26,6 +28,13 @@ class Draws(Protocol):
         """Token ids [N] drawn from softmax(logits)."""
 
 
+class Estimate(NamedTuple):
+    """A clean estimate and the level that it was made at."""
+
+    x0_NE: Tensor
+    sigma_N: Tensor
+
+
 @dataclass(frozen=True)
 class Step:
     """A step of N positions from `sigma_N` to `target_N` (0 <= target <= sigma <= inf, target finite)."""
@@ -34,8 +43,15 @@ class Step:
     sigma_N: Tensor
     target_N: Tensor
     logits_NV: Tensor
+    """Logits of the posterior at `x_NE` and `sigma_N`."""
     table_VE: Tensor
     draws: Draws
+    denoise: Callable[[Tensor, Tensor], Tensor] | None = None
+    """``(x_NE, sigma_N) -> logits_NV``: a further evaluation, at another state of the same positions."""
+    before: Estimate | None = None
+    """Each position's estimate of the step before, at sigma inf where there was none."""
+    score_temperature: float = 1.0
+    """Divides the score."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +62,37 @@ class Solver:
         name: how it is written, with its argument.
         move: the new x [N, E] of a `Step`.
         stochastic: whether a position that finishes draws its token from the posterior or takes the likeliest.
+        evaluations: of the denoiser in a step.
+        churn: ``churn(sigma_N, steps)``: the level, at or above sigma_N, that noise is added up to before a step.
+        churn_noise: standard deviation of that noise, 1 in theory.
     """
 
     name: str
     move: Callable[[Step], Tensor]
     stochastic: bool
+    evaluations: int = 1
+    churn: Callable[[Tensor, int], Tensor] | None = None
+    churn_noise: float = 1.0
+
+
+def tempered(step: Step, x0_NE: Tensor, x_NE: Tensor, sigma_N: Tensor) -> Tensor:
+    """The clean estimate whose score is that of `x0_NE` over the score temperature, [N, E].
+
+    The score ``(x0 - x) / sigma^2`` divided by T is the score of ``x + (x0 - x) / T``; at sigma inf there is none.
+    """
+    if step.score_temperature == 1:
+        return x0_NE
+    return torch.where(sigma_N[:, None].isinf(), x0_NE, x_NE + (x0_NE - x_NE) / step.score_temperature)
+
+
+def clean_estimate(step: Step, x_NE: Tensor, sigma_N: Tensor, logits_NV: Tensor) -> Tensor:
+    """Score interpolation ``x0 = softmax(logits) @ table``, [N, E], tempered."""
+    return tempered(step, logits_NV.softmax(-1) @ step.table_VE, x_NE, sigma_N)
+
+
+def clean_here(step: Step) -> Tensor:
+    """`clean_estimate` at the state that the step starts from."""
+    return clean_estimate(step, step.x_NE, step.sigma_N, step.logits_NV)
 
 
 def towards(step: Step, x0_NE: Tensor, eta: float) -> Tensor:
@@ -69,17 +111,60 @@ def towards(step: Step, x0_NE: Tensor, eta: float) -> Tensor:
     return moved_NE + up_N1 * step.draws.normal() if eta else moved_NE
 
 
-def posterior_mean(step: Step) -> Tensor:
-    """Score interpolation: ``softmax(logits) @ table``, [N, E]."""
-    return step.logits_NV.softmax(-1) @ step.table_VE
+def euler_step(step: Step) -> Tensor:
+    """One Euler step of the probability flow ``dx = (x - x0) / sigma dsigma``."""
+    return towards(step, clean_here(step), 0.0)
 
 
 def euler() -> Solver:
-    """Deterministic Euler step of the probability-flow ODE ``dx = (x - x0) / sigma dsigma`` (= DDIM).
+    """Deterministic Euler step of the probability-flow ODE (= DDIM).
 
     Right for paths that are fixed in advance; biased where the levels depend on the state.
     """
-    return Solver("euler", lambda step: towards(step, posterior_mean(step), 0.0), stochastic=False)
+    return Solver("euler", euler_step, stochastic=False)
+
+
+def heun_step(step: Step) -> Tensor:
+    """Euler, then the trapezoid rule with the slope at the far end (EDM, arXiv 2206.00364, Alg. 1).
+
+    As there, a step to 0 is Euler's; so is the one from inf, where a slope has no meaning.
+    """
+    euler_NE = euler_step(step)
+    inner_N = (step.target_N > 0) & (step.target_N < step.sigma_N) & step.sigma_N.isfinite()
+    if step.denoise is None or not inner_N.any():
+        return euler_NE
+    inner_N1 = inner_N[:, None]
+    x_NE, sigma_N = torch.where(inner_N1, euler_NE, step.x_NE), torch.where(inner_N, step.target_N, step.sigma_N)
+    far_NE = clean_estimate(step, x_NE, sigma_N, step.denoise(x_NE, sigma_N))
+    safe_N1, safe_target_N1 = (torch.where(inner_N, t, 1.0)[:, None] for t in (step.sigma_N, step.target_N))
+    slope_NE = ((step.x_NE - clean_here(step)) / safe_N1 + (euler_NE - far_NE) / safe_target_N1) / 2
+    return torch.where(inner_N1, step.x_NE + (safe_target_N1 - safe_N1) * slope_NE, euler_NE)
+
+
+def heun() -> Solver:
+    """Heun's second-order step of the probability flow: two evaluations. Biased on adaptive paths, as `euler` is."""
+    return Solver("heun", heun_step, stochastic=False, evaluations=2)
+
+
+def dpmpp_2m() -> Solver:
+    """Second-order multistep DPM-Solver++ (arXiv 2211.01095, Alg. 2) in variance-exploding form, ``t = -log sigma``.
+
+    The estimate is extrapolated from the step before, ``x0 + (x0 - x0_before) / 2r`` with r the ratio of the two
+    steps in t; where there was none, the step is Euler's. One evaluation. Biased on adaptive paths, as `euler` is.
+    """
+
+    def move(step: Step) -> Tensor:
+        if step.before is None:
+            return euler_step(step)
+        x0_NE = step.logits_NV.softmax(-1) @ step.table_VE
+        before_N = step.before.sigma_N
+        known_N = before_N.isfinite() & (before_N > step.sigma_N) & (step.target_N > 0)
+        ratio_N = (step.sigma_N / step.target_N).log() / (before_N / step.sigma_N).log()
+        half_N1 = torch.where(known_N, ratio_N / 2, 0.0)[:, None]
+        ahead_NE = x0_NE + half_N1 * (x0_NE - step.before.x0_NE)
+        return towards(step, tempered(step, ahead_NE, step.x_NE, step.sigma_N), 0.0)
+
+    return Solver("dpmpp_2m", move, stochastic=False)
 
 
 def ancestral(eta: float = 1.0) -> Solver:
@@ -89,27 +174,71 @@ def ancestral(eta: float = 1.0) -> Solver:
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"ancestral needs an eta from 0 to 1, got {eta:g}")
-    return Solver(f"ancestral:{eta:g}", lambda step: towards(step, posterior_mean(step), eta), stochastic=True)
+
+    def move(step: Step) -> Tensor:
+        return towards(step, clean_here(step), eta)
+
+    return Solver(f"ancestral:{eta:g}", move, stochastic=True)
 
 
-def posterior() -> Solver:
+def sde(churn: float = 40.0, s_noise: float = 1.0, s_min: float = 0.0, s_max: float = math.inf) -> Solver:
+    """EDM's stochastic sampler (arXiv 2206.00364, Alg. 2): noise is added before each step of `heun`.
+
+    The level rises to ``sigma (1 + gamma)`` with ``gamma = min(churn / steps, sqrt(2) - 1)`` where sigma is within
+    [s_min, s_max], by noise of standard deviation `s_noise`. On adaptive paths the added noise costs an evaluation.
+    """
+    if not (0 <= churn < math.inf and 0 <= s_noise < math.inf and 0 <= s_min <= s_max):
+        raise ValueError(
+            "sde needs churn and s_noise of 0 or more and s_min up to s_max, "
+            f"got {churn:g},{s_noise:g},{s_min:g},{s_max:g}"
+        )
+
+    def raised(sigma_N: Tensor, steps: int) -> Tensor:
+        gamma = min(churn / steps, math.sqrt(2) - 1)
+        return torch.where((sigma_N >= s_min) & (sigma_N <= s_max), sigma_N * (1 + gamma), sigma_N)
+
+    name = f"sde:{churn:g},{s_noise:g},{s_min:g},{s_max:g}"
+    return Solver(name, heun_step, stochastic=True, evaluations=2, churn=raised, churn_noise=s_noise)
+
+
+def drawn(step: Step, top_k: float, top_p: float) -> Tensor:
+    """Embeddings of tokens drawn from the posterior, [N, E]."""
+    return step.table_VE[step.draws.token(keep_likeliest(step.logits_NV, top_k, top_p))]
+
+
+def posterior(top_k: float = 0, top_p: float = 1.0) -> Solver:
     """Draw the clean token from the posterior, then step towards its embedding with fresh noise.
 
     Exact for one position at any step size; its only error is that the tokens of one step are drawn independently.
+    The draw may be limited to the `top_k` likeliest tokens (0: all) or those that make up `top_p` of the probability.
+    """
+    keep_likeliest(torch.zeros(1, 1), top_k, top_p)  # refuse what is out of range now
+    name = "posterior" if (top_k, top_p) == (0, 1.0) else f"posterior:{top_k:g},{top_p:g}"
+    return Solver(name, lambda step: towards(step, drawn(step, top_k, top_p), 1.0), stochastic=True)
+
+
+def renoise() -> Solver:
+    """Draw the clean token from the posterior, then noise its embedding afresh to the next level.
+
+    Forgets the state but for the token, so it is exact for one position, as `posterior` is, and changes its mind more.
     """
 
     def move(step: Step) -> Tensor:
-        return towards(step, step.table_VE[step.draws.token(step.logits_NV)], 1.0)
+        still_N1 = (step.target_N == step.sigma_N)[:, None]
+        fresh_NE = drawn(step, 0, 1.0) + step.target_N[:, None] * step.draws.normal()
+        return torch.where(still_N1, step.x_NE, fresh_NE)
 
-    return Solver("posterior", move, stochastic=True)
+    return Solver("renoise", move, stochastic=True)
 
 
-SOLVERS: dict[str, Callable[..., Solver]] = {"euler": euler, "ancestral": ancestral, "posterior": posterior}
-"""Every solver by name; each takes at most one number."""
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    s.__name__: s for s in (euler, heun, dpmpp_2m, ancestral, sde, posterior, renoise)
+}
+"""Every solver by name, with the numbers it takes."""
 
 
 def make_solver(text: str) -> Solver:
-    """The solver written as ``name`` or ``name:number``, such as ``ancestral:0.5``.
+    """The solver written as ``name`` or with its numbers, such as ``ancestral:0.5`` or ``posterior:50,0.9``.
 
     Raises:
         ValueError: unknown name or bad argument.

@@ -39,6 +39,7 @@ def prompt_template(
     tokenizer: Tokenizer,
     lengths: Sequence[int],
     length: int | None,
+    longest: int,
     closed: bool,
     rng: np.random.Generator,
 ) -> Template:
@@ -49,6 +50,7 @@ def prompt_template(
         tokenizer: of the model.
         lengths: histogram of document lengths.
         length: length in tokens with both ends; drawn from the histogram when None.
+        longest: most tokens with both ends.
         closed: whether the length is fixed, ending in ``</s>``; otherwise all positions after the prompt are free.
         rng: for the length.
 
@@ -56,17 +58,17 @@ def prompt_template(
         ValueError: the prompt does not fit.
     """
     head: Template = [BOS, *tokenizer.encode(prompt)]
-    if length is not None and not len(head) + 1 <= length <= len(lengths) - 1:
+    if length is not None and not len(head) + 1 <= length <= longest:
         raise ValueError(
             f"length {length} does not fit: the prompt takes {len(head) + 1} tokens with its ends, "
-            f"the model was trained on at most {len(lengths) - 1}"
+            f"and at most {longest} can be written"
         )
-    shortest = len(head) + (2 if closed else 1)
-    if length is None:
-        length = draw_length(lengths, min(shortest, max(len(lengths) - 1, len(head) + 1)), rng)
-        length = length if closed else len(lengths) - 1
-    free = length - len(head)
-    return head + [None] * (free - 1) + [EOS if closed else None] if free else head
+    if len(head) >= longest:
+        raise ValueError(f"the prompt takes {len(head) + 1} tokens with its ends, and at most {longest} can be written")
+    if length is None and closed:
+        length = draw_length(lengths, min(len(head) + 2, longest), rng)
+    free = (longest if length is None else length) - len(head)
+    return head + [None] * (free - 1) + [EOS if closed else None]
 
 
 def blank_template(
@@ -90,7 +92,8 @@ def blank_template(
         raise ValueError(f"no blank in {text!r}: write ____ where text is to be filled in")
     if blank_tokens is not None and blank_tokens < 1:
         raise ValueError(f"a blank takes 1 token or more, got {blank_tokens}")
-    given = [tokenizer.encode(piece.strip()) for piece in pieces]
+    first, *later = pieces
+    given = [tokenizer.encode(first.strip()), *(tokenizer.encode_inside(piece.rstrip()) for piece in later)]
     blanks, fixed = len(pieces) - 1, sum(map(len, given)) + 2
     if blank_tokens is None:
         total = draw_length(lengths, fixed + blanks, rng)

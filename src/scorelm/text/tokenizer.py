@@ -143,6 +143,18 @@ class Tokenizer:
         ids: list[int] = self._processor.encode(text)
         return ids
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Return the token ids of a text that stands behind other text: no space is put before its first word.
+
+        A digit stands in for what comes before, since digits are tokens of their own (in a foreign model that
+        merges them, the space stays).
+        """
+        ids = self.encode("0" + text)
+        for before in (1, 2):
+            if "".join(self.pieces(ids[:before])) in ("0", "▁0"):
+                return ids[before:]
+        return self.encode(text)
+
     def encode_document(self, text: str) -> list[int]:
         """Return the token ids of a text between ``<s>`` and ``</s>``."""
         return [BOS, *self.encode(text), EOS]

@@ -1,24 +1,17 @@
-"""The verbs of the command line: the options of each, and what it does with them."""
+"""The verbs that train: ``train``, ``demo`` and ``tokenizer``."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from scorelm.config import Recipe, load_recipe, named, to_toml
-
-if TYPE_CHECKING:
-    from scorelm.model.scorelm import ScoreLM
-
-DEFAULT_MODEL = Path("runs/demo/model")
-Model = Annotated[Path, Positional, arg(metavar="MODEL")]
+from scorelm.config import Recipe, load_recipe, to_toml
 
 
 @dataclass(frozen=True)
@@ -58,60 +51,6 @@ class TrainTokenizer:
     """Tokens, the special ones and digits included."""
     byte_fallback: bool = True
     """Spell unknown characters in bytes, so that any text round-trips."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How to generate."""
-
-    n: Annotated[int, named("n", "-n")] = 4
-    """Samples."""
-    steps: int = 64
-    """Evaluations of the model; blocks takes at least one a block."""
-    path: str = "uniform"
-    """Order in which noise is removed: uniform, ramp:SLOPE (earlier first) or blocks:SIZE (left to right)."""
-    solver: str = "posterior"
-    """posterior, ancestral:ETA or euler."""
-    temperature: float = 1.0
-    """Divides the logits: below 1 is safer and less varied."""
-    seed: int = 0
-    """Sample i uses seed + i."""
-    json: bool = False
-    """Print a JSON list of {text, ids, seed, nfe}."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Generate texts, from nothing or from a prompt."""
-
-    model: Model = DEFAULT_MODEL
-    """Model directory or hub name."""
-    prompt: str = ""
-    """Text that every sample starts with."""
-    length: int | None = None
-    """Tokens with both ends; by default drawn from the lengths of the training text."""
-    how: Annotated[Generation, arg(name="")] = Generation()
-
-
-@dataclass(frozen=True)
-class Infill:
-    """Fill the blanks in a text, each written as four underscores."""
-
-    model_and_text: Annotated[tuple[str, ...], Positional, arg(metavar="[MODEL] TEXT")]
-    """Model directory or hub name (runs/demo/model when left out), then the text with ____ blanks."""
-    blank_tokens: int | None = None
-    """Tokens in each blank; by default drawn so that the length suits the training text."""
-    how: Annotated[Generation, arg(name="")] = Generation()
-
-
-@dataclass(frozen=True)
-class Info:
-    """Say what a model or a run is."""
-
-    model: Model = DEFAULT_MODEL
-    """Model directory, hub name or run directory."""
-    json: bool = False
-    """Print JSON."""
 
 
 def train(options: Train) -> int:
@@ -211,81 +150,3 @@ def train_tokenizer(options: TrainTokenizer) -> int:
     tokenizer.save(options.out / "tokenizer.model")
     print(f"{options.out / 'tokenizer.model'}: {tokenizer.vocab_size:,} tokens", file=sys.stderr)
     return 0
-
-
-def open_model(path: Path | str) -> ScoreLM:
-    """A model by directory or hub name; a run directory stands for its model."""
-    from scorelm.model.scorelm import ScoreLM
-
-    if path == DEFAULT_MODEL and not DEFAULT_MODEL.is_dir():
-        raise ValueError(f"{DEFAULT_MODEL} is not there yet: name a model, or run scorelm demo")
-    inside = Path(path) / "model"
-    return ScoreLM.from_pretrained(inside if (inside / "config.json").is_file() else path)
-
-
-def settings(how: Generation) -> dict[str, Any]:
-    """The options of generation that the Python API takes under the same names."""
-    return {k: v for k, v in asdict(how).items() if k != "json"}
-
-
-def show(samples: list[Any], as_json: bool) -> int:
-    """Print samples on stdout, a line each or as JSON."""
-    if as_json:
-        print(json.dumps([asdict(sample) for sample in samples], ensure_ascii=False, indent=2))
-    else:
-        print("\n".join(sample.text for sample in samples))
-    return 0
-
-
-def sample(options: Sample) -> int:
-    """Generate and print."""
-    lm = open_model(options.model)
-    return show(lm.generate([options.prompt], length=options.length, **settings(options.how)), options.how.json)
-
-
-def infill(options: Infill) -> int:
-    """Fill in blanks and print."""
-    words = options.model_and_text
-    if len(words) not in (1, 2):
-        raise ValueError("give [MODEL] and one text in quotes")
-    lm = open_model(words[0] if len(words) == 2 else DEFAULT_MODEL)
-    return show(lm.infill(words[-1], blank_tokens=options.blank_tokens, **settings(options.how)), options.how.json)
-
-
-def info(options: Info) -> int:
-    """Describe a model."""
-    lm = open_model(options.model)
-    size = lm.config.size
-    facts = {
-        "parameters": lm.parameters_count,
-        **size._asdict(),
-        "embedding_dim": lm.config.embedding_dim,
-        "noise_conditioning": lm.config.noise_conditioning,
-        "vocab_size": lm.tokenizer.vocab_size,
-        "max_length": lm.max_length,
-        "schedule": type(lm.schedule).__name__.lower(),
-        "sigma_min": lm.schedule.sigma_min,
-        "sigma_max": lm.schedule.sigma_max,
-        **lm.provenance.model_dump(),
-    }
-    if options.json:
-        print(json.dumps(facts, indent=2))
-    else:
-        for name, value in facts.items():
-            print(
-                f"{name.replace('_', ' '):<20} {value:,}"
-                if isinstance(value, int)
-                else f"{name.replace('_', ' '):<20} {value}"
-            )
-    return 0
-
-
-VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "demo": (Demo, demo),
-    "train": (Train, train),
-    "tokenizer": (TrainTokenizer, train_tokenizer),
-    "sample": (Sample, sample),
-    "infill": (Infill, infill),
-    "info": (Info, info),
-}
-"""The options and the action of every verb; an action returns the exit code."""

@@ -1,0 +1,67 @@
+"""Keys and values of finished blocks, computed once: what makes the `blocks` path cost one block a step.
+
+A clean block sees itself and the clean blocks before it, so nothing that is written later changes its keys and values
+(block diffusion, arXiv 2503.09573). Every row stands at its own block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scorelm.model.attention import CLEAN, Layout, Past
+
+
+class BlockCache:
+    """Keys and values by layer, row and column.
+
+    Args:
+        layers: of the trunk.
+        heads: of each layer.
+        head_dim: size of a head.
+        window: how many positions back a block sees; 0 for all.
+        shape: (rows, columns).
+        device: where the model is.
+    """
+
+    def __init__(
+        self, layers: int, heads: int, head_dim: int, window: int, shape: torch.Size, device: torch.device
+    ) -> None:
+        size = (*shape, heads, head_dim)
+        self.window = window
+        self.keys = [torch.zeros(size, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(size, device=device) for _ in range(layers)]
+        self.held_BL = torch.zeros(shape, dtype=torch.bool, device=device)
+
+    def place(self, reach_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions within reach that are not held: rows [R], and their columns [R, W], -1 where a row has fewer."""
+        todo_BL = reach_BL & ~self.held_BL & self.within_window(reach_BL.sum(1) - 1)
+        row_R = todo_BL.any(1).nonzero().squeeze(1)
+        count_R, first_R = todo_BL[row_R].sum(1), todo_BL[row_R].int().argmax(1)
+        offset_W = torch.arange(int(count_R.max()), device=reach_BL.device)
+        return row_R, torch.where(offset_W < count_R[:, None], first_R[:, None] + offset_W, -1)
+
+    def past(self, row_R: Tensor, layout: Layout, last_R: Tensor) -> Past:
+        """What the rows `row_R` have behind them, as far as the window reaches back from column `last_R`."""
+        held_RC = self.held_BL[row_R] & self.within_window(last_R)
+        used_L = held_RC.any(0).nonzero().squeeze(1)
+        part = slice(int(used_L.min()), int(used_L.max()) + 1) if len(used_L) else slice(0, 0)
+        held_RC = held_RC[:, part]
+        behind = Layout(
+            held_RC.long(), layout.position_BL[row_R, part], layout.block_BL[row_R, part],
+            torch.full_like(layout.stream_BL[row_R, part], CLEAN),
+        )  # fmt: skip
+        return Past(behind, [k[row_R, part] for k in self.keys], [v[row_R, part] for v in self.values])
+
+    def within_window(self, last_R: Tensor) -> Tensor:
+        """Columns that the window reaches back to from `last_R`: [R, L] bool."""
+        column_L = torch.arange(self.held_BL.shape[1], device=last_R.device)
+        return column_L > last_R[:, None] - (self.window or len(column_L))
+
+    def keep(self, past: Past, row_R: Tensor, column_RW: Tensor, clean_RW: Tensor) -> None:
+        """Hold the keys and values that a forward pass has computed, at the positions that are clean for good."""
+        rows_N, columns_N = row_R[:, None].expand_as(column_RW)[clean_RW], column_RW[clean_RW]
+        for layer, (k_RWHK, v_RWHK) in enumerate(past.new):
+            self.keys[layer][rows_N, columns_N] = k_RWHK[clean_RW].to(self.keys[layer].dtype)
+            self.values[layer][rows_N, columns_N] = v_RWHK[clean_RW].to(self.values[layer].dtype)
+        self.held_BL[rows_N, columns_N] = True
