@@ -93,7 +93,20 @@ def test_infill_keeps_what_is_given(run: Path) -> None:
         assert "_" not in sample["text"]
 
 
-def test_info_describes_a_model(run: Path) -> None:
+def test_every_option_of_generation_runs(run: Path, tmp_path: Path) -> None:
+    done = scorelm(
+        "sample", str(run), "-n", "2", "--steps", "6", "--prompt", "Ruth", "--json", "--path", "confidence:0.2",
+        "--solver", "ancestral", "--temperature", "0.8", "--top-k", "40", "--top-p", "0.95", "--guidance", "1.5",
+        "--self-guidance", "1.2", "--score-temperature", "0.9", "--halt", "entropy:0.01", "--best-of", "2",
+        "--choose", "vote", "--film", str(tmp_path / "film.html"), "--watch",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    samples = json.loads(done.stdout)
+    assert len(samples) == 2 and all(s["text"].startswith("Ruth") for s in samples)
+    assert "</html>" in (tmp_path / "film.html").read_text(encoding="utf-8")
+
+
+def test_info_describes_a_modeldef test_info_describes_a_model(run: Path) -> None:
     assert "parameters" in scorelm("info", str(run)).stdout
     facts = json.loads(scorelm("info", str(run / "model"), "--json").stdout)
     assert (facts["dim"], facts["layers"], facts["vocab_size"], facts["max_length"], facts["steps"]) == (
@@ -142,6 +155,9 @@ def bad_inputs(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "bad path": (["sample", str(run), "--path", "zigzag"], "zigzag"),
         "bad solver": (["sample", str(run), "--solver", "ancestral:7"], "ancestral"),
         "bad temperature": (["sample", str(run), "--temperature", "0"], "temperature"),
+        "bad film": (["sample", str(run), "--film", "film.avi"], "film.avi"),
+        "bad halting": (["sample", str(run), "--halt", "never"], "never"),
+        "no score": (["sample", str(run), "--score-temperature", "0.5"], "temperature"),
         "no blank": (["infill", str(run), "no blank here"], "____"),
         "no model": (["sample", str(folder / "nowhere")], "nowhere"),
         "another shape": (["sample", str(folder / "shape")], "model.safetensors"),
@@ -159,7 +175,7 @@ def bad(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
 @pytest.mark.parametrize("kind", [
     "missing file", "empty corpus", "not UTF-8", "only long lines", "vocabulary too large", "unknown extension",
     "missing column", "unknown recipe", "run exists", "nothing to resume", "two budgets", "prompt too long",
-    "length too long", "bad path", "bad solver", "bad temperature", "no blank", "no model", "another shape",
+    "length too long", "bad film", "bad halting", "no score", "bad path", "bad solver", "bad temperature", "no blank", "no model", "another shape",
     "damaged weights", "unknown verb", "bad tokenizer",
 ])  # fmt: skip
 def test_bad_input_gets_one_line_and_exit_code_2(bad: dict[str, tuple[list[str], str]], kind: str) -> None:

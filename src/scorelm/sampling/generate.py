@@ -155,15 +155,15 @@ class Sampler:
             Estimate(state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL]),
             self.options.guidance.score_temperature,
         )  # fmt: skip
-        state.before_x0_BLE[moving_BL] = logits_MV.softmax(-1) @ self.table_VE
-        state.before_sigma_BL[moving_BL] = now.sigma_N
-        x_ME = solver.move(now)
-        ids_M = draws.token(logits_MV) if solver.stochastic else logits_MV.argmax(-1)
-        finishing_M = target_M == 0
-        ids_M = torch.where(finishing_M, ids_M, state.ids_BL[moving_BL])
-        state.x_BLE[moving_BL] = torch.where(finishing_M[:, None], self.table_VE[ids_M], x_ME)
-        state.ids_BL[moving_BL] = ids_M
+        state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL] = state.x0_BLE[moving_BL], now.sigma_N
+        state.x_BLE[moving_BL] = solver.move(now)
         state.sigma_BL[moving_BL] = target_M
+        finishing_BL = moving_BL & (state.sigma_BL == 0)
+        if finishing_BL.any():
+            if solver.stochastic:
+                draws = RowDraws(self.generators, finishing_BL, self.table_VE.shape[1])
+                state.ids_BL[finishing_BL] = draws.token(logits_MV[target_M == 0])
+            state.x_BLE[finishing_BL] = self.table_VE[state.ids_BL[finishing_BL]]
         self.seen = None
 
     def add_noise(self, moving_BL: Tensor, draws: RowDraws) -> None:
@@ -191,10 +191,10 @@ class Sampler:
         reach_BL = self.reach(moving_BL)
         open_BL = reach_BL & (state.sigma_BL > 0)
         logits_NV = self.posterior(state.x_BLE, state.sigma_BL, reach_BL)
-        log_NV = logits_NV.log_softmax(-1)
-        x0_NE = log_NV.exp() @ self.table_VE
+        probability_NV = logits_NV.softmax(-1)
+        x0_NE = probability_NV @ self.table_VE
         self.entropy_BL, self.change_BL = torch.zeros_like(state.sigma_BL), torch.zeros_like(state.sigma_BL)
-        self.entropy_BL[open_BL] = -(log_NV.exp() * log_NV).nan_to_num(nan=0.0).sum(-1)
+        self.entropy_BL[open_BL] = torch.special.entr(probability_NV).sum(-1)
         self.change_BL[open_BL] = (x0_NE - state.x0_BLE[open_BL]).norm(dim=-1) / self.denoiser.embedding.norm
         state.x0_BLE[open_BL] = x0_NE
         state.ids_BL[open_BL] = logits_NV.argmax(-1)

@@ -43,7 +43,8 @@ class Guidance:
 
     def filtered(self, logits_NV: Tensor) -> Tensor:
         """Temperature, then top-k, then top-p."""
-        return keep_likeliest(logits_NV / self.temperature, self.top_k, self.top_p)
+        tempered_NV = logits_NV if self.temperature == 1 else logits_NV / self.temperature
+        return keep_likeliest(tempered_NV, self.top_k, self.top_p)
 
 
 def guided(logits_NV: Tensor, other_NV: Tensor, weight: float) -> Tensor:

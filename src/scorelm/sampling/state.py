@@ -90,9 +90,9 @@ class RowDraws:
         return self._rows(lambda n, g: torch.randn(n, self.dim, generator=g))
 
     def token(self, logits_NV: Tensor) -> Tensor:
-        """Inverse-transform draws in float64."""
+        """Inverse-transform draws, summed in float64."""
         u_N = self._rows(lambda n, g: torch.rand(n, dtype=torch.float64, generator=g))
-        total_NV = logits_NV.double().softmax(-1).cumsum(-1)
+        total_NV = logits_NV.softmax(-1).cumsum(-1, dtype=torch.float64)
         ids_N = torch.searchsorted(total_NV, u_N[:, None] * total_NV[:, -1:], right=True).squeeze(1)
         return ids_N.clamp(max=logits_NV.shape[1] - 1)
 

@@ -29,7 +29,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train on the embedded King James Bible for a few minutes, then print verses and infilled sentences."""
+    """Train on the embedded King James Bible for a few minutes, then print verses, fill in blanks and write a film."""
 
     out: Path = Path("runs/demo")
     """Run directory; one that is there already is replaced."""
@@ -110,17 +110,21 @@ def demo(options: Demo) -> int:
     if code:
         return code
     from scorelm.model.scorelm import ScoreLM
+    from scorelm.viz.film import Film
 
     lm = ScoreLM.from_pretrained(options.out / "model")
+    film = Film(lm.tokenizer, norm=lm.denoiser.embedding.norm, title=DEMO_SAMPLES[-1][0])
     for title, settings in DEMO_SAMPLES:
         print(f"\n{title}\n  scorelm sample {options.out / 'model'} {flags(settings)}")
-        for sample in lm.generate(**settings):
+        for sample in lm.generate(**settings, watch=film):  # each starts the film over: the last one stays
             print(f"    {sample.text}")
+    film.save(options.out / "film.html")
     print(f"\nFilling in blanks\n  scorelm infill {options.out / 'model'} 'TEXT WITH ____ BLANKS'")
     for text in DEMO_BLANKS:
         print(f"    {text}\n    {lm.infill(text, temperature=0.8)[0].text}")
     model = options.out / "model"
-    print(f"\nThe model is in {model}. Try:\n  scorelm sample {model} --prompt 'And God said'")
+    print(f"\nA film of the last {DEMO_SAMPLES[-1][1]['n']} verses, for a browser: {options.out / 'film.html'}")
+    print(f"The model is in {model}. Try:\n  scorelm sample {model} --prompt 'And God said'")
     print(f"  scorelm train --out {options.out} --resume --minutes 60   # go on training")
     return 0
 

@@ -1,0 +1,152 @@
+"""Frames of a film: what every position says after a step, how noisy it is, and how sure the model is of it.
+
+Films, stills and the live view in the terminal are all drawn from these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+
+if TYPE_CHECKING:
+    from scorelm.sampling.generate import StepRecord
+
+Array = NDArray[Any]
+Kind = Literal["word", "control", "byte", "blank"]
+
+BYTE = re.compile("<0x([0-9A-F]{2})>")
+PICTURES = {
+    **{code: chr(0x2400 + code) for code in range(32)},
+    **dict.fromkeys(range(0x7F, 0xA0), "\ufffd"),
+    ord("\t"): "⇥",
+    ord("\n"): "↵",
+    ord("▁"): " ",
+}
+"""What stands for the characters that would move the cursor of a terminal or break a line."""
+
+
+class Token(NamedTuple):
+    """A token as it is shown."""
+
+    text: str
+    """May be empty: the later bytes of a character that is spelled in bytes."""
+    kind: Kind
+    """``control`` is ``<s>``, ``</s>`` or ``<unk>``; ``byte`` no whole character; ``blank`` not written yet."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The state after a step; arrays are [B, L], or [B] for one number a row."""
+
+    step: int
+    ids_BL: Array
+    """``<pad>`` where the model has not looked yet."""
+    sigma_BL: Array
+    """Noise level: 0 is given or finished, inf not begun."""
+    confidence_BL: Array
+    """exp(-entropy): 1 where given or finished, 0 where the model has not looked yet."""
+    length_B: Array
+    nfe_B: Array
+
+
+def opening(record: StepRecord) -> Frame:
+    """The state before the first step, from the record of that step: what was given, and no evidence elsewhere."""
+    given_BL = (record.sigma_BL.numpy() == 0) & unjudged(record)
+    return Frame(
+        record.step - 1,
+        np.where(given_BL, record.ids_BL.numpy(), PAD).astype(np.int32),
+        np.where(given_BL, 0, np.inf).astype(np.float32),
+        given_BL.astype(np.float16),
+        record.length_B.numpy().astype(np.int32),
+        np.zeros(len(given_BL), np.int32),
+    )
+
+
+def following(previous: Frame, record: StepRecord) -> Frame:
+    """The state after a step; positions that it did not judge keep their confidence."""
+    sigma_BL, entropy_BL = record.sigma_BL.numpy(), record.entropy_BL.numpy()
+    confidence_BL = np.where(unjudged(record), previous.confidence_BL, np.exp(-entropy_BL))
+    return Frame(
+        record.step,
+        record.ids_BL.numpy().astype(np.int32),
+        sigma_BL.astype(np.float32),
+        np.where(sigma_BL == 0, 1, confidence_BL).astype(np.float16),
+        record.length_B.numpy().astype(np.int32),
+        record.nfe_B.numpy().astype(np.int32),
+    )
+
+
+def unjudged(record: StepRecord) -> Array:
+    """Positions that the step made no posterior for, [B, L]: a new posterior has entropy, or moves x0 by its norm."""
+    unjudged_BL: Array = (record.entropy_BL.numpy() == 0) & (record.change_BL.numpy() == 0)
+    return unjudged_BL
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row from the first frame to the last: K frames of the N positions that it ended with."""
+
+    tokens: list[list[Token]]
+    ids_KN: Array
+    sigma_KN: Array
+    confidence_KN: Array
+    nfe_K: Array
+
+    @property
+    def given_N(self) -> Array:
+        """Positions that were given."""
+        given_N: Array = self.sigma_KN[0] == 0
+        return given_N
+
+    def signal_KN(self, norm: float) -> Array:
+        """How much of an embedding of this norm stands out: 0 at sigma inf, 1/2 at sigma = norm, 1 at sigma 0."""
+        signal_KN: Array = norm / (norm + self.sigma_KN)
+        return signal_KN
+
+
+def by_row(frames: Sequence[Frame], tokenizer: Tokenizer) -> list[Row]:
+    """The frames of every row by itself, cut to its final length; none without frames."""
+    rows = []
+    for b, n in enumerate(frames[-1].length_B.tolist() if frames else []):
+        ids, sigma, confidence = (
+            np.stack([getattr(frame, name)[b, :n] for frame in frames])
+            for name in ("ids_BL", "sigma_BL", "confidence_BL")
+        )
+        nfe_K = np.stack([frame.nfe_B[b] for frame in frames])
+        rows.append(Row([spell(tokenizer, ids_N.tolist()) for ids_N in ids], ids, sigma, confidence, nfe_K))
+    return rows
+
+
+def spell(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Token]:
+    """Every token as it is shown; a character that is spelled in bytes stands at its first byte."""
+    pieces = tokenizer.pieces(ids)
+    numbers = [int(found[1], 16) if (found := BYTE.fullmatch(piece)) else None for piece in pieces]
+    tokens: list[Token] = []
+    while (at := len(tokens)) < len(pieces):
+        if (byte := numbers[at]) is not None:
+            tokens += spell_bytes(byte, numbers[at + 1 : at + 4])
+        elif ids[at] == PAD:
+            tokens.append(Token(" ·", "blank"))
+        elif ids[at] in (BOS, EOS, UNK):
+            tokens.append(Token(" ⁇ " if ids[at] == UNK else pieces[at], "control"))
+        else:
+            tokens.append(Token(pieces[at].translate(PICTURES), "word"))
+    return tokens
+
+
+def spell_bytes(first: int, more: Sequence[int | None]) -> list[Token]:
+    """The character that begins with a byte, with an empty token for each byte more, or else the byte in hex."""
+    count = 0 if first < 0x80 else 1 if first < 0xE0 else 2 if first < 0xF0 else 3
+    rest = [number for number in more[:count] if number is not None]
+    try:
+        character = bytes([first, *rest]).decode()
+    except UnicodeDecodeError:
+        return [Token(f"⟨{first:02X}⟩", "byte")]
+    return [Token(character.translate(PICTURES), "word"), *[Token("", "word")] * len(rest)]
