@@ -106,7 +106,7 @@ def test_every_option_of_generation_runs(run: Path, tmp_path: Path) -> None:
     assert "</html>" in (tmp_path / "film.html").read_text(encoding="utf-8")
 
 
-def test_info_describes_a_modeldef test_info_describes_a_model(run: Path) -> None:
+def test_info_describes_a_model(run: Path) -> None:
     assert "parameters" in scorelm("info", str(run)).stdout
     facts = json.loads(scorelm("info", str(run / "model"), "--json").stdout)
     assert (facts["dim"], facts["layers"], facts["vocab_size"], facts["max_length"], facts["steps"]) == (
@@ -175,7 +175,8 @@ def bad(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
 @pytest.mark.parametrize("kind", [
     "missing file", "empty corpus", "not UTF-8", "only long lines", "vocabulary too large", "unknown extension",
     "missing column", "unknown recipe", "run exists", "nothing to resume", "two budgets", "prompt too long",
-    "length too long", "bad film", "bad halting", "no score", "bad path", "bad solver", "bad temperature", "no blank", "no model", "another shape",
+    "length too long", "bad film", "bad halting", "no score",
+    "bad path", "bad solver", "bad temperature", "no blank", "no model", "another shape",
     "damaged weights", "unknown verb", "bad tokenizer",
 ])  # fmt: skip
 def test_bad_input_gets_one_line_and_exit_code_2(bad: dict[str, tuple[list[str], str]], kind: str) -> None:

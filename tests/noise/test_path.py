@@ -193,7 +193,8 @@ def test_names_can_be_read_back(text):
     "text",
     [
         "", ":", "blocks:1,2", "uniform:1", "shuffled:2",
-        "confidence:-1", "entropy:nan", "sideways", "Uniform", " uniform", "uniform:3", "ramp:x", "ramp:0.5:1", "ramp:-0.1", "ramp:nan",
+        "confidence:-1", "entropy:nan", "sideways", "Uniform", " uniform",
+        "uniform:3", "ramp:x", "ramp:0.5:1", "ramp:-0.1", "ramp:nan",
         "ramp:inf", "blocks:0", "blocks:-3", "blocks:2.5", "blocks:x", "blocks:nan", "blocks:inf", "blocks:1e400",
         "blocks:1e30",
     ],
