@@ -5,7 +5,7 @@
 Columns: `nats`, the model's own exact left-to-right NLL of what was written, in nats per token (a judge of its own
 work, so low values with low `entropy` mean repetition); `entropy`, of the unigram distribution inside a sample, in
 nats; `distinct`, different bigrams over all bigrams; `nfe`, evaluations that a row took; `seconds` per sequence.
-The last row is real held-out text. Batches of 16, lengths drawn from the model's histogram.
+`real_text` is held-out text. Batches of 16, lengths drawn from the model's histogram.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scorelm import ScoreLM
 from scorelm.memory import keep_freed_memory
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.sampling.generate import Sampler
-from scorelm.sampling.sample import options
+from scorelm.sampling.options import make_options
 from scorelm.text.conditioning import prompt_template
 from scorelm.text.corpus import load_corpus
 from scorelm.text.tokenizer import PAD
@@ -81,7 +81,7 @@ def measure(lm: ScoreLM, path: str, solver: str, steps: int, length: int | None)
     """One batch: quality, evaluations, seconds per sequence, and the share of time outside the denoiser."""
     import numpy as np
 
-    how = options(path=path, solver=solver, steps=steps)
+    how = make_options(path=path, solver=solver, steps=steps)
     templates = [
         prompt_template("", lm.tokenizer, lm.lengths, length, lm.max_length, True, np.random.default_rng(seed))
         for seed in range(ROWS)

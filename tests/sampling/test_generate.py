@@ -294,7 +294,7 @@ def test_open_rows_end_where_the_model_ends_them(lm):
             lm.denoiser.prior.copy_(eager)
     head = 1 + len(lm.tokenizer.encode("the"))
     assert len({len(one.ids) for one in samples}) > 3
-    assert sum(one.ids[-1] == EOS for one in samples) > 20
+    assert sum(one.ids[-1] == EOS for one in samples) > 10
     for one in samples:
         assert one.ids[0] == BOS and len(one.ids) <= 15
         assert one.ids[-1] == EOS or len(one.ids) == 15
@@ -454,7 +454,8 @@ def test_nothing_free_is_the_text_itself(lm):
         {"steps": 0}, {"steps": -1}, {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.inf},
         {"temperature": math.nan}, {"path": "sideways"}, {"path": "uniform:1"}, {"path": "blocks:0"},
         {"path": "blocks:inf"}, {"solver": "simpson"}, {"top_k": -1},
-        {"top_p": 0.0}, {"weight": -1.0}, {"halt": "boredom"}, {"solver": "ancestral:2"},
+        {"top_p": 0.0}, {"guidance": -1.0}, {"seed": -1}, {"seed": 2**63},
+        {"n": -1}, {"halt": "boredom"}, {"solver": "ancestral:2"},
     ],
 )  # fmt: skip
 def test_bad_options_are_refused(lm, bad):

@@ -25,7 +25,7 @@ def rotate(x_BLHK: Tensor, rotation_BLK: Tensor) -> Tensor:
 
 
 class UnitRMSRotated(torch.autograd.Function):
-    """Normalise (`scorelm.model.norm.UnitRMS`), then rotate; the gradient rotates back, then projects."""
+    """Rotate, then normalise (`scorelm.model.norm.UnitRMS`), which is the same in either order; and the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x_BLHK: Tensor, rotation_BLK: Tensor) -> Tensor:

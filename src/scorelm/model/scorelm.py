@@ -154,7 +154,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         model.denoiser.load_state_dict(weights)
         return model.eval()
 
-    def generate(self, prompts: Sequence[str] = ("",), n: int = 1, **options: Any) -> list[Sample]:
+    def generate(self, prompts: str | Sequence[str] = ("",), n: int = 1, **options: Any) -> list[Sample]:
         """Continue each prompt `n` times; see `scorelm.sampling.sample.sample` for the options.
 
         Returns:

@@ -7,51 +7,23 @@ its end and return text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.denoiser import Denoiser
-from scorelm.noise.path import Observation, Path, Plan
+from scorelm.noise.path import Observation, Plan
 from scorelm.noise.schedule import Schedule
 from scorelm.sampling.cache import BlockCache
-from scorelm.sampling.guidance import Guidance, guided
-from scorelm.sampling.halting import Halting, Mind
-from scorelm.sampling.solver import Estimate, Solver, Step
+from scorelm.sampling.guidance import guided, keep_likeliest
+from scorelm.sampling.halting import Mind
+from scorelm.sampling.options import Options
+from scorelm.sampling.solver import Estimate, Step
 from scorelm.sampling.state import RowDraws, pack, shuffle, start
 from scorelm.text.conditioning import Template
 from scorelm.text.tokenizer import BOS, EOS, PAD, UNK
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to generate.
-
-    Raises:
-        ValueError: a value out of range, or a score temperature for a solver that draws tokens.
-    """
-
-    path: Path
-    solver: Solver
-    steps: int
-    """Evaluations of the denoiser; `blocks` takes at least one a block."""
-    guidance: Guidance = field(default_factory=Guidance)
-    halting: Halting | None = None
-    window: int = 0
-    """On a path of blocks, how many positions back a block sees; 0 for all."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps}")
-        if self.guidance.score_temperature != 1 and self.solver.name.partition(":")[0] in ("posterior", "renoise"):
-            raise ValueError(f"{self.solver.name} draws tokens and has no score to temper: use temperature")
-
-    @property
-    def path_steps(self) -> int:
-        """Steps of the path that take `steps` evaluations; two-stage solvers take one in the first and the last."""
-        return self.steps if self.solver.evaluations == 1 else self.steps // 2 + 1
 
 
 @dataclass(frozen=True)
@@ -115,9 +87,9 @@ class Sampler:
         self.halts = options.halting.start() if options.halting else None
         self.seen: Mind | None = None
         self.entropy_BL = self.change_BL = torch.zeros_like(self.state.sigma_BL)
-        self.indices: dict[tuple[int, ...], Tensor] = {}
+        self.packed: tuple[tuple[int, ...], Tensor] = ((), self.prompt_BL)
         self.cache: BlockCache | None = None
-        if options.path.block and options.guidance.weight == options.guidance.self_weight == 1:
+        if options.path.block and options.guidance.one_pass:
             size = denoiser.size
             self.cache = BlockCache(
                 size.layers, size.heads, size.dim // size.heads, options.window, self.prompt_BL.shape,
@@ -139,41 +111,55 @@ class Sampler:
 
     def step(self, target_BL: Tensor, moving_BL: Tensor) -> None:
         """Evaluate the rows that move, unless the path has, let rows halt, and move."""
-        state, solver = self.state, self.options.solver
-        draws = RowDraws(self.generators, moving_BL, self.table_VE.shape[1])
-        if solver.churn is not None:
-            self.add_noise(moving_BL, draws)
+        if self.options.solver.churn is not None:
+            self.add_noise(moving_BL)
         mind = self.seen or self.evaluate(moving_BL)
         if self.halts is not None:
             halted_BL = mind.open_BL & self.halts(mind)[:, None]
             target_BL, moving_BL = torch.where(halted_BL, 0.0, target_BL), moving_BL | halted_BL
-            draws = RowDraws(self.generators, moving_BL, self.table_VE.shape[1])
-        logits_MV, target_M = mind.logits_NV[moving_BL[mind.open_BL]], target_BL[moving_BL]
+        self.move(target_BL, moving_BL & (target_BL > 0), mind)
+        self.finish(moving_BL & (target_BL == 0), mind)
+        self.seen = None
+
+    def move(self, target_BL: Tensor, moving_BL: Tensor, mind: Mind) -> None:
+        """Take positions to a level above 0."""
+        state = self.state
+        if not moving_BL.any():
+            return
         now = Step(
-            state.x_BLE[moving_BL], state.sigma_BL[moving_BL], target_M, logits_MV, self.table_VE, draws,
+            state.x_BLE[moving_BL], state.sigma_BL[moving_BL], target_BL[moving_BL],
+            mind.logits_NV[moving_BL[mind.open_BL]], self.table_VE, self.draws(moving_BL),
             lambda x_ME, sigma_M: self.evaluate_elsewhere(moving_BL, x_ME, sigma_M),
             Estimate(state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL]),
             self.options.guidance.score_temperature,
         )  # fmt: skip
         state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL] = state.x0_BLE[moving_BL], now.sigma_N
-        state.x_BLE[moving_BL] = solver.move(now)
-        state.sigma_BL[moving_BL] = target_M
-        finishing_BL = moving_BL & (state.sigma_BL == 0)
-        if finishing_BL.any():
-            if solver.stochastic:
-                draws = RowDraws(self.generators, finishing_BL, self.table_VE.shape[1])
-                state.ids_BL[finishing_BL] = draws.token(logits_MV[target_M == 0])
-            state.x_BLE[finishing_BL] = self.table_VE[state.ids_BL[finishing_BL]]
-        self.seen = None
+        state.x_BLE[moving_BL] = self.options.solver.move(now)
+        state.sigma_BL[moving_BL] = now.target_N
 
-    def add_noise(self, moving_BL: Tensor, draws: RowDraws) -> None:
+    def finish(self, finishing_BL: Tensor, mind: Mind) -> None:
+        """Write tokens: drawn from the posterior by a stochastic solver, else the likeliest."""
+        state, solver = self.state, self.options.solver
+        if not finishing_BL.any():
+            return
+        if solver.stochastic:
+            logits_MV = keep_likeliest(mind.logits_NV[finishing_BL[mind.open_BL]], solver.top_k, solver.top_p)
+            state.ids_BL[finishing_BL] = self.draws(finishing_BL).token(logits_MV)
+        state.x_BLE[finishing_BL] = self.table_VE[state.ids_BL[finishing_BL]]
+        state.sigma_BL[finishing_BL] = 0
+
+    def draws(self, mask_BL: Tensor) -> RowDraws:
+        """Random numbers for the positions of a mask."""
+        return RowDraws(self.generators, mask_BL, self.table_VE.shape[1])
+
+    def add_noise(self, moving_BL: Tensor) -> None:
         """Raise the level of the positions that are about to move, as the solver says (EDM, Alg. 2)."""
         state, solver = self.state, self.options.solver
         assert solver.churn is not None
         sigma_M = state.sigma_BL[moving_BL]
         raised_M = solver.churn(sigma_M, self.options.path_steps)
         scale_M = torch.where(sigma_M.isfinite(), (raised_M**2 - sigma_M**2).clamp(min=0).sqrt(), 0.0)
-        state.x_BLE[moving_BL] += solver.churn_noise * scale_M[:, None] * draws.normal()
+        state.x_BLE[moving_BL] += solver.churn_noise * scale_M[:, None] * self.draws(moving_BL).normal()
         state.sigma_BL[moving_BL] = raised_M
         if (raised_M > sigma_M).any():
             self.seen = None
@@ -181,7 +167,10 @@ class Sampler:
     def observe(self) -> Observation:
         """What an adaptive path sees: the posterior at every open position."""
         state = self.state
-        mind = self.evaluate(state.free_BL & (state.sigma_BL > 0))
+        open_BL = state.free_BL & (state.sigma_BL > 0)
+        if not open_BL.any():
+            return Observation(state.sigma_BL, torch.zeros_like(state.sigma_BL), torch.zeros_like(state.sigma_BL))
+        mind = self.seen or self.evaluate(open_BL)
         rate_BL = (self.table_VE.shape[1] - state.x0_BLE.square().sum(-1)) / 2
         return Observation(state.sigma_BL, mind.entropy_BL, rate_BL)
 
@@ -202,11 +191,13 @@ class Sampler:
         return self.seen
 
     def evaluate_elsewhere(self, moving_BL: Tensor, x_ME: Tensor, sigma_M: Tensor) -> Tensor:
-        """Logits at the moving positions, were they at another place and level."""
+        """Logits at the moving positions, were they at another place and level; 0 in rows where all stay."""
         x_BLE, sigma_BL = self.state.x_BLE.clone(), self.state.sigma_BL.clone()
         x_BLE[moving_BL], sigma_BL[moving_BL] = x_ME, sigma_M
-        reach_BL = self.reach(moving_BL)
-        return self.posterior(x_BLE, sigma_BL, reach_BL)[moving_BL[reach_BL & (sigma_BL > 0)]]
+        reach_BL = self.reach(moving_BL & (sigma_BL < self.state.sigma_BL))
+        logits_MV = x_ME.new_zeros(len(x_ME), len(self.table_VE))
+        logits_MV[reach_BL[moving_BL]] = self.posterior(x_BLE, sigma_BL, reach_BL)[moving_BL[reach_BL & (sigma_BL > 0)]]
+        return logits_MV
 
     def reach(self, moving_BL: Tensor) -> Tensor:
         """Positions that the rows which move must see: whole rows, or on a path of blocks up to the one that moves."""
@@ -220,11 +211,13 @@ class Sampler:
         """Guided and filtered logits of the noisy positions within reach, [N, V] in reading order."""
         guidance, open_BL = self.options.guidance, reach_BL & (sigma_BL > 0)
         logits_NV = self.once(x_BLE, sigma_BL, reach_BL, self.state.x0_BLE)
-        prompt_BL = self.prompt_BL & reach_BL
-        if guidance.weight != 1 and prompt_BL.any():
-            nothing_BL = torch.where(prompt_BL, torch.inf, sigma_BL)
-            other_NV = self.once(x_BLE, nothing_BL, reach_BL, self.state.x0_BLE)
-            logits_NV = guided(logits_NV, other_NV[open_BL[reach_BL & (nothing_BL > 0)]], guidance.weight)
+        told_BL = reach_BL & (self.prompt_BL & reach_BL).any(1, keepdim=True)
+        if guidance.weight != 1 and told_BL.any():
+            nothing_BL = torch.where(self.prompt_BL, torch.inf, sigma_BL)
+            other_NV = self.once(x_BLE, nothing_BL, told_BL, self.state.x0_BLE)
+            other_NV = other_NV[open_BL[told_BL & (nothing_BL > 0)]]
+            at_N = told_BL[open_BL]
+            logits_NV[at_N] = guided(logits_NV[at_N], other_NV, guidance.weight)
         if guidance.self_weight != 1:
             other_NV = self.once(x_BLE, sigma_BL, reach_BL, torch.zeros_like(x_BLE))
             logits_NV = guided(logits_NV, other_NV, guidance.self_weight)
@@ -236,9 +229,9 @@ class Sampler:
         if self.cache is not None:
             return self.once_cached(self.cache, x_BLE, sigma_BL, reach_BL, x0_BLE)
         extents, length = tuple(reach_BL.sum(1).tolist()), reach_BL.shape[1]
-        if extents not in self.indices:
-            self.indices = {extents: pack(extents, length).to(reach_BL.device)}
-        index_RW = self.indices[extents]
+        if extents != self.packed[0]:
+            self.packed = extents, pack(extents, length).to(reach_BL.device)
+        index_RW = self.packed[1]
         real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
 
         def packed(t_BL: Tensor) -> Tensor:
@@ -246,14 +239,13 @@ class Sampler:
 
         stream_BL = self.layout.stream_BL
         if self.options.path.block:
-            stream_BL = finished_blocks(self.layout.block_BL, sigma_BL)
+            stream_BL = finished_blocks(self.layout.block_BL, self.state.sigma_BL)
         segment_RW = torch.where(real_RW, at_RW // length + 1, 0)
         layout = Layout(segment_RW, packed(self.layout.position_BL), packed(self.layout.block_BL), packed(stream_BL))
         sigma_RW = torch.where(real_RW, packed(sigma_BL), 0.0)
-        logits_NV, live_RW = self.live(packed(x_BLE), sigma_RW, layout, packed(x0_BLE))
-        place_N = at_RW[live_RW]
-        logits_NV[self.closed_B[place_N // length], EOS] = -torch.inf
-        return logits_NV[place_N.argsort()]
+        closed_RW = self.closed_B[at_RW // length]
+        logits_NV, live_RW = self.live(packed(x_BLE), sigma_RW, layout, packed(x0_BLE), closed_RW)
+        return logits_NV[at_RW[live_RW].argsort()]
 
     def once_cached(
         self, cache: BlockCache, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor, x0_BLE: Tensor
@@ -267,17 +259,19 @@ class Sampler:
             real_RW.long(), self.layout.position_BL[row_RW, at_RW], self.layout.block_BL[row_RW, at_RW], stream_RW, past
         )
         sigma_RW = torch.where(real_RW, sigma_BL[row_RW, at_RW], 0.0)
-        logits_NV, live_RW = self.live(x_BLE[row_RW, at_RW], sigma_RW, layout, x0_BLE[row_RW, at_RW])
+        closed_RW = self.closed_B[row_RW].expand_as(at_RW)
+        logits_NV, _ = self.live(x_BLE[row_RW, at_RW], sigma_RW, layout, x0_BLE[row_RW, at_RW], closed_RW)
         cache.keep(past, row_R, column_RW, real_RW & (stream_RW == CLEAN))
-        closed_RW = self.closed_B[row_R, None].expand_as(live_RW)
-        logits_NV[closed_RW[live_RW], EOS] = -torch.inf
         return logits_NV
 
-    def live(self, x_RWE: Tensor, sigma_RW: Tensor, layout: Layout, x0_RWE: Tensor) -> tuple[Tensor, Tensor]:
+    def live(
+        self, x_RWE: Tensor, sigma_RW: Tensor, layout: Layout, x0_RWE: Tensor, closed_RW: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the noisy positions, without tokens that are never written, and where they are."""
         self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
         logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE)
         logits_NV[:, [BOS, PAD, UNK]] = -torch.inf
+        logits_NV[closed_RW[live_RW], EOS] = -torch.inf
         return logits_NV, live_RW
 
 

@@ -13,11 +13,12 @@ class Guidance:
     """How to sharpen the posterior; the defaults leave it as it is.
 
     Attributes:
-        weight: of classifier-free guidance (arXiv 2207.12598): the unconditional pass has the given tokens at sigma
-            inf, so that the same model gives both. 1 is none; each further pass is an evaluation.
+        weight: of classifier-free guidance (arXiv 2207.12598): the unconditional pass has the given tokens, all but
+            the ends of the text, at sigma inf, so that the same model gives both. 1 is none; each further pass is an
+            evaluation.
         self_weight: of self-conditioning guidance: the other pass has no earlier estimate fed back. 1 is none.
         temperature: divides the logits.
-        top_k: keeps the likeliest tokens alone; 0 keeps all.
+        top_k: keeps the likeliest tokens alone, and those as likely as the last; 0 keeps all.
         top_p: keeps the likeliest tokens that make up this probability alone; 1 keeps all (arXiv 1904.09751).
         score_temperature: divides the score, for solvers that follow it.
 
@@ -34,12 +35,19 @@ class Guidance:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "score_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name.replace('_', ' ')} must be above 0, got {getattr(self, name):g}")
+            if not 1e-3 <= getattr(self, name) <= 1e3:
+                raise ValueError(f"{name.replace('_', ' ')} must be from 0.001 to 1000, got {getattr(self, name):g}")
         for name in ("weight", "self_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"guidance {name.replace('_', ' ')} must be 0 or more, got {getattr(self, name):g}")
+            if not 0 <= getattr(self, name) <= 1e3:
+                raise ValueError(
+                    f"guidance {name.replace('_', ' ')} must be from 0 to 1000, got {getattr(self, name):g}"
+                )
         keep_likeliest(torch.zeros(1, 1), self.top_k, self.top_p)
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether a step takes no further pass."""
+        return self.weight == self.self_weight == 1
 
     def filtered(self, logits_NV: Tensor) -> Tensor:
         """Temperature, then top-k, then top-p."""

@@ -1,5 +1,7 @@
 """Halting: when a row has made up its mind, its open positions finish at once and it leaves the batch (DDLM).
 
+On a path of blocks it is the block that finishes.
+
 The criteria are those of the Democratized Diffusion Language Model (arXiv 2305.10818, section 5), for each sequence.
 """
 
@@ -84,7 +86,9 @@ def kl(threshold: float = 1e-3) -> Halting:
         def rule(mind: Mind) -> Tensor:
             now_NV = mind.logits_NV.log_softmax(-1)
             shape = (*mind.open_BL.shape, now_NV.shape[-1])
-            before_BLV = memory.setdefault("log", torch.full(shape, torch.nan, device=now_NV.device))
+            if "log" not in memory:
+                memory["log"] = torch.full(shape, torch.nan, device=now_NV.device)
+            before_BLV = memory["log"]
             ratio_NV = torch.where(now_NV.isfinite(), now_NV - before_BLV[mind.open_BL], 0.0)
             divergence_BL = torch.full(mind.open_BL.shape, math.inf, device=now_NV.device)
             divergence_BL[mind.open_BL] = (now_NV.exp() * ratio_NV).sum(-1).nan_to_num(nan=math.inf)

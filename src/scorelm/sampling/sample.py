@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 
 from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path
 from scorelm.sampling.choose import CHOICES
-from scorelm.sampling.generate import Options, StepRecord, generate
-from scorelm.sampling.guidance import Guidance
-from scorelm.sampling.halting import make_halting
-from scorelm.sampling.solver import make_solver
+from scorelm.sampling.generate import StepRecord, generate
+from scorelm.sampling.options import Options, make_options
 from scorelm.text.conditioning import Template, blank_template, prompt_template
 
 
@@ -35,9 +32,22 @@ Watch = Callable[[StepRecord], object]
 
 
 def run(
-    lm: ScoreLM, templates: Sequence[Template], seeds: Sequence[int], options: Options, watch: Watch | None
+    lm: ScoreLM,
+    requests: str | Sequence[str],
+    template: Callable[[str, np.random.Generator], Template],
+    n: int,
+    seed: int,
+    options: Options,
+    watch: Watch | None,
 ) -> list[Sample]:
-    """Generate to the end and decode."""
+    """Answer every request `n` times: make its template, generate to the end and decode."""
+    repeated = [request for request in ([requests] if isinstance(requests, str) else requests) for _ in range(n)]
+    if n < 0 or not 0 <= seed < 2**63 - len(repeated):
+        raise ValueError(f"n must be 0 or more and the seed from 0 to below 2^63, got {n} and {seed}")
+    seeds = [seed + i for i in range(len(repeated))]
+    templates = [template(text, np.random.default_rng(s)) for text, s in zip(repeated, seeds, strict=True)]
+    if not templates:
+        return []
     record: StepRecord | None = None
     for record in generate(lm.denoiser, lm.schedule, templates, seeds, options):
         if watch is not None:
@@ -51,47 +61,20 @@ def run(
     return [Sample(*parts) for parts in zip(decoded, rows, seeds, nfe, strict=True)]
 
 
-def options(
-    path: str = "uniform",
-    solver: str = "posterior",
-    steps: int = 64,
-    halt: str | None = None,
-    guidance: float = 1.0,
-    self_guidance: float = 1.0,
-    **filters: float,
-) -> Options:
-    """How to generate, in words and numbers: the keyword options of `sample` and `infill`.
-
-    Args:
-        path: ``uniform``, ``ramp:SLOPE``, ``blocks:SIZE``, ``shuffled``, ``confidence:NATS`` or ``entropy:NATS``.
-        solver: ``posterior:TOP_K,TOP_P``, ``renoise``, ``ancestral:ETA``, ``sde:CHURN,S_NOISE,S_MIN,S_MAX``, ``euler``,
-            ``heun`` or ``dpmpp_2m``; numbers may be left out.
-        steps: evaluations of the denoiser; ``blocks`` takes at least one a block, and guidance more.
-        halt: ``entropy:NATS``, ``patience:STEPS`` or ``kl:NATS`` ends rows early; None for not.
-        guidance: weight of classifier-free guidance by what is given; 1 is none.
-        self_guidance: weight of self-conditioning guidance; 1 is none.
-        filters: ``temperature``, ``top_k``, ``top_p``, ``score_temperature``; see
-            `scorelm.sampling.guidance.Guidance`.
+def check_choice(of: int, choose: str) -> None:
+    """Refuse, before a long generation, what `best` could not do.
 
     Raises:
-        ValueError: a bad option.
-    """
-    halting = make_halting(halt) if halt else None
-    try:
-        guide = Guidance(guidance, self_guidance, **filters)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError(f"no such option: {str(error).rpartition(' ')[2]}") from None
-    return Options(make_path(path), make_solver(solver), steps, guide, halting)
-
-
-def best(samples: Sequence[Sample], of: int, choose: str) -> list[Sample]:
-    """One out of every `of` samples in a row, at the price of all of them.
-
-    Raises:
-        ValueError: an unknown way to choose, or `of` below 1.
+        ValueError: an unknown way to choose, `of` below 1, or sacrebleu is missing.
     """
     if of < 1 or choose not in CHOICES:
         raise ValueError(f"choose the best of 1 or more by {' or '.join(CHOICES)}, got {of} by {choose!r}")
+    if of > 1:
+        CHOICES[choose](["", ""])
+
+
+def best(samples: Sequence[Sample], of: int, choose: str) -> list[Sample]:
+    """One out of every `of` samples in a row, at the price of all of them."""
     if of == 1:
         return list(samples)
     chosen = []
@@ -104,7 +87,7 @@ def best(samples: Sequence[Sample], of: int, choose: str) -> list[Sample]:
 
 def sample(
     lm: ScoreLM,
-    prompts: Sequence[str] = ("",),
+    prompts: str | Sequence[str] = ("",),
     n: int = 1,
     *,
     length: int | None = None,
@@ -119,37 +102,36 @@ def sample(
 
     Args:
         lm: the model.
-        prompts: texts to begin with; "" for none.
+        prompts: a text to begin with, or several; "" for none.
         n: samples for each prompt.
         length: tokens with both ends; by default drawn from the lengths of the training documents, except on
             ``blocks:1``, where the model ends the text itself.
-        max_length: most tokens that ``blocks`` may write, by default the model's own longest; beyond it each block
-            sees as many positions back as the model was trained on.
+        max_length: most tokens, by default the model's own longest. Beyond that only ``blocks`` goes, each block seeing
+            at most as many positions as the model was trained on; sizes above 1 go there with a `length` alone.
         seed: row i has seed + i.
-        best_of: draw so many for each sample and keep one.
+        best_of: draw so many rows for each sample and keep one.
         choose: by minimum Bayes risk (``mbr``), or the most frequent text (``vote``).
         watch: called with every `StepRecord`.
-        how: see `options`.
+        how: see `scorelm.sampling.options.make_options`.
 
     Raises:
         ValueError: a prompt that doesn't fit, or a bad option.
     """
-    chosen = options(**how)
+    check_choice(best_of, choose)
+    chosen = make_options(**how)
     closed = chosen.path.block != 1 or length is not None
     longest = lm.max_length if max_length is None else max_length
     if longest > lm.max_length:
-        if not chosen.path.block or chosen.guidance.weight != 1 or chosen.guidance.self_weight != 1:
+        if not chosen.path.block or not chosen.guidance.one_pass:
             raise ValueError(
                 f"the model was trained on at most {lm.max_length} tokens: only blocks, without guidance, go beyond"
             )
         chosen = replace(chosen, window=lm.max_length)
-    repeated = [prompt for prompt in prompts for _ in range(n * best_of)]
-    seeds = [seed + i for i in range(len(repeated))]
-    templates = [
-        prompt_template(prompt, lm.tokenizer, lm.lengths, length, longest, closed, np.random.default_rng(s))
-        for prompt, s in zip(repeated, seeds, strict=True)
-    ]
-    return best(run(lm, templates, seeds, chosen, watch) if templates else [], best_of, choose)
+
+    def template(prompt: str, rng: np.random.Generator) -> Template:
+        return prompt_template(prompt, lm.tokenizer, lm.lengths, length, longest, closed, rng)
+
+    return best(run(lm, prompts, template, n * best_of, seed, chosen, watch), best_of, choose)
 
 
 def infill(
@@ -172,19 +154,18 @@ def infill(
         n: number of ways.
         blank_tokens: tokens in each blank; by default the length is drawn from those of the training documents.
         seed: row i has seed + i.
-        best_of: draw so many for each sample and keep one.
+        best_of: draw so many rows for each sample and keep one.
         choose: by minimum Bayes risk (``mbr``), or the most frequent text (``vote``).
         watch: called with every `StepRecord`.
-        how: see `options`; on ``blocks`` a blank does not see what is given in later blocks.
+        how: see `scorelm.sampling.options.make_options`; on ``blocks`` a blank does not see what is given in later
+            blocks.
 
     Raises:
         ValueError: no blank, a text that doesn't fit, or a bad option.
     """
-    chosen = options(**how)
-    repeated = [text for text in ([texts] if isinstance(texts, str) else texts) for _ in range(n * best_of)]
-    seeds = [seed + i for i in range(len(repeated))]
-    templates = [
-        blank_template(text, lm.tokenizer, lm.lengths, blank_tokens, np.random.default_rng(s))
-        for text, s in zip(repeated, seeds, strict=True)
-    ]
-    return best(run(lm, templates, seeds, chosen, watch) if templates else [], best_of, choose)
+
+    def template(text: str, rng: np.random.Generator) -> Template:
+        return blank_template(text, lm.tokenizer, lm.lengths, blank_tokens, rng)
+
+    check_choice(best_of, choose)
+    return best(run(lm, texts, template, n * best_of, seed, make_options(**how), watch), best_of, choose)

@@ -65,6 +65,9 @@ class Solver:
         evaluations: of the denoiser in a step.
         churn: ``churn(sigma_N, steps)``: the level, at or above sigma_N, that noise is added up to before a step.
         churn_noise: standard deviation of that noise, 1 in theory.
+        follows_score: whether the score's temperature means anything.
+        top_k: limits the tokens that are drawn, as `top_p` does; see `keep_likeliest`.
+        top_p: see `top_k`.
     """
 
     name: str
@@ -73,6 +76,9 @@ class Solver:
     evaluations: int = 1
     churn: Callable[[Tensor, int], Tensor] | None = None
     churn_noise: float = 1.0
+    follows_score: bool = True
+    top_k: float = 0
+    top_p: float = 1.0
 
 
 def tempered(step: Step, x0_NE: Tensor, x_NE: Tensor, sigma_N: Tensor) -> Tensor:
@@ -214,7 +220,11 @@ def posterior(top_k: float = 0, top_p: float = 1.0) -> Solver:
     """
     keep_likeliest(torch.zeros(1, 1), top_k, top_p)  # refuse what is out of range now
     name = "posterior" if (top_k, top_p) == (0, 1.0) else f"posterior:{top_k:g},{top_p:g}"
-    return Solver(name, lambda step: towards(step, drawn(step, top_k, top_p), 1.0), stochastic=True)
+
+    def move(step: Step) -> Tensor:
+        return towards(step, drawn(step, top_k, top_p), 1.0)
+
+    return Solver(name, move, stochastic=True, follows_score=False, top_k=top_k, top_p=top_p)
 
 
 def renoise() -> Solver:
@@ -228,7 +238,7 @@ def renoise() -> Solver:
         fresh_NE = drawn(step, 0, 1.0) + step.target_N[:, None] * step.draws.normal()
         return torch.where(still_N1, step.x_NE, fresh_NE)
 
-    return Solver("renoise", move, stochastic=True)
+    return Solver("renoise", move, stochastic=True, follows_score=False)
 
 
 SOLVERS: dict[str, Callable[..., Solver]] = {

@@ -50,7 +50,7 @@ def prompt_template(
         tokenizer: of the model.
         lengths: histogram of document lengths.
         length: length in tokens with both ends; drawn from the histogram when None.
-        longest: most tokens with both ends.
+        longest: most tokens with both ends; the length where the prompt is too long to draw one.
         closed: whether the length is fixed, ending in ``</s>``; otherwise all positions after the prompt are free.
         rng: for the length.
 
@@ -65,8 +65,8 @@ def prompt_template(
         )
     if len(head) >= longest:
         raise ValueError(f"the prompt takes {len(head) + 1} tokens with its ends, and at most {longest} can be written")
-    if length is None and closed:
-        length = draw_length(lengths, min(len(head) + 2, longest), rng)
+    if length is None and closed and len(head) + 2 <= min(longest, len(lengths) - 1):
+        length = draw_length(lengths[: longest + 1], len(head) + 2, rng)
     free = (longest if length is None else length) - len(head)
     return head + [None] * (free - 1) + [EOS if closed else None]
 

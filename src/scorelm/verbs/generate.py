@@ -27,7 +27,7 @@ class Generation:
     n: Annotated[int, named("n", "-n")] = 4
     """Samples."""
     steps: int = 64
-    """Evaluations of the model; blocks takes at least one a block."""
+    """Most evaluations of the model; blocks takes one a block or more, and guidance as many again."""
     path: str = "uniform"
     """Order in which noise is removed: uniform, ramp:SLOPE (earlier first), blocks:SIZE (left to right), shuffled,
     confidence:NATS (the sure ones first) or entropy:NATS."""
@@ -46,13 +46,13 @@ class Generation:
     score_temperature: float = 1.0
     """Divides the score, for solvers that follow it."""
     halt: str | None = None
-    """End a text early: entropy:NATS, patience:STEPS or kl:NATS."""
+    """End a text (with blocks, a block) early: entropy:NATS, patience:STEPS or kl:NATS."""
     best_of: int = 1
     """Draw so many for each sample and keep one."""
     choose: str = "mbr"
     """By minimum Bayes risk (mbr), or the most frequent text (vote)."""
     seed: int = 0
-    """Sample i uses seed + i."""
+    """The first row's; the next rows have the next ones."""
     film: Path | None = None
     """Write a film of the denoising: .html (plays in a browser), .gif or .png."""
     watch: bool = False
@@ -72,7 +72,7 @@ class Sample:
     length: int | None = None
     """Tokens with both ends; by default drawn from the lengths of the training text."""
     max_length: int | None = None
-    """Most tokens that blocks may write; beyond the model's own length each block sees a window of that length."""
+    """Most tokens; beyond the model's own length blocks alone go, sizes above 1 with --length."""
     how: Annotated[Generation, arg(name="")] = Generation()
 
 
@@ -112,6 +112,8 @@ def produce(lm: ScoreLM, how: Generation, title: str, request: Callable[..., lis
     from scorelm.viz.film import Film, check_suffix
     from scorelm.viz.watch import Watch
 
+    if how.n < 1:
+        raise ValueError(f"-n must be 1 or more, got {how.n}")
     film = None
     if how.film is not None:
         check_suffix(how.film)
@@ -121,12 +123,12 @@ def produce(lm: ScoreLM, how: Generation, title: str, request: Callable[..., lis
         watchers = [watcher for watcher in (film, live) if watcher is not None]
         settings = {name: value for name, value in asdict(how).items() if name not in ("film", "watch", "json")}
         samples = request(watch=lambda record: [watcher(record) for watcher in watchers], **settings)
-    if film is not None and how.film is not None:
-        film.save(how.film)
     if how.json:
         print(json.dumps([asdict(sample) for sample in samples], ensure_ascii=False, indent=2))
     else:
         print("\n".join(sample.text for sample in samples))
+    if film is not None and how.film is not None:
+        film.save(how.film)
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from scorelm.config import Recipe, load_recipe, to_toml
+from scorelm.config import Recipe, TrainingConfig, load_recipe, to_toml
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,12 @@ def check_run_directory(options: Train) -> None:
 def demo(options: Demo) -> int:
     """Train on the embedded corpus, then show what the model can do."""
     recipe = load_recipe("demo")
-    recipe = recipe.model_copy(
-        update={"training": recipe.training.model_copy(update={"minutes": options.minutes, "steps": None})}
-    )
-    if (options.out / "recipe.toml").exists():  # an earlier demo's
+    training = TrainingConfig.model_validate({**recipe.training.model_dump(), "minutes": options.minutes})
+    recipe = recipe.model_copy(update={"training": training})
+    kept = options.out / "recipe.toml"
+    if kept.exists():
+        if load_recipe(str(kept)).model_copy(update={"training": training}) != recipe:
+            raise ValueError(f"{options.out} holds another run than a demo: choose another --out")
         shutil.rmtree(options.out)
     code = train(Train(out=options.out, options=recipe))
     if code:
