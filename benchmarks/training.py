@@ -28,11 +28,8 @@ from scorelm.training.trainer import Trainer
 
 ROUNDS, STEPS = 7, 3
 GROUPS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": (
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
-    ),
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "attention products": ("aten::bmm", "aten::baddbmm"),
     "optimiser and averages": ("aten::_fused_adamw_", "aten::lerp_", "aten::_foreach_lerp_"),
 }
 

@@ -16,7 +16,7 @@ import tyro
 from pydantic import ValidationError
 
 from scorelm.config import explain, load_recipe
-from scorelm.memory import keep_freed_memory
+from scorelm.memory import bound_kernel_caches, keep_freed_memory
 from scorelm.verbs import VERBS
 from scorelm.verbs.train import Train
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] not in VERBS:
         fail(f"no verb {words[0]!r}: choose {', '.join(VERBS)}", 2)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    bound_kernel_caches()
     keep_freed_memory()
     try:
         code = VERBS[words[0]][1](parse(words[0], words[1:]))

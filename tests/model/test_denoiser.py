@@ -6,7 +6,7 @@ from torch import nn
 
 from scorelm.config import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.model.denoiser import Denoiser, score
+from scorelm.model.denoiser import Denoiser, in_reading_order, rows, score
 
 V, E = 50, 16
 INF = math.inf
@@ -323,3 +323,17 @@ def test_gradient_against_finite_differences():
             parameter.add_(step * along)
         numeric, analytic = float(up - down) / (2 * float(step)), float((parameter.grad * along).sum())
         assert numeric == pytest.approx(analytic, rel=0.05, abs=1e-4), name
+
+
+def test_rows_of_a_matrix_and_their_gradient():
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, dtype=torch.float64, generator=gen).requires_grad_()
+    place = torch.tensor([4, 0, 5])
+    assert torch.equal(rows(x, place), x[place])
+    assert torch.autograd.gradcheck(lambda t: rows(t, place), x)
+
+
+def test_live_and_given_positions_are_put_together_in_reading_order():
+    live = torch.tensor([[True, False, False], [True, True, False]])
+    noisy, given = torch.arange(3.0)[:, None] + 10, torch.arange(3.0)[:, None] + 20
+    assert in_reading_order(noisy, given, live)[..., 0].tolist() == [[10, 20, 21], [11, 12, 22]]

@@ -7,7 +7,7 @@ the soft token ``softmax(evidence + prior)`` and its output is a Bayesian update
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +61,12 @@ class Denoiser(nn.Module):
         context_free_NV = evidence(x_BLE[live_BL], sigma_BL[live_BL], table_VE, self.prior)
         soft_ND = (context_free_NV.softmax(-1) @ self.token_in).float()
         given_MD = self.token_in[nearest_token(x_BLE[~live_BL], table_VE)]
-        h_BLD = soft_ND.new_empty(*sigma_BL.shape, soft_ND.shape[1])
-        h_BLD = h_BLD.masked_scatter(live_BL[..., None], soft_ND).masked_scatter(~live_BL[..., None], given_MD)
+        h_BLD = in_reading_order(soft_ND, given_MD, live_BL)
         if self_cond_BLE is not None:
             h_BLD = h_BLD + self.self_condition(self_cond_BLE)
         h_BLD = self.trunk(h_BLD, sigma_BL, layout)
-        return Posterior(context_free_NV + self.context(h_BLD[live_BL]), context_free_NV, live_BL)
+        context_NV = self.context(rows(h_BLD.flatten(0, 1), live_BL.flatten().nonzero().squeeze(1)))
+        return Posterior(context_free_NV + context_NV, context_free_NV, live_BL)
 
     def forward(self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, self_cond_BLE: Tensor | None = None) -> Tensor:
         """Logits of the posterior over every position's token, [B, L, V] in fp32.
@@ -90,6 +90,36 @@ class Denoiser(nn.Module):
         """Score interpolation (CDCD, eq. 5): the posterior mean ``x0 = softmax(logits) @ table``, [..., E], fp32."""
         with torch.autocast(logits.device.type, enabled=False):
             return logits.softmax(-1) @ self.embedding.table()
+
+
+class DifferentRows(torch.autograd.Function):
+    """``x[place]`` where every place is another: the gradient is copied back, not summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+        """Rows of a matrix."""
+        ctx.save_for_backward(place)
+        ctx.rows = len(x)
+        return x.index_select(0, place)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """To the places that they came from."""
+        (place,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.rows, grads[0].shape[1]).index_copy_(0, place, grads[0]), None
+
+
+def rows(x: Tensor, place: Tensor) -> Tensor:
+    """Rows `place` of a matrix, all different."""
+    chosen: Tensor = DifferentRows.apply(x, place)  # type: ignore[no-untyped-call]
+    return chosen
+
+
+def in_reading_order(live_ND: Tensor, given_MD: Tensor, live_BL: Tensor) -> Tensor:
+    """What stands at the live positions and at the others, put together: [B, L, D]."""
+    live = live_BL.flatten()
+    place = torch.where(live, live.cumsum(0) - 1, len(live_ND) + (~live).cumsum(0) - 1)
+    return rows(torch.cat([live_ND, given_MD]), place).view(*live_BL.shape, -1)
 
 
 def score(x_BLE: Tensor, x0_BLE: Tensor, sigma_BL: Tensor) -> Tensor:
