@@ -4,8 +4,9 @@
 
 Columns: `nats`, the model's own exact left-to-right NLL of what was written, in nats per token (a judge of its own
 work, so low values with low `entropy` mean repetition); `entropy`, of the unigram distribution inside a sample, in
-nats; `distinct`, different bigrams over all bigrams of the batch (the more text, the fewer); `nfe`, evaluations that a row took; `seconds` per sequence.
-`real_text` is 128 held-out texts. Batches of 16, lengths drawn from the model's histogram.
+nats; `distinct`, different bigrams over all bigrams of the batch (the more text, the fewer); `nfe`, evaluations that
+a row took; `seconds` per sequence. `real_text` is 128 held-out texts. Batches of 16, lengths drawn from the model's
+histogram.
 """
 
 from __future__ import annotations
