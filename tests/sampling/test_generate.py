@@ -28,8 +28,8 @@ LINES = [
     "he called the light day and the darkness night 12",
 ] * 5
 LENGTHS = [0] * 5 + [1, 2, 3, 4, 5, 4, 3, 2, 1, 1, 1]  # at most 15 tokens
-PATHS = ["uniform", "ramp:0.5", "ramp:1e6", "blocks:1", "blocks:3", "blocks:100"]
-SOLVERS = ["posterior", "ancestral", "ancestral:0.5", "euler"]
+PATHS = ["uniform", "ramp:0.5", "ramp:1e6", "blocks:1", "blocks:3", "blocks:100", "shuffled", "confidence", "entropy"]
+SOLVERS = ["posterior", "renoise", "ancestral:0.5", "sde", "euler", "heun", "dpmpp_2m"]
 INF = math.inf
 
 
@@ -89,8 +89,10 @@ def test_records_keep_their_contract(lm, path, solver):
         assert (record.sigma_BL <= before).all() and (record.sigma_BL >= 0).all()
         moved = (record.sigma_BL < before).any(1)
         assert moved.any()
-        nfe += moved
-        assert torch.equal(record.nfe_B, nfe)
+        most = 1 if solver not in ("heun", "sde") else 2 + (solver == "sde" and path in ("confidence", "entropy"))
+        grown = record.nfe_B - nfe
+        assert ((grown >= 1) & (grown <= most))[moved].all() and (grown[~moved] == 0).all()
+        nfe = record.nfe_B
         assert torch.equal(record.ids_BL[given], ids[given]) and (record.sigma_BL[given] == 0).all()
         known = before == 0
         assert (record.entropy_BL[known] == 0).all() and (record.change_BL[known] == 0).all()
@@ -100,6 +102,7 @@ def test_records_keep_their_contract(lm, path, solver):
         assert (record.change_BL <= 2 + 1e-5).all()
         before = record.sigma_BL
     assert (found[-1].sigma_BL == 0).all()
+    assert int(nfe.max()) <= (6 if not path.startswith("blocks") else 11)
     written = found[-1].ids_BL[free]
     assert not torch.isin(written, torch.tensor([BOS, EOS, PAD, UNK])).any()
     assert ((written >= 0) & (written < 50)).all()
