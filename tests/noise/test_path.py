@@ -147,7 +147,7 @@ def test_blocks_share_the_steps_out_evenly(free_BL, steps, size):
         assert waiting == sum(shares)  # it starts when those before it are finished
         shares.append(len(mine) - waiting - finished + 1)
         falling = [1 - (k + 1) / shares[-1] for k in range(shares[-1])]
-        assert mine[waiting : waiting + shares[-1], 0].tolist() == pytest.approx(falling)
+        assert mine[waiting : waiting + shares[-1], 0].tolist() == pytest.approx(falling, abs=1e-6)
     assert not shares or (max(shares) - min(shares) <= 1 and sum(shares) == len(u_KBL))
 
 

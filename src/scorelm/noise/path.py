@@ -68,7 +68,7 @@ class Path:
         name: how it is written, with its argument.
         levels: yields sigma_BL until every free position is at 0.
         block: positions in a block; later blocks are not visible to earlier ones. 0: the row is one block.
-        adaptive: whether it looks at the state, so that only stochastic solvers are right on it.
+        adaptive: whether it looks at the state; of the solvers only `ancestral` and `posterior` keep the law on it.
     """
 
     name: str

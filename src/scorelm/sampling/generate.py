@@ -20,7 +20,7 @@ from scorelm.sampling.cache import BlockCache
 from scorelm.sampling.guidance import guided, keep_likeliest
 from scorelm.sampling.halting import Mind
 from scorelm.sampling.options import Options
-from scorelm.sampling.solver import Estimate, Step
+from scorelm.sampling.solver import Estimate, Step, tempered
 from scorelm.sampling.state import RowDraws, pack, shuffle, start
 from scorelm.text.conditioning import Template
 from scorelm.text.tokenizer import BOS, EOS, PAD, UNK
@@ -133,7 +133,8 @@ class Sampler:
             Estimate(state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL]),
             self.options.guidance.score_temperature,
         )  # fmt: skip
-        state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL] = state.x0_BLE[moving_BL], now.sigma_N
+        state.before_x0_BLE[moving_BL] = tempered(now, state.x0_BLE[moving_BL], now.x_NE, now.sigma_N)
+        state.before_sigma_BL[moving_BL] = now.sigma_N
         state.x_BLE[moving_BL] = self.options.solver.move(now)
         state.sigma_BL[moving_BL] = now.target_N
 

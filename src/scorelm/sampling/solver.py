@@ -49,7 +49,7 @@ class Step:
     denoise: Callable[[Tensor, Tensor], Tensor] | None = None
     """``(x_NE, sigma_N) -> logits_NV``: a further evaluation, at another state of the same positions."""
     before: Estimate | None = None
-    """Each position's estimate of the step before, at sigma inf where there was none."""
+    """Each position's tempered estimate of the step before, at sigma inf where there was none."""
     score_temperature: float = 1.0
     """Divides the score."""
 
@@ -162,13 +162,12 @@ def dpmpp_2m() -> Solver:
     def move(step: Step) -> Tensor:
         if step.before is None:
             return euler_step(step)
-        x0_NE = step.logits_NV.softmax(-1) @ step.table_VE
+        x0_NE = clean_here(step)
         before_N = step.before.sigma_N
         known_N = before_N.isfinite() & (before_N > step.sigma_N) & (step.target_N > 0)
         ratio_N = (step.sigma_N / step.target_N).log() / (before_N / step.sigma_N).log()
         half_N1 = torch.where(known_N, ratio_N / 2, 0.0)[:, None]
-        ahead_NE = x0_NE + half_N1 * (x0_NE - step.before.x0_NE)
-        return towards(step, tempered(step, ahead_NE, step.x_NE, step.sigma_N), 0.0)
+        return towards(step, x0_NE + half_N1 * (x0_NE - step.before.x0_NE), 0.0)
 
     return Solver("dpmpp_2m", move, stochastic=False)
 
@@ -191,7 +190,8 @@ def sde(churn: float = 40.0, s_noise: float = 1.0, s_min: float = 0.0, s_max: fl
     """EDM's stochastic sampler (arXiv 2206.00364, Alg. 2): noise is added before each step of `heun`.
 
     The level rises to ``sigma (1 + gamma)`` with ``gamma = min(churn / steps, sqrt(2) - 1)`` where sigma is within
-    [s_min, s_max], by noise of standard deviation `s_noise`. On adaptive paths the added noise costs an evaluation.
+    [s_min, s_max], by noise of standard deviation `s_noise`. On adaptive paths the added noise costs an evaluation
+    and biases the law, as it does in `renoise`.
     """
     if not (0 <= churn < math.inf and 0 <= s_noise < math.inf and 0 <= s_min <= s_max):
         raise ValueError(
@@ -230,7 +230,8 @@ def posterior(top_k: float = 0, top_p: float = 1.0) -> Solver:
 def renoise() -> Solver:
     """Draw the clean token from the posterior, then noise its embedding afresh to the next level.
 
-    Forgets the state but for the token, so it is exact for one position, as `posterior` is, and changes its mind more.
+    Forgets the state but for the token, so it is exact for one position on a fixed path, as `posterior` is, and changes
+    its mind more. On adaptive paths it is biased towards what the model is sure of, the more the more steps there are.
     """
 
     def move(step: Step) -> Tensor:
