@@ -128,16 +128,6 @@ def picture(results: list[dict[str, Any]], real: dict[str, float], target: Path)
     figure.savefig(target, dpi=130)
 
 
-def halting(lm: ScoreLM) -> list[dict[str, Any]]:
-    """What early halting saves and costs: `uniform` with `posterior` at 64 steps, 32 texts."""
-    table = []
-    for halt in (None, "entropy:0.01", "entropy:0.05", "entropy:0.2", "patience:4", "patience:8", "kl:0.0001", "kl:0.001", "kl:0.01"):  # fmt: skip  # noqa: E501
-        samples = lm.generate(n=2 * ROWS, path="uniform", steps=64, halt=halt)
-        nfe = statistics.mean(sample.nfe for sample in samples)
-        table.append({"halt": halt, "nfe": nfe} | quality(lm, [sample.ids for sample in samples]))
-    return table
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -163,7 +153,6 @@ def main() -> None:
         "overhead_outside_denoiser_batch_16_full_length": statistics.median(overhead),
         "real_text": real,
         "results": results,
-        "halting": halting(lm),
     }
     target = Path(__file__).parent / "results"
     target.mkdir(exist_ok=True)

@@ -16,17 +16,22 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 
 from scorelm.config import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
 from scorelm.memory import keep_freed_memory
 from scorelm.text.packing import packed_rows, packing_efficiency
+from scorelm.text.tokenizer import PAD
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.device import matmul_peak
 from scorelm.training.trainer import Trainer
 
 ROUNDS, STEPS = 7, 3
+KINDS = ("1 stream", "2 streams", "1 stream, padded, float32, FiLM")
+"""The last has the choices of the reference project, in this code."""
 GROUPS = {
     "matrix products": ("aten::mm", "aten::addmm"),
     "attention products": ("aten::bmm", "aten::baddbmm"),
@@ -34,14 +39,39 @@ GROUPS = {
 }
 
 
-def trainer(streams: int, data: TrainingData, out: Path) -> Trainer:
-    """A run at the reference's size, self-conditioning off; both kinds take 4,096 positions a step."""
+class Padded:
+    """Batches without packing: one document, cut at the row's length, in each row."""
+
+    def __init__(self, data: TrainingData, rows: int, length: int) -> None:
+        self.documents, self.shape, self.next = data.documents.train, (rows, length), 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = {name: np.zeros(self.shape, np.int64) for name in ("ids", "segment", "position")}
+        batch["ids"] += PAD
+        for row in range(self.shape[0]):
+            ids = self.documents[self.next]["ids"][: self.shape[1]]
+            self.next += 1
+            batch["ids"][row, : len(ids)] = ids
+            batch["segment"][row, : len(ids)] = 1
+            batch["position"][row, : len(ids)] = np.arange(len(ids))
+        return batch
+
+
+def trainer(kind: str, data: TrainingData, out: Path) -> Trainer:
+    """A run at the reference's size, self-conditioning off; every kind takes 4,096 positions a step."""
+    streams: Literal[1, 2] = 2 if kind == "2 streams" else 1
+    plain = kind == "1 stream, padded, float32, FiLM"
     recipe = Recipe(
-        model=ModelConfig(dim=256, layers=6),
+        model=ModelConfig(dim=256, layers=6, noise_conditioning="film" if plain else "none"),
         noise=NoiseConfig(streams=streams),
-        training=TrainingConfig(steps=10**6, self_conditioning=0.0, rows=64 // streams),
+        training=TrainingConfig(
+            steps=10**6, self_conditioning=0.0, rows=64 // streams, precision="float32" if plain else "auto"
+        ),
     )
-    return Trainer(recipe, out, data)
+    run = Trainer(recipe, out, data)
+    if plain:
+        run.batches = Padded(data, 64, recipe.data.max_length)
+    return run
 
 
 def measure(run: Trainer, peak: float) -> dict[str, float]:
@@ -82,14 +112,14 @@ def main() -> None:
         peaks[str(dtype).removeprefix("torch.")] = matmul_peak(cpu, dtype) / 1e9
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(DataConfig(), Path(folder), False, lambda text: print(text, file=sys.stderr))
-        runs = {streams: trainer(streams, data, Path(folder)) for streams in (1, 2)}
+        runs = {kind: trainer(kind, data, Path(folder)) for kind in KINDS}
         for run in runs.values():
             measure(run, 1.0)
-        rounds: dict[int, list[dict[str, float]]] = {streams: [] for streams in runs}
+        rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in runs}
         for _ in range(ROUNDS):
-            for streams, run in runs.items():
-                rounds[streams].append(measure(run, matmul_peak(run.device, run.dtype)))
-        shares = {streams: profile(run) for streams, run in runs.items()}
+            for kind, run in runs.items():
+                rounds[kind].append(measure(run, matmul_peak(run.device, run.dtype)))
+        shares = {kind: profile(run) for kind, run in runs.items()}
     packing = {}
     for length in (64, 128, 256):
         batches = islice(packed_rows(data.documents.train, max_length=length, rows=32, seed=0, epochs=1), 300)
@@ -102,13 +132,13 @@ def main() -> None:
         "add_33MB_ms": {"default malloc": before, "freed memory kept": after},
         "size": "dim 256, 6 layers, length 64, vocabulary 2048, self-conditioning off",
         "training": {
-            f"{streams} stream{'s' * (streams > 1)}": {
-                "tokens_per_second": statistics.median(r["tokens_per_second"] for r in rounds[streams]),
-                "tokens_per_second_all": [round(r["tokens_per_second"]) for r in rounds[streams]],
-                "mfu": statistics.median(r["mfu"] for r in rounds[streams]),
-                "share_of_time": shares[streams],
+            kind: {
+                "tokens_per_second": statistics.median(r["tokens_per_second"] for r in rounds[kind]),
+                "tokens_per_second_all": [round(r["tokens_per_second"]) for r in rounds[kind]],
+                "mfu": statistics.median(r["mfu"] for r in rounds[kind]),
+                "share_of_time": shares[kind],
             }
-            for streams in rounds
+            for kind in rounds
         },
         "packing_efficiency": packing,
     }  # fmt: skip
