@@ -332,7 +332,7 @@ def test_lengths_are_drawn_from_the_histogram(lm):
 
 @pytest.mark.parametrize("steps", [1, 5, 12])
 def test_uniform_takes_its_steps(lm, steps):
-    assert [one.nfe for one in lm.generate(n=3, steps=steps)] == [steps] * 3
+    assert [one.nfe for one in lm.generate(n=3, path="uniform", steps=steps)] == [steps] * 3
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_entropy_and_kl_against_loops(before, now, opened, threshold):
 
 
 def test_names():
-    assert [make_halting(n).name for n in ("entropy", "patience", "kl")] == ["entropy:0.05", "patience:8", "kl:0.001"]
+    assert [make_halting(n).name for n in ("entropy", "patience", "kl")] == ["entropy:0.2", "patience:5", "kl:0.001"]
     for text in ("entropy:0.3", "patience:3", "kl:0.5", "entropy:0", "kl:0"):
         assert make_halting(text).name == text
 

@@ -69,7 +69,7 @@ def shoot(lm, title="A title", **options):
         film(record)
         records.append(record)
 
-    samples = lm.generate(["the"], watch=watch, **options)
+    samples = lm.generate(["the"], watch=watch, **{"path": "uniform"} | options)
     return film, records, samples
 
 
@@ -163,7 +163,7 @@ def test_signal_is_a_half_where_sigma_is_the_norm(lm):
 
 def test_another_generation_starts_the_film_over_and_memory_is_modest(lm):
     film, *_ = shoot(lm, n=2, steps=4)
-    again = lm.generate(["the"], n=1, steps=3, seed=9, watch=film)
+    again = lm.generate(["the"], n=1, path="uniform", steps=3, seed=9, watch=film)
     assert len(film.frames) == 4 and len(film.rows()) == 1 and film.rows()[0].ids_KN[-1].tolist() == again[0].ids
     arrays = [value for frame in film.frames for value in vars(frame).values() if isinstance(value, np.ndarray)]
     assert {a.dtype.itemsize for a in arrays} == {2, 4} and all(a.base is None for a in arrays)
@@ -314,7 +314,7 @@ def test_a_file_is_written_whole_or_not_at_all(lm, tmp_path, monkeypatch):
 def test_the_terminal_shows_the_text(lm):
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="truecolor")
     with Watch(lm.tokenizer, console) as watch:
-        samples = lm.generate(["the"], n=2, steps=5, watch=watch)
+        samples = lm.generate(["the"], n=2, path="uniform", steps=5, watch=watch)
         watch.live.refresh()
         shown = Console(file=io.StringIO(), width=100)
         shown.print(watch.live.get_renderable())
@@ -345,7 +345,7 @@ def test_markup_and_escapes_are_text_in_the_terminal(bytewise):
 def test_without_a_terminal_nothing_is_shown(lm, capsys):
     console = Console(file=io.StringIO(), force_terminal=False)
     with Watch(lm.tokenizer, console) as watch:
-        lm.generate(n=1, steps=3, watch=watch)
+        lm.generate(n=1, path="uniform", steps=3, watch=watch)
     assert console.file.getvalue() == "" and capsys.readouterr() == ("", "")
 
 

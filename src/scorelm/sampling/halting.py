@@ -48,13 +48,13 @@ def mean_open(value_BL: Tensor, open_BL: Tensor) -> Tensor:
     return torch.where(open_BL, value_BL, 0.0).sum(1) / open_BL.sum(1).clamp(min=1)
 
 
-def entropy(threshold: float = 0.05) -> Halting:
+def entropy(threshold: float = 0.2) -> Halting:
     """Mean entropy of the open positions at or below `threshold` nats: what halting costs, at most, per token."""
     need(threshold, "entropy", "nats")
     return Halting(f"entropy:{threshold:g}", lambda: lambda mind: mean_open(mind.entropy_BL, mind.open_BL) <= threshold)
 
 
-def patience(steps: float = 8) -> Halting:
+def patience(steps: float = 5) -> Halting:
     """The likeliest tokens of a row have stayed the same for this many steps in a row."""
     if not (steps >= 1 and float(steps).is_integer()):
         raise ValueError(f"patience needs a whole number of steps, 1 or more, got {steps:g}")

@@ -49,7 +49,7 @@ class Options:
 
 
 def make_options(
-    path: str = "confidence",
+    path: str = "shuffled",
     solver: str = "posterior",
     steps: int = 64,
     halt: str | None = None,

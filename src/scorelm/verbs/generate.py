@@ -28,7 +28,7 @@ class Generation:
     """Samples."""
     steps: int = 64
     """Most evaluations of the model; blocks takes one a block or more, and guidance as many again."""
-    path: str = "confidence"
+    path: str = "shuffled"
     """Order in which noise is removed: uniform, ramp:SLOPE (earlier first), blocks:SIZE (left to right), shuffled,
     confidence:NATS (the sure ones first) or entropy:NATS."""
     solver: str = "posterior"
