@@ -123,7 +123,7 @@ def test_patience_counts_steps_without_change():
     first = make_halting("patience:1").start()
     assert [halted(first, [law])[0] for law in (zero, zero, one, one)] == [False, True, False, True]
     long = make_halting("patience").start()
-    assert [halted(long, [zero])[0] for _ in range(10)] == [False] * 8 + [True] * 2
+    assert [halted(long, [zero])[0] for _ in range(10)] == [False] * 5 + [True] * 5
 
 
 def test_memory_is_each_rows_own():
