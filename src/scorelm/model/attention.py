@@ -99,8 +99,8 @@ class AttentionInputs:
     def attend(self, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
         """``softmax(q k / sqrt(K)) v`` over what is visible, [B, L, H, K].
 
-        By PyTorch's fused attention, or for short rows on a CPU by plain batched products, which are several times
-        faster there (`benchmarks/training.py`); X is rows times heads.
+        By PyTorch's fused attention, or for short rows on a CPU by plain batched products, which are faster there; X
+        is rows times heads.
         """
         if self.past is not None:
             k_BLHK, v_BLHK = self.past.before(k_BLHK, v_BLHK)

@@ -1,7 +1,7 @@
 """RMS normalisation without a gain (arXiv 1910.07467), with its gradient in closed form.
 
-PyTorch's CPU build composes the norm of elementwise steps, in both directions; written out, it takes a third of the
-time (`benchmarks/training.py`). A gain would be redundant: every use is followed by a linear layer or by FiLM.
+PyTorch's CPU build composes the norm of many elementwise steps, in both directions; written out, it takes fewer.
+There is no gain: what follows is a linear layer or FiLM, which has one, or attention, whose logits stay bounded.
 """
 
 from __future__ import annotations
