@@ -109,23 +109,42 @@ def measure(lm: ScoreLM, path: str, solver: str, steps: int, length: int | None)
 
 
 def picture(results: list[dict[str, Any]], real: dict[str, float], target: Path) -> None:
-    """Own NLL against evaluations, a panel for each path; the grey line is real text."""
+    """Every run as a point, the default solver of each path as a line, the Pareto front of the solvers that keep the law.
+
+    Beside it what the likelihood is worth: the entropy of the words in a text.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True, sharey=True).flat
-    for axis, path in zip(axes, PATHS, strict=True):
-        for solver in SOLVERS:
-            found = [r for r in results if (r["path"], r["solver"]) == (path, solver)]
-            axis.plot([r["nfe"] for r in found], [r["nats"] for r in found], marker="o", markersize=3, label=solver)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    speed, spread = figure.subplots(1, 2, sharey=True)
+    for k, path in enumerate(PATHS):
+        found = [r for r in results if r["path"] == path]
+        for axis, column in ((speed, "nfe"), (spread, "entropy")):
+            axis.scatter([r[column] for r in found], [r["nats"] for r in found], s=9, color=f"C{k}", alpha=0.35)
+        line = [r for r in found if r["solver"] == "posterior"]
+        speed.plot([r["nfe"] for r in line], [r["nats"] for r in line], color=f"C{k}", marker="o", label=path)
+        spread.plot([r["entropy"] for r in line], [r["nats"] for r in line], "o", color=f"C{k}")
+    front = pareto([r for r in results if r["solver"] in ("posterior", "ancestral")])
+    speed.step(*zip(*front, strict=True), where="post", color="black", linewidth=1, label="Pareto front")
+    for axis, name in ((speed, "evaluations of the denoiser"), (spread, "entropy of the words in a text, nats")):
         axis.axhline(real["nats"], color="0.6", linewidth=1)
-        axis.set_xscale("log", base=2)
-        axis.set_title(path, loc="left")
+        axis.set_xlabel(name)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("evaluations of the denoiser")
-    figure.supylabel("own NLL, nats per token (grey: real text)")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    spread.axvline(real["entropy"], color="0.6", linewidth=1)
+    speed.set_xscale("log", base=2)
+    speed.set_ylabel("own NLL, nats per token (grey: real text)")
+    speed.set_title("solid: posterior; faint: every other solver; front: posterior and ancestral", fontsize=9)
+    figure.legend(loc="outside right center", frameon=False)
     figure.savefig(target, dpi=130)
+
+
+def pareto(results: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(evaluations, NLL) of the runs that no run with as few evaluations beats."""
+    front: list[tuple[float, float]] = []
+    for found in sorted(results, key=lambda r: (r["nfe"], r["nats"])):
+        if not front or found["nats"] < front[-1][1]:
+            front.append((found["nfe"], found["nats"]))
+    return front
 
 
 def main() -> None:
@@ -146,11 +165,14 @@ def main() -> None:
                 print(f"{path:<11} {solver:<10} {steps:>4}  nfe {line['nfe']:6.1f}  {line['seconds']:6.3f} s  "
                       f"nats {line['nats']:.2f} +- {line['nats_stderr']:.2f}  entropy {line['entropy']:.2f}  "
                       f"distinct {line['distinct']:.2f}", flush=True)  # fmt: skip
-    overhead = [measure(lm, "uniform", "posterior", 16, lm.max_length)["overhead"] for _ in range(5)]
+    overhead = {
+        path: statistics.median(measure(lm, path, "posterior", 16, lm.max_length)["overhead"] for _ in range(7))
+        for path in PATHS
+    }
     report = {
         "command": f"python benchmarks/sampling.py {arguments.model}",
         "model": {**lm.config.size._asdict(), **lm.provenance.model_dump()},
-        "overhead_outside_denoiser_batch_16_full_length": statistics.median(overhead),
+        "overhead_outside_denoiser_batch_16_full_length_16_steps": overhead,
         "real_text": real,
         "results": results,
     }

@@ -12,11 +12,11 @@ from scorelm.config import ModelConfig
 from scorelm.model.scorelm import ScoreLM
 from scorelm.noise.path import make_path
 from scorelm.noise.schedule import Log
-from scorelm.sampling.generate import generate
+from scorelm.sampling.generate import entropy, generate
 from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.options import Options
 from scorelm.sampling.solver import make_solver
-from scorelm.sampling.state import RowDraws, pack, shuffle
+from scorelm.sampling.state import RowDraws, inverse_transform, pack, shuffle
 from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 F64, VOCAB = torch.float64, 50
@@ -210,6 +210,33 @@ def test_rows_of_very_different_lengths_are_each_row_alone(lm, path, solver):
                 assert torch.equal(one.sigma_BL[0], many.sigma_BL[row, :size])
                 assert torch.equal(one.ids_BL[0], many.ids_BL[row, :size])
                 torch.testing.assert_close(one.entropy_BL[0], many.entropy_BL[row, :size], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [5, 64, 150])
+def test_draws_in_two_levels_are_the_inverse_transform(size):
+    logits_NV = torch.randn(4000, size, generator=torch.Generator().manual_seed(size)) * 3
+    logits_NV[:, size // 2 :: 3] = -torch.inf
+    found_N = RowDraws(generators(1), torch.ones(1, 4000, dtype=torch.bool), 2).token(logits_NV)
+    u_N = torch.rand(4000, dtype=torch.float64, generator=generators(1)[0])
+    total_NV = logits_NV.double().softmax(-1).cumsum(-1)
+    expected_N = (total_NV <= u_N[:, None] * total_NV[:, -1:]).sum(-1)
+    assert (found_N != expected_N).sum() <= 1  # where u is within a rounding of a boundary
+    assert logits_NV.gather(1, found_N[:, None]).isfinite().all()
+
+
+def test_the_largest_u_draws_a_token_that_is_possible():
+    weight_NC = torch.tensor([[0.3, 0.0, 0.7, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    index_N, through_N = inverse_transform(weight_NC, torch.full((2,), 1 - 2.0**-53, dtype=torch.float64))
+    assert index_N.tolist() == [2, 0] and (through_N < 1).all()
+
+
+def test_entropy_is_that_of_the_distribution():
+    logits_NV = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 2, 50)[:, None]
+    logits_NV[:, ::7] = -torch.inf
+    p_NV = logits_NV.double().softmax(-1)
+    torch.testing.assert_close(
+        entropy(logits_NV, logits_NV.softmax(-1)).double(), torch.special.entr(p_NV).sum(-1), rtol=1e-4, atol=2e-5
+    )
 
 
 PROMPTS = ["", "the", "and god said let there be light", "in the beginning god created the heaven and the earth"]

@@ -184,7 +184,7 @@ class Sampler:
         probability_NV = logits_NV.softmax(-1)
         x0_NE = probability_NV @ self.table_VE
         self.entropy_BL, self.change_BL = torch.zeros_like(state.sigma_BL), torch.zeros_like(state.sigma_BL)
-        self.entropy_BL[open_BL] = torch.special.entr(probability_NV).sum(-1)
+        self.entropy_BL[open_BL] = entropy(logits_NV, probability_NV)
         self.change_BL[open_BL] = (x0_NE - state.x0_BLE[open_BL]).norm(dim=-1) / self.denoiser.embedding.norm
         state.x0_BLE[open_BL] = x0_NE
         state.ids_BL[open_BL] = logits_NV.argmax(-1)
@@ -274,6 +274,13 @@ class Sampler:
         logits_NV[:, [BOS, PAD, UNK]] = -torch.inf
         logits_NV[closed_RW[live_RW], EOS] = -torch.inf
         return logits_NV, live_RW
+
+
+def entropy(logits_NV: Tensor, probability_NV: Tensor) -> Tensor:
+    """Entropy of ``softmax(logits)`` in nats, [N], which is given: the log-partition function less the mean logit."""
+    log_partition_N = logits_NV.amax(-1) - probability_NV.amax(-1).log()
+    mean_N: Tensor = torch.linalg.vecdot(probability_NV, logits_NV.clamp(min=-1e30))
+    return (log_partition_N - mean_N).clamp(min=0)
 
 
 def finished_blocks(block_BL: Tensor, sigma_BL: Tensor) -> Tensor:

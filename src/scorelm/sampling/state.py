@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.embedding import Embedding
@@ -90,11 +91,30 @@ class RowDraws:
         return self._rows(lambda n, g: torch.randn(n, self.dim, generator=g))
 
     def token(self, logits_NV: Tensor) -> Tensor:
-        """Inverse-transform draws, summed in float64."""
+        """Inverse-transform draws in float64, in two levels: a chunk of the vocabulary, then a token inside it."""
         u_N = self._rows(lambda n, g: torch.rand(n, dtype=torch.float64, generator=g))
-        total_NV = logits_NV.softmax(-1).cumsum(-1, dtype=torch.float64)
-        ids_N = torch.searchsorted(total_NV, u_N[:, None] * total_NV[:, -1:], right=True).squeeze(1)
-        return ids_N.clamp(max=logits_NV.shape[1] - 1)
+        probability_NV = logits_NV.softmax(-1)
+        chunks = -(-probability_NV.shape[1] // CHUNK)
+        padded_NV = F.pad(probability_NV, (0, chunks * CHUNK - probability_NV.shape[1]))
+        probability_NCK = padded_NV.view(-1, chunks, CHUNK)
+        chunk_N, rest_N = inverse_transform(probability_NCK.sum(-1, dtype=torch.float64), u_N)
+        inside_NK = probability_NCK[torch.arange(len(chunk_N), device=self.device), chunk_N]
+        return chunk_N * CHUNK + inverse_transform(inside_NK.double(), rest_N)[0]
+
+
+CHUNK = 64
+"""Tokens that are summed before the first level of a draw."""
+
+
+def inverse_transform(weight_NC: Tensor, u_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw an index in proportion to weights, by u in [0, 1): the index [N], and how far u is through it, in [0, 1)."""
+    total_NC = weight_NC.cumsum(-1)
+    below_one = 1 - 2.0**-52  # rounding never reaches the total, where only weights of 0 may follow
+    target_N1 = u_N[:, None] * below_one * total_NC[:, -1:]
+    index_N1 = torch.searchsorted(total_NC, target_N1, right=True)
+    weight_N1 = weight_NC.gather(1, index_N1)
+    through_N1 = (target_N1 - (total_NC.gather(1, index_N1) - weight_N1)) / weight_N1
+    return index_N1.squeeze(1), through_N1.squeeze(1).clamp(0, below_one)
 
 
 def shuffle(generators: Sequence[torch.Generator], free_BL: Tensor) -> Tensor:
