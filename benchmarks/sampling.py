@@ -109,7 +109,7 @@ def measure(lm: ScoreLM, path: str, solver: str, steps: int, length: int | None)
 
 
 def picture(results: list[dict[str, Any]], real: dict[str, float], target: Path) -> None:
-    """Every run as a point, the default solver of each path as a line, the Pareto front of the solvers that keep the law.
+    """Every run as a point, the default solver of each path as a line, the front of the solvers that keep the law.
 
     Beside it what the likelihood is worth: the entropy of the words in a text.
     """

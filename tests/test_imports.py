@@ -14,7 +14,9 @@ ALLOWED = {
     "noise": {"noise", "config"},
     "model": {"model", "noise", "text", "config"},
     "sampling": {"sampling", "model", "noise", "text", "config"},
-    "training": {"training", "model", "noise", "text", "config"},
+    "training": {"training", "baselines", "model", "noise", "text", "config"},
+    "baselines": {"baselines", "training", "sampling", "model", "noise", "text", "config"},
+    "evaluation": {"evaluation", "baselines", "sampling", "model", "noise", "text", "config"},
 }
 
 

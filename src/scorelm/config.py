@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from pydantic import model_validator as validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+ObjectiveName = Literal["score", "autoregressive", "masked"]
 ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]
 
 
@@ -133,8 +134,8 @@ class NoiseConfig(Options):
 class TrainingConfig(Options):
     """Optimisation, checkpoints and logging."""
 
-    objective: Literal["score"] = "score"
-    """What is learned: score, the diffusion model."""
+    objective: ObjectiveName = "score"
+    """What is learned: score, the diffusion model; or its peers in the same trunk, autoregressive and masked."""
     steps: PositiveInt | None = None
     """Optimiser steps; 20,000 unless `minutes` is given."""
     minutes: PositiveFloat | None = None
@@ -154,7 +155,7 @@ class TrainingConfig(Options):
     clip: PositiveFloat = 1.0
     """Largest gradient norm."""
     self_conditioning: Share = 0.5
-    """Share of steps that take a first pass without gradient and feed its estimate back."""
+    """Share of steps that take a first pass without gradient and feed its estimate back (score alone)."""
     likelihood_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the term that is the integrand of the likelihood bound."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0

@@ -57,6 +57,18 @@ class Layout:
     past: Past | None = None
     """What is computed already; queries see it by the same rule."""
 
+    @classmethod
+    def two_streams(cls, segment_BL: Tensor, position_BL: Tensor, block_BL: Tensor) -> Layout:
+        """Every row twice, a clean copy and then a noisy one, [B, 2 L]: what block diffusion trains on."""
+        segment, position, block = (twice(t_BL) for t_BL in (segment_BL, position_BL, block_BL))
+        stream = torch.cat([torch.full_like(block_BL, CLEAN), torch.full_like(block_BL, NOISY)], 1)
+        return cls(segment, position, block, stream)
+
+    @classmethod
+    def causal(cls, segment_BL: Tensor, position_BL: Tensor) -> Layout:
+        """Every position sees those before it and itself: an autoregressive model's rows."""
+        return cls(segment_BL, position_BL, position_BL, torch.full_like(position_BL, CLEAN))
+
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
         return self.map(lambda t_BL: t_BL.to(device))
@@ -64,6 +76,11 @@ class Layout:
     def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
         """The layout with each of its tensors changed; it has no past."""
         return Layout(change(self.segment_BL), change(self.position_BL), change(self.block_BL), change(self.stream_BL))
+
+
+def twice(t_BL: Tensor) -> Tensor:
+    """The row, then the row again."""
+    return torch.cat([t_BL, t_BL], 1)
 
 
 def visibility(layout: Layout) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from scorelm.config import ModelConfig, Options, explain
+from scorelm.config import ModelConfig, ObjectiveName, Options, explain
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import Schedule, schedule_from_dict, schedule_to_dict
 from scorelm.text.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scorelm.sampling.sample import Sample
 
 REAL = ("F16", "BF16", "F32", "F64")
+KINDS = {"score": "A score-based diffusion", "masked": "A masked diffusion", "autoregressive": "An autoregressive"}
 FILES = ("config.json", "model.safetensors", "tokenizer.model")
 
 
@@ -43,6 +44,7 @@ class Manifest(Options):
     """The contents of config.json."""
 
     format: Literal[1] = 1
+    objective: ObjectiveName = "score"
     model: ModelConfig
     vocab_size: int = Field(ge=4, le=10_000_000)
     lengths: list[Annotated[int, Field(ge=0, le=2**53)]] = Field(min_length=4, max_length=10_000_000)
@@ -64,6 +66,8 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         lengths: histogram of document lengths in tokens, ``<s>`` and ``</s>`` included; its last index is the
             longest length that the model was trained on.
         provenance: how the model came about.
+        objective: what it was trained for; ``autoregressive`` models write left to right, ``masked`` ones in random
+            order.
     """
 
     def __init__(
@@ -73,8 +77,10 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         schedule: Schedule,
         lengths: Sequence[int],
         provenance: Provenance | None = None,
+        objective: ObjectiveName = "score",
     ) -> None:
         super().__init__()
+        self.objective = objective
         self.config = config
         self.tokenizer = tokenizer
         self.schedule = schedule
@@ -94,6 +100,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
 
     def _save_pretrained(self, save_directory: Path) -> None:
         manifest = Manifest(
+            objective=self.objective,
             model=self.config,
             vocab_size=self.tokenizer.vocab_size,
             lengths=self.lengths,
@@ -112,7 +119,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         heldout = "" if made.heldout_loss is None else f", held-out loss {made.heldout_loss:.3f} nats"
         return (
             "---\nlibrary_name: scorelm\npipeline_tag: text-generation\ntags: [diffusion, score-based]\n---\n"
-            "# A score-based diffusion language model\n\n"
+            f"# {KINDS[self.objective]} language model\n\n"
             f"Trained with scorelm on `{made.data}`: {made.steps:,} steps, {made.tokens:,} tokens{heldout}.\n"
             f"{self.parameters_count:,} parameters: width {size.dim}, {size.layers} layers, {size.heads} heads, "
             f"embeddings of size {self.config.embedding_dim}, vocabulary {self.tokenizer.vocab_size:,}, "
@@ -150,7 +157,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
                 f"config.json says {manifest.vocab_size}"
             )
         weights = read_weights(directory / "model.safetensors", manifest)
-        model = cls(manifest.model, tokenizer, schedule, manifest.lengths, manifest.provenance)
+        model = cls(manifest.model, tokenizer, schedule, manifest.lengths, manifest.provenance, manifest.objective)
         model.denoiser.load_state_dict(weights)
         return model.eval()
 

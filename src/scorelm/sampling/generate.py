@@ -48,7 +48,12 @@ class StepRecord:
 
 @torch.inference_mode()
 def generate(
-    denoiser: Denoiser, schedule: Schedule, templates: Sequence[Template], seeds: Sequence[int], options: Options
+    denoiser: Denoiser,
+    schedule: Schedule,
+    templates: Sequence[Template],
+    seeds: Sequence[int],
+    options: Options,
+    sampler: type[Sampler] | None = None,
 ) -> Iterator[StepRecord]:
     """Denoise the free positions of every template along a path, yielding a record after every step.
 
@@ -58,12 +63,16 @@ def generate(
         templates: one document each, ids with None where free.
         seeds: one for each row; a row's draws depend on nothing else.
         options: path, solver, number of evaluations, guidance, halting.
+        sampler: what makes the steps, `Sampler` by default.
     """
-    yield from Sampler(denoiser, schedule, templates, seeds, options).records()
+    yield from (sampler or Sampler)(denoiser, schedule, templates, seeds, options).records()
 
 
 class Sampler:
     """The loop of `generate` and what it evaluates; suffixes as in `Denoiser`, M the positions that a step moves."""
+
+    never: Sequence[int] = [BOS, PAD, UNK]
+    """Tokens that are not written."""
 
     def __init__(
         self,
@@ -228,7 +237,7 @@ class Sampler:
         """One evaluation of the rows within reach, densely packed: logits [N, V] of the noisy positions."""
         self.state.nfe_B += reach_BL.any(1)
         if self.cache is not None:
-            return self.once_cached(self.cache, x_BLE, sigma_BL, reach_BL, x0_BLE)
+            return self.once_cached(x_BLE, sigma_BL, reach_BL, x0_BLE)
         extents, length = tuple(reach_BL.sum(1).tolist()), reach_BL.shape[1]
         if extents != self.packed[0]:
             self.packed = extents, pack(extents, length).to(reach_BL.device)
@@ -248,10 +257,10 @@ class Sampler:
         logits_NV, live_RW = self.live(packed(x_BLE), sigma_RW, layout, packed(x0_BLE), closed_RW)
         return logits_NV[at_RW[live_RW].argsort()]
 
-    def once_cached(
-        self, cache: BlockCache, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor, x0_BLE: Tensor
-    ) -> Tensor:
+    def once_cached(self, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor, x0_BLE: Tensor) -> Tensor:
         """The same from the positions that are not cached: those that a block has just finished, and the next block."""
+        cache = self.cache
+        assert cache is not None
         row_R, column_RW = cache.place(reach_BL)
         real_RW, row_RW, at_RW = column_RW >= 0, row_R[:, None], column_RW.clamp(min=0)
         stream_RW = finished_blocks(self.layout.block_BL, sigma_BL)[row_RW, at_RW]
@@ -268,12 +277,16 @@ class Sampler:
     def live(
         self, x_RWE: Tensor, sigma_RW: Tensor, layout: Layout, x0_RWE: Tensor, closed_RW: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the noisy positions, without tokens that are never written, and where they are."""
+        """Logits of the noisy positions and where they are."""
         self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
         logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE)
-        logits_NV[:, [BOS, PAD, UNK]] = -torch.inf
-        logits_NV[closed_RW[live_RW], EOS] = -torch.inf
-        return logits_NV, live_RW
+        return self.ruled_out(logits_NV, closed_RW[live_RW]), live_RW
+
+    def ruled_out(self, logits_NV: Tensor, closed_N: Tensor) -> Tensor:
+        """The logits, in place, without the tokens that are never written; closed rows have their ``</s>`` already."""
+        logits_NV[:, self.never] = -torch.inf
+        logits_NV[closed_N, EOS] = -torch.inf
+        return logits_NV
 
 
 def entropy(logits_NV: Tensor, probability_NV: Tensor) -> Tensor:

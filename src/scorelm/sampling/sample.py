@@ -10,7 +10,7 @@ import numpy as np
 
 from scorelm.model.scorelm import ScoreLM
 from scorelm.sampling.choose import CHOICES
-from scorelm.sampling.generate import StepRecord, generate
+from scorelm.sampling.generate import Sampler, StepRecord, generate
 from scorelm.sampling.options import Options, make_options
 from scorelm.text.conditioning import Template, blank_template, prompt_template
 
@@ -49,7 +49,7 @@ def run(
     if not templates:
         return []
     record: StepRecord | None = None
-    for record in generate(lm.denoiser, lm.schedule, templates, seeds, options):
+    for record in generate(lm.denoiser, lm.schedule, templates, seeds, options, sampler(lm, options)):
         if watch is not None:
             watch(record)
     if record is None:  # nothing was free
@@ -59,6 +59,28 @@ def run(
         nfe = record.nfe_B.tolist()
     decoded = [lm.tokenizer.decode(ids).strip() for ids in rows]
     return [Sample(*parts) for parts in zip(decoded, rows, seeds, nfe, strict=True)]
+
+
+def sampler(lm: ScoreLM, options: Options) -> type[Sampler]:
+    """What makes the steps of a model: every path for a score model, one for each of its peers.
+
+    Raises:
+        ValueError: a path that the model was not trained for.
+    """
+    if lm.objective == "masked" and options.path.name != "shuffled":
+        raise ValueError(f"a masked model writes in random order: use the path shuffled, not {options.path.name}")
+    if lm.objective != "autoregressive":
+        return Sampler
+    if options.path.block != 1 or not options.guidance.one_pass:
+        raise ValueError("an autoregressive model writes left to right: use the path blocks:1, without guidance")
+    from scorelm.baselines.autoregressive import AutoregressiveSampler
+
+    return AutoregressiveSampler
+
+
+def own_path(lm: ScoreLM, path: str | None) -> str:
+    """The path asked for, or the one that suits the model."""
+    return path or ("blocks:1" if lm.objective == "autoregressive" else "shuffled")
 
 
 def check_choice(of: int, choose: str) -> None:
@@ -96,6 +118,7 @@ def sample(
     best_of: int = 1,
     choose: str = "mbr",
     watch: Watch | None = None,
+    path: str | None = None,
     **how: Any,
 ) -> list[Sample]:
     """Continue each prompt `n` times.
@@ -112,13 +135,15 @@ def sample(
         best_of: draw so many rows for each sample and keep one.
         choose: by minimum Bayes risk (``mbr``), or the most frequent text (``vote``).
         watch: called with every `StepRecord`.
-        how: see `scorelm.sampling.options.make_options`.
+        path: see `scorelm.sampling.options.make_options`, as for the rest; by default ``shuffled``, and for an
+            autoregressive model ``blocks:1``.
+        how: solver, steps, temperature and so on.
 
     Raises:
         ValueError: a prompt that doesn't fit, or a bad option.
     """
     check_choice(best_of, choose)
-    chosen = make_options(**how)
+    chosen = make_options(own_path(lm, path), **how)
     closed = chosen.path.block != 1 or length is not None
     longest = lm.max_length if max_length is None else max_length
     if longest > lm.max_length:
@@ -144,6 +169,7 @@ def infill(
     best_of: int = 1,
     choose: str = "mbr",
     watch: Watch | None = None,
+    path: str | None = None,
     **how: Any,
 ) -> list[Sample]:
     """Fill every ``____`` in each text in `n` ways.
@@ -157,15 +183,19 @@ def infill(
         best_of: draw so many rows for each sample and keep one.
         choose: by minimum Bayes risk (``mbr``), or the most frequent text (``vote``).
         watch: called with every `StepRecord`.
-        how: see `scorelm.sampling.options.make_options`; on ``blocks`` a blank does not see what is given in later
-            blocks.
+        path: see `scorelm.sampling.options.make_options`, as for the rest; on ``blocks`` a blank does not see what is
+            given in later blocks.
+        how: solver, steps, temperature and so on.
 
     Raises:
-        ValueError: no blank, a text that doesn't fit, or a bad option.
+        ValueError: no blank, a text that doesn't fit, a bad option, or an autoregressive model.
     """
+    if lm.objective == "autoregressive":
+        raise ValueError("an autoregressive model sees only what stands before a blank: it can't fill it in")
 
     def template(text: str, rng: np.random.Generator) -> Template:
         return blank_template(text, lm.tokenizer, lm.lengths, blank_tokens, rng)
 
     check_choice(best_of, choose)
-    return best(run(lm, texts, template, n * best_of, seed, make_options(**how), watch), best_of, choose)
+    chosen = make_options(own_path(lm, path), **how)
+    return best(run(lm, texts, template, n * best_of, seed, chosen, watch), best_of, choose)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scorelm.config import NoiseConfig, TrainingConfig
-from scorelm.model.attention import CLEAN, NOISY, Layout
+from scorelm.model.attention import CLEAN, NOISY, Layout, twice
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.levels import document_blocks, draw_levels, given_spans, runs
 from scorelm.noise.schedule import Schedule
@@ -35,6 +35,8 @@ class Draw(NamedTuple):
     sigma_BS: Tensor
     shared_BS: Tensor
     layout: Layout
+    weight_BS: Tensor | None = None
+    """Weights of the cross-entropies, where they differ."""
 
     @property
     def live(self) -> int:
@@ -73,19 +75,9 @@ def draw_noise(batch: Batch, config: NoiseConfig, schedule: Schedule, rng: torch
     if config.streams == 1:
         layout = Layout(batch.segment, batch.position, block_BL, stream_BL)
         return Draw(batch.ids, sigma_BL, drawn.shared_BL, layout)
-    layout = Layout(
-        twice(batch.segment),
-        twice(batch.position),
-        twice(block_BL),
-        torch.cat([torch.full_like(block_BL, CLEAN), torch.full_like(block_BL, NOISY)], 1),
-    )
+    layout = Layout.two_streams(batch.segment, batch.position, block_BL)
     clean_BL = torch.zeros_like(sigma_BL)
     return Draw(twice(batch.ids), torch.cat([clean_BL, sigma_BL], 1), twice(drawn.shared_BL), layout)
-
-
-def twice(t_BL: Tensor) -> Tensor:
-    """The row, then the row again."""
-    return torch.cat([t_BL, t_BL], 1)
 
 
 def add_noise(e_BSE: Tensor, sigma_BS: Tensor, rng: torch.Generator) -> Tensor:
@@ -130,6 +122,8 @@ def score_loss(
     live_BS = posterior.live_BL
     ids_N, sigma_N = draw.ids_BS[live_BS], draw.sigma_BS[live_BS]
     cross_entropy_N = F.cross_entropy(posterior.logits_NV, ids_N, reduction="none")
+    if draw.weight_BS is not None:
+        cross_entropy_N = cross_entropy_N * draw.weight_BS[live_BS]
     loss_N = cross_entropy_N
     if config.likelihood_weight:
         x0_NE = denoiser.estimate(posterior.logits_NV)

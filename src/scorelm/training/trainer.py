@@ -29,7 +29,8 @@ from scorelm.training.data import TrainingData
 from scorelm.training.device import matmul_peak, pick_device, pick_dtype
 from scorelm.training.ema import averages
 from scorelm.training.logging import RunLog, Window, anisotropy, useful_flops
-from scorelm.training.loss import Batch, Draw, Outcome, draw_noise, score_loss
+from scorelm.training.loss import Batch, Draw, Outcome
+from scorelm.training.objective import OBJECTIVES
 from scorelm.training.signals import Interrupted, deferred_signals
 
 HELDOUT_BATCHES = 4
@@ -46,6 +47,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, out: Path, data: TrainingData) -> None:
         self.recipe, self.config, self.out, self.data = recipe, recipe.training, out, data
+        self.objective = OBJECTIVES[self.config.objective]
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.precision, self.device)
         torch.manual_seed(self.config.seed)
@@ -71,6 +73,11 @@ class Trainer:
             return min(1.0, self.seconds / (60 * self.config.minutes))
         return self.step / (self.config.steps or 20_000)
 
+    @property
+    def self_conditions(self) -> bool:
+        """Whether some steps feed a first estimate back."""
+        return self.objective.self_conditions and self.config.self_conditioning > 0
+
     def learning_rate(self) -> float:
         """Warm-up, constant, then linear decay to 0 over the last share of the run (DESIGN: training)."""
         warm = min(1.0, (self.step + 1) / max(1, self.config.warmup))
@@ -86,9 +93,9 @@ class Trainer:
         started = time.perf_counter()
         rng = generator(self.config.seed, self.step)
         batches = [to_batch(next(self.batches)) for _ in range(self.config.accumulation)]
-        drawn = [draw_noise(batch, self.recipe.noise, self.schedule, rng) for batch in batches]
+        drawn = [self.objective.draw(batch, self.recipe.noise, self.schedule, rng) for batch in batches]
         live = sum(draw.live for draw in drawn)
-        first_pass = float(torch.rand((), generator=rng)) < self.config.self_conditioning
+        first_pass = self.self_conditions and float(torch.rand((), generator=rng)) < self.config.self_conditioning
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for batch, draw in zip(batches, drawn, strict=True):
@@ -115,7 +122,7 @@ class Trainer:
 
     def _loss(self, model: Denoiser, draw: Draw, rng: torch.Generator, live: int, first_pass: bool) -> Outcome:
         draw = to_device(draw, self.device)
-        return score_loss(model, draw, rng, self.schedule, self.config, live=live, self_conditioned=first_pass)
+        return self.objective.loss(model, draw, rng, self.schedule, self.config, live=live, self_conditioned=first_pass)
 
     def _backward(self, batch: Batch, draw: Draw, rng: torch.Generator, live: int, first_pass: bool) -> float:
         with self._autocast():
@@ -127,7 +134,8 @@ class Trainer:
         documents = runs(batch.segment)
         lengths = torch.bincount(documents.index_BL[batch.segment > 0])
         self.window.add(outcome, self.denoiser.embedding.norm)
-        self.window.flops += useful_flops(self.denoiser, lengths, self.recipe.noise.streams, draw.live, first_pass)
+        streams = draw.ids_BS.shape[1] // batch.ids.shape[1]
+        self.window.flops += useful_flops(self.denoiser, lengths, streams, draw.live, first_pass)
         tokens = int((batch.segment > 0).sum())
         self.tokens += tokens
         self.window.tokens += tokens
@@ -158,12 +166,14 @@ class Trainer:
         models: dict[str, Any] = {"weights": self.denoiser, **{k: a.module for k, a in self.averages.items()}}
         losses = dict.fromkeys(models, 0.0)
         batches = [to_batch(arrays) for arrays in islice(self.data.heldout_batches(self.recipe), HELDOUT_BATCHES)]
-        drawn = [draw_noise(b, self.recipe.noise, self.schedule, generator(1, k)) for k, b in enumerate(batches)]
+        drawn = [
+            self.objective.draw(b, self.recipe.noise, self.schedule, generator(1, k)) for k, b in enumerate(batches)
+        ]
         live = sum(draw.live for draw in drawn)
         for name, model in models.items():
             for k, draw in enumerate(drawn):
                 with torch.no_grad(), self._autocast():
-                    outcome = self._loss(model, draw, generator(2, k), live, self.config.self_conditioning > 0)
+                    outcome = self._loss(model, draw, generator(2, k), live, self.self_conditions)
                 losses[name] += float(outcome.cross_entropy_N.double().sum()) / live
         self.heldout = losses if live else {}
         return self.heldout
@@ -176,7 +186,8 @@ class Trainer:
         made = Provenance(
             data=self.recipe.data.source, steps=self.step, tokens=self.tokens, heldout_loss=self.heldout.get(best)
         )
-        lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, self.data.lengths(self.recipe), made)
+        lengths, objective = self.data.lengths(self.recipe), self.config.objective
+        lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, lengths, made, objective)
         lm.denoiser.load_state_dict(chosen.state_dict())
         return lm.to(self.device).eval()
 
@@ -263,7 +274,9 @@ def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
 
 def to_device(draw: Draw, device: torch.device) -> Draw:
     """The same draw on another device."""
-    return Draw(draw.ids_BS.to(device), draw.sigma_BS.to(device), draw.shared_BS.to(device), draw.layout.to(device))
+    ids, sigma, shared, layout, weight = draw
+    weight = None if weight is None else weight.to(device)
+    return Draw(ids.to(device), sigma.to(device), shared.to(device), layout.to(device), weight)
 
 
 def generator(seed: int, step: int) -> torch.Generator:

@@ -28,9 +28,9 @@ class Generation:
     """Samples."""
     steps: int = 64
     """Most evaluations of the model; blocks takes one a block or more, and guidance as many again."""
-    path: str = "shuffled"
-    """Order in which noise is removed: uniform, ramp:SLOPE (earlier first), blocks:SIZE (left to right), shuffled,
-    confidence:NATS (the sure ones first) or entropy:NATS."""
+    path: str | None = None
+    """Order in which noise is removed: uniform, ramp:SLOPE (earlier first), blocks:SIZE (left to right), shuffled (the
+    default), confidence:NATS (the sure ones first) or entropy:NATS."""
     solver: str = "posterior"
     """posterior:TOP_K,TOP_P, renoise, ancestral:ETA, sde:CHURN,S_NOISE,S_MIN,S_MAX, euler, heun or dpmpp_2m."""
     temperature: float = 1.0
@@ -109,6 +109,7 @@ def open_model(path: Path | str) -> ScoreLM:
 
 def produce(lm: ScoreLM, how: Generation, title: str, request: Callable[..., list[Any]]) -> int:
     """Run a request with whatever watches it, then print the samples: a line each, or as JSON."""
+    from scorelm.sampling.sample import own_path
     from scorelm.viz.film import Film, check_suffix
     from scorelm.viz.watch import Watch
 
@@ -117,7 +118,7 @@ def produce(lm: ScoreLM, how: Generation, title: str, request: Callable[..., lis
     film = None
     if how.film is not None:
         check_suffix(how.film)
-        subtitle = f"{how.path}, {how.solver}, {how.steps} steps"
+        subtitle = f"{own_path(lm, how.path)}, {how.solver}, {how.steps} steps"
         film = Film(lm.tokenizer, norm=lm.denoiser.embedding.norm, title=title, subtitle=subtitle)
     with Watch(lm.tokenizer) if how.watch else nullcontext() as live:
         watchers = [watcher for watcher in (film, live) if watcher is not None]
@@ -160,6 +161,7 @@ def info(options: Info) -> int:
     lm = open_model(options.model)
     size = lm.config.size
     facts = {
+        "objective": lm.objective,
         "parameters": lm.parameters_count,
         **size._asdict(),
         "embedding_dim": lm.config.embedding_dim,

@@ -1,0 +1,99 @@
+"""An autoregressive model in the denoiser's own trunk: next-token cross-entropy under a causal mask.
+
+Position i reads the token before it and gives the posterior over its own, so logits stand where the denoiser's do.
+Generation is the path of one-token blocks with every key and value computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scorelm.config import NoiseConfig, TrainingConfig
+from scorelm.model.attention import Layout
+from scorelm.model.denoiser import Denoiser
+from scorelm.noise.schedule import Schedule
+from scorelm.sampling.generate import Sampler
+from scorelm.sampling.options import Options
+from scorelm.text.conditioning import Template
+from scorelm.text.tokenizer import BOS
+from scorelm.training.loss import Batch, Draw, Outcome
+
+
+def draw_targets(batch: Batch, config: NoiseConfig, schedule: Schedule, rng: torch.Generator) -> Draw:
+    """Every real token but ``<s>`` is a target (sigma inf); the noise options mean nothing here."""
+    target_BL = (batch.segment > 0) & (batch.ids != BOS)
+    sigma_BL = torch.where(target_BL, torch.inf, 0.0)
+    return Draw(batch.ids, sigma_BL, torch.zeros_like(target_BL), Layout.causal(batch.segment, batch.position))
+
+
+def previous(ids_BL: Tensor, position_BL: Tensor) -> Tensor:
+    """The token before each position of its document; ``<s>`` stands before the first."""
+    return torch.where(position_BL == 0, BOS, ids_BL.roll(1, dims=1))
+
+
+def hidden(denoiser: Denoiser, previous_BL: Tensor, layout: Layout) -> Tensor:
+    """The trunk's output for the tokens before every position, [B, L, D]."""
+    h_BLD = denoiser.token_in[previous_BL]
+    result_BLD: Tensor = denoiser.trunk(h_BLD, torch.zeros(previous_BL.shape, device=h_BLD.device), layout)
+    return result_BLD
+
+
+def next_token(denoiser: Denoiser, h_ND: Tensor) -> Tensor:
+    """Logits over the token at each position from the trunk's output there, [N, V] in fp32."""
+    logits_NV: Tensor = denoiser.context(h_ND).float() + denoiser.prior
+    return logits_NV
+
+
+def next_token_loss(
+    denoiser: Denoiser,
+    draw: Draw,
+    rng: torch.Generator,
+    schedule: Schedule,
+    config: TrainingConfig,
+    *,
+    live: int,
+    self_conditioned: bool = False,
+) -> Outcome:
+    """Cross-entropy of every target given the tokens before it, summed and divided by `live`."""
+    target_BL = draw.sigma_BS > 0
+    h_BLD = hidden(denoiser, previous(draw.ids_BS, draw.layout.position_BL), draw.layout)
+    logits_NV, ids_N = next_token(denoiser, h_BLD[target_BL]), draw.ids_BS[target_BL]
+    cross_entropy_N = F.cross_entropy(logits_NV, ids_N, reduction="none")
+    correct_N = logits_NV.detach().argmax(-1) == ids_N
+    return Outcome(
+        cross_entropy_N.sum() / max(live, 1), cross_entropy_N.detach(), draw.sigma_BS[target_BL],
+        draw.shared_BS[target_BL], correct_N,
+    )  # fmt: skip
+
+
+class AutoregressiveSampler(Sampler):
+    """`Sampler` on the path ``blocks:1`` for a model of this kind: only the evaluation differs, one for each token."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        templates: Sequence[Template],
+        seeds: Sequence[int],
+        options: Options,
+    ) -> None:
+        super().__init__(denoiser, schedule, templates, seeds, replace(options, steps=1))
+
+    def once_cached(self, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor, x0_BLE: Tensor) -> Tensor:
+        """Logits of the next position of each row, from the positions whose keys and values are not held yet."""
+        assert self.cache is not None
+        row_R, column_RW = self.cache.place(reach_BL)
+        real_RW, row_RW, at_RW = column_RW >= 0, row_R[:, None], column_RW.clamp(min=0)
+        past = self.cache.past(row_R, self.layout, column_RW.amax(1))
+        layout = replace(Layout.causal(real_RW.long(), self.layout.position_BL[row_RW, at_RW]), past=past)
+        ids_RW = previous(self.state.ids_BL, self.layout.position_BL)[row_RW, at_RW]
+        h_RWD = hidden(self.denoiser, ids_RW, layout)
+        self.cache.keep(past, row_R, column_RW, real_RW)
+        live_RW = real_RW & (sigma_BL[row_RW, at_RW] > 0)
+        closed_RW = self.closed_B[row_RW].expand_as(at_RW)
+        return self.ruled_out(next_token(self.denoiser, h_RWD[live_RW]), closed_RW[live_RW])

@@ -1,0 +1,32 @@
+"""What can be learned: score diffusion and its two peers in the same trunk, each a way to draw and a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from scorelm.baselines.autoregressive import draw_targets, next_token_loss
+from scorelm.baselines.masked import draw_masks
+from scorelm.training.loss import Draw, Outcome, draw_noise, score_loss
+
+
+class Objective(NamedTuple):
+    """A training objective.
+
+    Attributes:
+        draw: ``draw(batch, noise config, schedule, rng)``: what is to be predicted from what.
+        loss: ``loss(denoiser, draw, rng, schedule, training config, live=, self_conditioned=)``.
+        self_conditions: whether a first pass may be fed back.
+    """
+
+    draw: Callable[..., Draw]
+    loss: Callable[..., Outcome]
+    self_conditions: bool
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "score": Objective(draw_noise, score_loss, True),
+    "masked": Objective(draw_masks, score_loss, False),
+    "autoregressive": Objective(draw_targets, next_token_loss, False),
+}
+"""Every objective by name."""
