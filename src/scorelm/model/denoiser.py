@@ -47,6 +47,7 @@ class Denoiser(nn.Module):
         self.context = nn.Linear(dim, vocab_size, bias=False)
         self.prior = nn.Parameter(torch.zeros(vocab_size))
         nn.init.zeros_(self.context.weight)
+        nn.init.zeros_(self.self_condition.weight)
 
     def set_prior(self, counts_V: Tensor) -> None:
         """Start the unigram prior at smoothed log frequencies, so that the trunk need not learn them."""

@@ -68,12 +68,14 @@ class Path:
         name: how it is written, with its argument.
         levels: yields sigma_BL until every free position is at 0.
         block: positions in a block; later blocks are not visible to earlier ones. 0: the row is one block.
+        slope: of the line that the positions of a block follow in the limit of small steps; None where there is none.
         adaptive: whether it looks at the state; of the solvers only `ancestral` and `posterior` keep the law on it.
     """
 
     name: str
     levels: Callable[[Plan], Iterator[Tensor]]
     block: int = 0
+    slope: float | None = None
     adaptive: bool = False
 
 
@@ -154,21 +156,21 @@ def proportional_share(entropy_BL: Tensor, open_BL: Tensor, left: int) -> Tensor
 
 def uniform() -> Path:
     """All positions together."""
-    return Path("uniform", lambda plan: ramp_levels(plan, 0.0))
+    return Path("uniform", lambda plan: ramp_levels(plan, 0.0), slope=0.0)
 
 
 def ramp_path(slope: float = 0.25) -> Path:
     """Earlier positions first (AR-Diffusion): the first is ahead of the last by `slope` in u."""
     if not 0 <= slope < math.inf:
         raise ValueError(f"ramp needs a slope of 0 or more, got {slope:g}")
-    return Path(f"ramp:{slope:g}", lambda plan: ramp_levels(plan, slope))
+    return Path(f"ramp:{slope:g}", lambda plan: ramp_levels(plan, slope), slope=slope)
 
 
 def blocks_path(size: float = 8) -> Path:
     """Semi-autoregressive: blocks of `size` positions from left to right; 1 is token by token."""
     if not (1 <= size <= MOST_POSITIONS and float(size).is_integer()):
         raise ValueError(f"blocks needs a whole number of positions, 1 or more, got {size:g}")
-    return Path(f"blocks:{size:g}", block_levels, block=int(size))
+    return Path(f"blocks:{size:g}", block_levels, block=int(size), slope=0.0)
 
 
 def shuffled() -> Path:

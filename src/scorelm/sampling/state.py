@@ -59,10 +59,10 @@ def start(embedding: Embedding, templates: Sequence[Template], path: Path) -> tu
         free_BL[row, : len(template)] = torch.tensor([token is None for token in template])
     length_B = torch.tensor([len(t) for t in templates])
     position_BL = torch.arange(longest).expand_as(ids_BL)
-    first = int(ids_BL[0, 0] == BOS)
-    block_BL = torch.where(position_BL < first, 0, 1 + (position_BL - first) // (path.block or longest))
+    first_B1 = (ids_BL[:, :1] == BOS).long()
+    block_BL = torch.where(position_BL < first_B1, 0, 1 + (position_BL - first_B1) // (path.block or longest))
     real_BL = position_BL < length_B[:, None]
-    stream_BL = torch.where(position_BL < first, CLEAN, NOISY)
+    stream_BL = torch.where(position_BL < first_B1, CLEAN, NOISY)
     device = embedding.weight.device
     layout = Layout(real_BL.long(), position_BL, block_BL, stream_BL).to(device)
     ids_BL, free_BL, real_BL, length_B = (t.to(device) for t in (ids_BL, free_BL, real_BL, length_B))
