@@ -15,6 +15,7 @@ from scorelm.evaluation.rows import Batch, Rows, batches, cut, length_nats
 from scorelm.evaluation.walk import walk
 from scorelm.model.scorelm import ScoreLM
 from scorelm.noise.path import PATHS, make_path
+from scorelm.noise.schedule import Schedule
 from scorelm.sampling.options import make_options
 
 ORDERS = ("ordered", "reverse", "random")
@@ -102,7 +103,9 @@ def price(
             watch(done / len(rows.ids))
     if known:
         nats["length"] = length_nats(lm.lengths, rows.ids)
-    integrand = curve(lm, torch.cat(seen, 1), rows) if seen else None
+    integrand = None
+    if seen:
+        integrand = curve(lm.schedule, torch.cat(seen, 1), float(nats["diffusion"].sum() / rows.tokens.sum()))
     return summary(name, name in ORDERS, rows, nats, evaluations, integrand)
 
 
@@ -138,13 +141,13 @@ def pricing(lm: ScoreLM, name: str, steps: int | None, draws: int, seed: int) ->
     return lambda batch: walk(denoiser, lm.schedule, batch, options, seed), chosen.block != 1
 
 
-def curve(lm: ScoreLM, seen: Tensor, rows: Rows, bins: int = 32) -> Tensor:
+def curve(schedule: Schedule, seen: Tensor, diffusion: float, bins: int = 24) -> Tensor:
     """Where along the noise levels a bound's nats are: [2, bins], sigma and nats per token and unit of log sigma.
 
     Args:
-        lm: the model.
+        schedule: that u belongs to.
         seen: [2, N] u of the draws, uniform on [0, 1], and the integrand over u.
-        rows: what was priced.
+        diffusion: the integral, in nats per token.
         bins: of equal width in u.
     """
     u_N, value_N = seen
@@ -152,9 +155,8 @@ def curve(lm: ScoreLM, seen: Tensor, rows: Rows, bins: int = 32) -> Tensor:
     mean = torch.zeros(bins, dtype=torch.float64).index_add(0, place_N, value_N)
     mean /= torch.bincount(place_N, minlength=bins).clamp(min=1)
     centre = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
-    sigma = lm.schedule.sigma(centre)
-    free = sum(len(row) for row in rows.ids) / float(rows.tokens.sum())
-    return torch.stack([sigma, mean * free * sigma / lm.schedule.derivative(centre)])
+    sigma = schedule.sigma(centre)
+    return torch.stack([sigma, mean * diffusion / mean.mean() * sigma / schedule.derivative(centre)])
 
 
 def summary(

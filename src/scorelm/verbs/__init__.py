@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scorelm.verbs.evaluate import Score, score
+from scorelm.verbs.evaluate import Eval, Score, evaluate, score
 from scorelm.verbs.generate import Infill, Info, Sample, infill, info, sample
 from scorelm.verbs.train import Demo, Train, TrainTokenizer, demo, train, train_tokenizer
 
@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "sample": (Sample, sample),
     "infill": (Infill, infill),
     "score": (Score, score),
+    "eval": (Eval, evaluate),
     "info": (Info, info),
 }
 """The options and the action of every verb; an action returns the exit code."""

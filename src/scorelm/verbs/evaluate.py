@@ -1,4 +1,4 @@
-"""The verbs that measure a model: ``score``."""
+"""The verbs that measure a model: ``score`` and ``eval``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from scorelm.config import named
 from scorelm.verbs.generate import DEFAULT_MODEL, Model, open_model
 
 if TYPE_CHECKING:
@@ -56,6 +57,28 @@ class Score:
     """Draw where along the noise levels the nats are: a .png or .svg file (needs the viz extra)."""
     json: bool = False
     """Print JSON: path, exact, nats_per_token, bits_per_char, stderr_nats_per_token, tokens, nfe, terms."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a model: likelihoods, judged samples beside real text, quality against effort; one report."""
+
+    model: Model = DEFAULT_MODEL
+    """Model directory or hub name."""
+    texts: Annotated[Texts, arg(name="")] = Texts()
+    judge: str | None = None
+    """Model that perplexity and MAUVE are taken under: an autoregressive scorelm model (train one with another seed on
+    another share of the text), or any causal language model of Hugging Face transformers, by directory or hub name."""
+    n: Annotated[int, named("n", "-n")] = 128
+    """Texts in each set."""
+    steps: int = 64
+    """Most evaluations of the model for a text, where effort is not what varies."""
+    seed: int = 0
+    """Seed of the samples."""
+    report: Path | None = None
+    """Write a self-contained page to this .html file, and the figures beside it as .json."""
+    json: bool = False
+    """Print all figures as JSON."""
 
 
 def load_texts(lm: ScoreLM, which: Texts) -> tuple[list[str], str]:
@@ -106,3 +129,55 @@ def score(options: Score) -> int:
     print("  " + "  ".join(f"{name} {value:.3f}" for name, value in found.terms.items()))
     print(f"  {found.tokens:,} tokens, {found.nfe:,.1f} evaluations a text", file=sys.stderr)
     return 0
+
+
+def evaluate(options: Eval) -> int:
+    """Measure, write the report and print the tables."""
+    from rich.console import Console
+
+    from scorelm.evaluation import report as measured
+    from scorelm.evaluation.judge import load_judge
+    from scorelm.viz.report import check_report, save_report
+
+    lm = open_model(options.model)
+    check_report(options.report)
+    judge = load_judge(options.judge) if options.judge is not None else None
+    texts, what = load_texts(lm, options.texts)
+    training = training_texts(lm, options.texts)
+    console = Console(stderr=True)
+    console.print(f"{what}; {'no judge' if judge is None else 'judge: ' + judge.name}", highlight=False)
+    with console.status("measuring") as status:
+        found = measured.evaluate(
+            lm, texts, training, judge, n=options.n, steps=options.steps, seed=options.seed, watch=status.update
+        )
+    if options.report is not None:
+        options.report.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save_report(found, options.report)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for line in found["prices"]:
+        steps = f" in {line['steps']} steps" if line["steps"] else ""
+        print(
+            f"{line['path'] + steps:<24} {line['nats_per_token']:.3f} +- {line['stderr_nats_per_token']:.3f} nats/token"
+            f"  {line['bits_per_char']:.3f} bits/character  {'exact' if line['exact'] else 'bound'}"
+        )
+    shown = ("perplexity", "mauve", "entropy", "distinct_2", "self_bleu", "repetition_4", "copied")
+    columns = [name for name in shown if name in found["table"][0]]
+    print("\n" + " " * 34 + "".join(f"{name:>13}" for name in columns))
+    for line in found["table"]:
+        print(f"{line['name']:<34}" + "".join(f"{line[name]:>13.3f}" for name in columns))
+    if options.report is not None:
+        print(f"\nreport: {options.report}", file=sys.stderr)
+    return 0
+
+
+def training_texts(lm: ScoreLM, which: Texts) -> list[str] | None:
+    """The text that the model was trained on, where it is what is measured; None elsewhere."""
+    from scorelm.text.corpus import load_corpus
+
+    if which.data not in (None, lm.provenance.data):
+        return None
+    share = HOLDOUT if which.holdout is None else which.holdout
+    corpus = load_corpus(which.data or lm.provenance.data, field=which.field, holdout=share)
+    return [example["text"] for example in corpus.train]

@@ -1,0 +1,284 @@
+"""Judges: a language model that others have trained says how likely generated text is (generative perplexity).
+
+Perplexity alone rewards repetition, so read it beside the entropy and MAUVE of ``diversity`` (arXiv 2409.02908).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from scorelm.baselines.autoregressive import hidden, previous
+from scorelm.evaluation.likelihood import autoregressive
+from scorelm.evaluation.rows import batches, cut
+from scorelm.model.attention import Layout
+from scorelm.model.scorelm import ScoreLM
+from scorelm.text.tokenizer import EOS, Tokenizer
+
+POSITIONS = 2048
+"""Most positions in a batch, padding included; a longer text is a batch of its own."""
+
+CHUNK = 128
+"""Positions whose log-probabilities are held at a time, in float64."""
+
+
+class Scores(NamedTuple):
+    """What a judge makes of n texts."""
+
+    nats: NDArray[np.float64]
+    """Negative log-likelihood of each text, in nats: [n]."""
+    tokens: NDArray[np.int64]
+    """Number of the judge's tokens that these nats are for: [n]."""
+
+
+class Judge(Protocol):
+    """Whatever can price texts and describe them by vectors."""
+
+    name: str
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Negative log-likelihood of each text."""
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The last hidden state at each text's last token, for MAUVE: [n, D]."""
+
+
+class HuggingFaceJudge:
+    """Any causal language model of Hugging Face transformers, in fp32.
+
+    A row is the tokenizer's BOS token (or else its EOS token), the text, and its EOS token if it has one: the first
+    token and the end are priced too, BOS is not. Rows are cut at the model's longest context. Names of special tokens
+    in a text are plain text. Only safetensors are read, and no code of the model's repository is run.
+
+    Args:
+        name: a directory, or a name on the Hugging Face hub.
+        device: where to compute; CUDA if there is one by default.
+
+    Raises:
+        ValueError: transformers is not installed, or the model cannot be loaded or used.
+    """
+
+    def __init__(self, name: str, device: str | None = None) -> None:
+        self.name = name
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with _quiet():
+            self._tokenizer, self._model = _load(name)
+        self._model.to(self.device)
+        if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
+            raise ValueError(f"judge {name} has a tokenizer without a vocabulary")
+        bos, self._eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        self._bos = self._eos if bos is None else bos
+        if self._bos is None:
+            raise ValueError(f"judge {name} has neither a BOS nor an EOS token, so that nothing can start a text")
+        rows = self._model.get_input_embeddings().num_embeddings
+        if len(self._tokenizer) > rows:
+            raise ValueError(f"judge {name} has {len(self._tokenizer)} tokens but only {rows} embeddings")
+        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self._longest = min(int(limit) for limit in (context, self._tokenizer.model_max_length) if limit)
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Negative log-likelihood of each text in nats, and the number of tokens that it is for, EOS included."""
+        end = [] if self._eos is None else [self._eos]
+        rows = [[*self._encode(text), *end][: self._longest] for text in texts]
+        nats = np.zeros(len(rows))
+        for chosen, ids_BL, mask_BL in self._batches(rows):
+            with torch.inference_mode(), _quiet():
+                logits_BLV = self._model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
+                nats[chosen] = (_nll(logits_BLV, ids_BL) * mask_BL[:, 1:]).sum(1).cpu().numpy()
+        return Scores(nats, np.array([len(row) - 1 for row in rows], dtype=np.int64))
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The last hidden state, after the final norm, at each text's last token (an empty text's BOS): [n, D].
+
+        Raises:
+            ValueError: no texts.
+        """
+        if not len(texts):
+            raise ValueError("there are no texts to take features of")
+        rows = [self._encode(text)[: self._longest] for text in texts]
+        found: dict[int, NDArray[np.float32]] = {}
+        for chosen, ids_BL, mask_BL in self._batches(rows):
+            with torch.inference_mode(), _quiet():
+                trunk = self._model.base_model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+                last_BD = trunk.last_hidden_state[torch.arange(len(chosen)), mask_BL.sum(1) - 1]
+            found |= zip(chosen, last_BD.cpu().numpy(), strict=True)
+        return np.stack([found[i] for i in range(len(rows))])
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return [self._bos, *ids]
+
+    def _batches(self, rows: list[list[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Numbers of rows of about one length, their ids and which of these are not padding: both [B, L] int64."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        while order:
+            longest = len(rows[order[-1]])
+            number = max(POSITIONS // longest, 1)
+            chosen, order = order[-number:], order[:-number]
+            ids_BL = torch.full((len(chosen), longest), self._bos)
+            mask_BL = torch.zeros_like(ids_BL)
+            for row, i in enumerate(chosen):
+                ids_BL[row, : len(rows[i])] = torch.tensor(rows[i])
+                mask_BL[row, : len(rows[i])] = 1
+            yield chosen, ids_BL.to(self.device), mask_BL.to(self.device)
+
+
+class AutoregressiveJudge:
+    """An autoregressive model of this library, exact on every token but ``<s>``.
+
+    Args:
+        lm: the model.
+        name: how it is called.
+
+    Raises:
+        ValueError: a model with another objective.
+    """
+
+    def __init__(self, lm: ScoreLM, name: str) -> None:
+        if lm.objective != "autoregressive":
+            raise ValueError(f"judge {name} is a {lm.objective} model: only autoregressive ones judge")
+        self.lm, self.name = lm, name
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Exact NLL of each text, ``</s>`` included."""
+        rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
+        nats = torch.zeros(len(rows.ids), dtype=torch.float64)
+        with torch.inference_mode():
+            for batch in batches(rows.ids, self.lm.denoiser.prior.device):
+                nats[batch.index] = autoregressive(self.lm.denoiser, batch).terms["reconstruction"].cpu()
+        return Scores(rows.by_text(nats).numpy(), (rows.tokens - 1).long().numpy())
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The trunk's output where ``</s>`` is predicted, from all of the text (of a long one, its first row)."""
+        rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
+        found = torch.zeros(len(texts), self.lm.config.dim)
+        with torch.inference_mode():
+            for batch in batches(rows.ids, self.lm.denoiser.prior.device):
+                layout = Layout.causal(batch.real_BL, batch.position_BL)
+                h_BLD = hidden(self.lm.denoiser, previous(batch.ids_BL, batch.position_BL), layout)
+                last_B = batch.real_BL.sum(1) - 1
+                for place, row in enumerate(batch.index):
+                    if row == 0 or rows.text[row - 1] != rows.text[row]:
+                        found[rows.text[row]] = h_BLD[place, last_B[place]].float().cpu()
+        return found.numpy()
+
+
+def load_judge(name: str) -> Judge:
+    """The judge of that name: a model of this library, or a causal language model of transformers.
+
+    Raises:
+        ValueError: it is not autoregressive, or it cannot be loaded.
+    """
+    inside = Path(name) / "model"
+    directory = inside if _is_scorelm(inside) else Path(name)
+    if _is_scorelm(directory):
+        return AutoregressiveJudge(ScoreLM.from_pretrained(directory), name)
+    return HuggingFaceJudge(name)
+
+
+def perplexity(scores: Scores) -> float:
+    """exp(nats / tokens) over all texts: the perplexity of a token of the judge.
+
+    Raises:
+        ValueError: the texts have no tokens.
+    """
+    tokens = int(scores.tokens.sum())
+    if not tokens:
+        raise ValueError("the texts have no tokens to take a perplexity over")
+    return math.exp(scores.nats.sum() / tokens)
+
+
+def perplexity_interval(scores: Scores, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the perplexity, texts drawn with replacement (Efron 1979).
+
+    Raises:
+        ValueError: the texts have no tokens, or `resamples` is below 1.
+    """
+    if resamples < 1:
+        raise ValueError(f"the bootstrap takes at least 1 resample, not {resamples}")
+    perplexity(scores)
+    nats, tokens = scores.nats[scores.tokens > 0], scores.tokens[scores.tokens > 0]
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(len(nats), size=len(nats)) for _ in range(resamples))
+    means = np.array([nats[texts].sum() / tokens[texts].sum() for texts in drawn])
+    low, high = np.exp(np.quantile(means, [0.025, 0.975]))
+    return float(low), float(high)
+
+
+def decoded(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The text of a generated row up to its first ``</s>``, or all of it."""
+    tokens = list(ids)
+    return tokenizer.decode(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
+
+
+def _nll(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each token but the first, [B, L - 1] float64; a few positions at a time."""
+    logits_NV, next_N = logits_BLV.flatten(0, 1), ids_BL.roll(-1, 1).flatten()
+    parts = [
+        cross_entropy(logits_NV[start : start + CHUNK].double(), next_N[start : start + CHUNK], reduction="none")
+        for start in range(0, ids_BL.numel(), CHUNK)
+    ]
+    return torch.cat(parts).view_as(ids_BL)[:, :-1]
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    """Tokenizer and model in evaluation mode; transformers raises what it likes at an untrusted directory."""
+    auto = _transformers()
+    if name.startswith(("/", ".")) and not Path(name).is_dir():
+        raise ValueError(f"cannot load judge {name}: there is no such directory")
+    safe = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    try:
+        tokenizer = auto.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, loaded = auto.AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **safe
+        )
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"cannot load judge {name}: {reason}") from None
+    wrong = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
+    if wrong:
+        raise ValueError(f"cannot load judge {name}: {len(wrong)} weights, {wrong[0]} first, are missing or misshapen")
+    return tokenizer, model.eval()
+
+
+def _is_scorelm(directory: Path) -> bool:
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and "format" in config
+
+
+def _transformers() -> Any:
+    try:
+        return import_module("transformers")
+    except ImportError:
+        raise ValueError("transformers is not installed: pip install 'scorelm[eval]'") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and no progress bars of transformers; its settings come back after."""
+    logging = _transformers().utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,185 @@
+"""Everything that is measured of a model, as one JSON-ready dictionary: prices, samples, quality against effort.
+
+Generated text is judged beside real held-out text and two degenerate generators, which show what each figure misses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scorelm.evaluation.diversity import diversity, mauve
+from scorelm.evaluation.judge import Judge, decoded, perplexity, perplexity_interval
+from scorelm.evaluation.price import price
+from scorelm.model.scorelm import ScoreLM
+from scorelm.sampling.sample import own_path
+from scorelm.text.conditioning import draw_length
+
+BATCH = 32
+"""Texts that are generated together."""
+TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
+BUDGETS = (8, 16, 32, 64, 128)
+PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Generated texts and what they took."""
+
+    texts: list[str]
+    nfe: float
+    """Mean evaluations of the model for a text."""
+    seconds: float
+    """For a text, in batches of `BATCH`."""
+
+
+def generated(lm: ScoreLM, n: int, seed: int, **how: Any) -> Texts:
+    """Generate `n` texts, row i with the seed ``seed + i``; see `scorelm.sampling.sample.sample` for the options."""
+    started, samples = time.perf_counter(), []
+    for start in range(0, n, BATCH):
+        samples += lm.generate(n=min(BATCH, n - start), seed=seed + start, **how)
+    seconds = (time.perf_counter() - started) / n
+    nfe = float(np.mean([sample.nfe for sample in samples]))
+    return Texts([decoded(sample.ids, lm.tokenizer).strip() for sample in samples], nfe, seconds)
+
+
+def unigram_texts(lm: ScoreLM, training: Sequence[str], n: int, seed: int) -> list[str]:
+    """Texts of independent tokens with the training text's frequencies and lengths: varied, and without sense."""
+    rng = np.random.default_rng(seed)
+    counts = np.zeros(lm.tokenizer.vocab_size)
+    for text in training:
+        np.add.at(counts, lm.tokenizer.encode(text), 1)
+    lengths = [draw_length(lm.lengths, 3, rng) - 2 for _ in range(n)]
+    return [lm.tokenizer.decode(rng.choice(len(counts), size=k, p=counts / counts.sum()).tolist()) for k in lengths]
+
+
+class Examiner:
+    """Judges sets of texts by one judge, one set of real text and one training text.
+
+    Args:
+        judge: for perplexity and the features of MAUVE; None leaves them out.
+        reference: real held-out texts that others are compared with.
+        training: what the model was trained on, to find copies of; None leaves them out.
+    """
+
+    def __init__(self, judge: Judge | None, reference: Sequence[str], training: Sequence[str] | None) -> None:
+        self.judge, self.reference, self.training = judge, reference, training
+        self.features = judge.features(reference) if judge is not None else None
+
+    def figures(self, texts: Sequence[str]) -> dict[str, float]:
+        """Perplexity with its interval, MAUVE and diversity of a set of texts."""
+        found: dict[str, float] = {}
+        if self.judge is not None and self.features is not None:
+            scores = self.judge.score(texts)
+            low, high = perplexity_interval(scores)
+            found = {"perplexity": perplexity(scores), "perplexity_low": low, "perplexity_high": high}
+            found["mauve"] = mauve(self.judge.features(texts), self.features)
+        return found | diversity(texts, self.reference, self.training)
+
+    def point(self, texts: Sequence[str]) -> dict[str, float]:
+        """The few figures of a point in a curve."""
+        full = self.figures(texts)
+        return {k: full[k] for k in ("perplexity", "perplexity_low", "perplexity_high", "entropy") if k in full}
+
+
+def prices(lm: ScoreLM, texts: Sequence[str], watch: Callable[[str], object]) -> list[dict[str, Any]]:
+    """What the texts cost along the paths and orders that the model knows."""
+    which: dict[str, tuple[tuple[str, int | None], ...]] = {
+        "score": (
+            ("uniform", None), ("ramp:1", None), ("blocks:4", None), ("ordered", None), ("random", None),
+            ("uniform", 64), ("confidence", 64), ("shuffled", 64),
+        ),
+        "masked": (("random", None), ("shuffled", 64), ("shuffled", 16)),
+        "autoregressive": (("ordered", None),),
+    }  # fmt: skip
+    found = []
+    for path, steps in which[lm.objective]:
+        watch(f"price of {path}" + (f" in {steps} steps" if steps else ""))
+        found.append(price(lm, texts, path, steps=steps).to_json() | {"steps": steps})
+    return found
+
+
+def table(lm: ScoreLM, examiner: Examiner, real: Sequence[str], n: int, seed: int, steps: int) -> list[dict[str, Any]]:
+    """The model's text beside real text and the two degenerate generators."""
+    own = generated(lm, n, seed, steps=steps)
+    first = examiner.training[0] if examiner.training else real[0]
+    sets = {
+        f"model ({own_path(lm, None)}, {own.nfe:.0f} evaluations)": own.texts,
+        "real text": list(real),
+        "unigram sampler": unigram_texts(lm, examiner.training or real, n, seed),
+        "one real line repeated": [first] * n,
+    }
+    return [{"name": name, "texts": len(texts)} | examiner.figures(texts) for name, texts in sets.items()]
+
+
+def frontier(lm: ScoreLM, examiner: Examiner, n: int, seed: int, steps: int) -> list[dict[str, Any]]:
+    """Quality against variety over temperature."""
+    found = []
+    for temperature in TEMPERATURES:
+        made = generated(lm, n, seed, steps=steps, temperature=temperature)
+        found.append({"temperature": temperature} | examiner.point(made.texts))
+    return found
+
+
+def effort(lm: ScoreLM, examiner: Examiner, n: int, seed: int, watch: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Quality against evaluations, for each path that the model knows."""
+    found = []
+    for path in {"score": PATHS, "masked": ("shuffled",), "autoregressive": ("blocks:1",)}[lm.objective]:
+        for steps in BUDGETS if lm.objective != "autoregressive" else (1,):
+            watch(f"{path} in {steps} steps")
+            made = generated(lm, n, seed, path=path, steps=steps)
+            cost = {"path": path, "steps": steps, "nfe": made.nfe, "seconds": made.seconds}
+            found.append(cost | examiner.point(made.texts))
+    return found
+
+
+def evaluate(
+    lm: ScoreLM,
+    heldout: Sequence[str],
+    training: Sequence[str] | None,
+    judge: Judge | None,
+    *,
+    n: int = 128,
+    steps: int = 64,
+    seed: int = 0,
+    watch: Callable[[str], object] = lambda what: None,
+) -> dict[str, Any]:
+    """Measure a model.
+
+    Args:
+        lm: the model.
+        heldout: real texts that it was not trained on, at least 4; one half is the reference, the other is judged.
+        training: what it was trained on; None where it is not at hand.
+        judge: for perplexity and MAUVE; None for neither.
+        n: texts in each set, real ones too where there are as many.
+        steps: evaluations of the model in the tables and the frontier.
+        seed: of the samples.
+        watch: told what is being measured.
+
+    Raises:
+        ValueError: too few texts.
+    """
+    if len(heldout) < 4 or n < 2:
+        raise ValueError(f"at least 4 held-out texts and 2 samples are needed, got {len(heldout)} and {n}")
+    real, reference = heldout[0::2][:n], heldout[1::2][:n]
+    examiner = Examiner(judge, reference, training)
+    report: dict[str, Any] = {
+        "model": {"objective": lm.objective, "parameters": lm.parameters_count, **lm.provenance.model_dump()},
+        "judge": judge.name if judge is not None else None,
+        "settings": {"texts": n, "steps": steps, "seed": seed, "real": len(real)},
+        "prices": prices(lm, heldout, watch),
+    }
+    watch("samples beside real text")
+    report["table"] = table(lm, examiner, real, n, seed, steps)
+    watch("temperatures")
+    report["frontier"] = frontier(lm, examiner, n, seed, steps)
+    report["effort"] = effort(lm, examiner, n, seed, watch)
+    report["samples"] = [
+        {"path": path, "texts": generated(lm, 8, seed, path=path, steps=steps, temperature=0.8).texts}
+        for path in (("blocks:1", *PATHS) if lm.objective == "score" else (own_path(lm, None),))
+    ]
+    return report
