@@ -30,8 +30,8 @@ OBJECTIVES = ("score", "masked", "autoregressive")
 PRICES = {"score": ("uniform", "ramp:1", "blocks:4", "ordered", "random"), "masked": ("random",),
           "autoregressive": ("ordered",)}  # fmt: skip
 BUDGETS = (8, 32, 128)
-TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
-TEXTS = 128
+TEMPERATURES = (0.55, 0.7, 0.85, 1.0)
+TEXTS = 96
 RUNS = Path("runs/quality")
 
 

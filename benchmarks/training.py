@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from scorelm.config import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.device import matmul_peak
 from scorelm.memory import keep_freed_memory
 from scorelm.text.packing import packed_rows, packing_efficiency
 from scorelm.text.tokenizer import PAD
 from scorelm.training.data import TrainingData, prepare
-from scorelm.training.device import matmul_peak
 from scorelm.training.trainer import Trainer
 
 ROUNDS, STEPS = 7, 3

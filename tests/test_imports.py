@@ -13,10 +13,10 @@ ALLOWED = {
     "text": {"text"},
     "noise": {"noise", "config"},
     "model": {"model", "noise", "text", "config"},
-    "sampling": {"sampling", "model", "noise", "text", "config"},
-    "training": {"training", "baselines", "model", "noise", "text", "config"},
-    "baselines": {"baselines", "training", "sampling", "model", "noise", "text", "config"},
-    "evaluation": {"evaluation", "baselines", "sampling", "model", "noise", "text", "config"},
+    "sampling": {"sampling", "model", "noise", "text", "config", "device"},
+    "training": {"training", "baselines", "model", "noise", "text", "config", "device"},
+    "baselines": {"baselines", "training", "sampling", "model", "noise", "text", "config", "device"},
+    "evaluation": {"evaluation", "baselines", "sampling", "model", "noise", "text", "config", "device"},
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from scorelm.config import TrainingConfig
-from scorelm.training.device import pick_device, pick_dtype
+from scorelm.device import pick_device, pick_dtype
 
 TINY = [
     *("--model.dim", "32", "--model.layers", "2", "--model.embedding-dim", "8", "--vocab-size", "300"),

@@ -92,8 +92,8 @@ class AutoregressiveSampler(Sampler):
         past = self.cache.past(row_R, self.layout, column_RW.amax(1))
         layout = replace(Layout.causal(real_RW.long(), self.layout.position_BL[row_RW, at_RW]), past=past)
         ids_RW = previous(self.state.ids_BL, self.layout.position_BL)[row_RW, at_RW]
-        h_RWD = hidden(self.denoiser, ids_RW, layout)
+        live_RW, closed_RW = real_RW & (sigma_BL[row_RW, at_RW] > 0), self.closed_B[row_RW].expand_as(at_RW)
+        with self.autocast:
+            logits_NV = next_token(self.denoiser, hidden(self.denoiser, ids_RW, layout)[live_RW])
         self.cache.keep(past, row_R, column_RW, real_RW)
-        live_RW = real_RW & (sigma_BL[row_RW, at_RW] > 0)
-        closed_RW = self.closed_B[row_RW].expand_as(at_RW)
-        return self.ruled_out(next_token(self.denoiser, h_RWD[live_RW]), closed_RW[live_RW])
+        return self.ruled_out(logits_NV, closed_RW[live_RW])

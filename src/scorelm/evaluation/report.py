@@ -41,7 +41,7 @@ def generated(lm: ScoreLM, n: int, seed: int, **how: Any) -> Texts:
     """Generate `n` texts, row i with the seed ``seed + i``; see `scorelm.sampling.sample.sample` for the options."""
     started, samples = time.perf_counter(), []
     for start in range(0, n, BATCH):
-        samples += lm.generate(n=min(BATCH, n - start), seed=seed + start, **how)
+        samples += lm.generate(n=min(BATCH, n - start), seed=seed + start, precision="auto", **how)
     seconds = (time.perf_counter() - started) / n
     nfe = float(np.mean([sample.nfe for sample in samples]))
     return Texts([decoded(sample.ids, lm.tokenizer).strip() for sample in samples], nfe, seconds)

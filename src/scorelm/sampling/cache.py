@@ -22,15 +22,23 @@ class BlockCache:
         window: how many positions back a block sees; 0 for all.
         shape: (rows, columns).
         device: where the model is.
+        dtype: that keys and values are computed in.
     """
 
     def __init__(
-        self, layers: int, heads: int, head_dim: int, window: int, shape: torch.Size, device: torch.device
+        self,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        window: int,
+        shape: torch.Size,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         size = (*shape, heads, head_dim)
         self.window = window
-        self.keys = [torch.zeros(size, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(size, device=device) for _ in range(layers)]
+        self.keys = [torch.zeros(size, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.zeros(size, device=device, dtype=dtype) for _ in range(layers)]
         self.held_BL = torch.zeros(shape, dtype=torch.bool, device=device)
 
     def place(self, reach_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,6 +70,6 @@ class BlockCache:
         """Hold the keys and values that a forward pass has computed, at the positions that are clean for good."""
         rows_N, columns_N = row_R[:, None].expand_as(column_RW)[clean_RW], column_RW[clean_RW]
         for layer, (k_RWHK, v_RWHK) in enumerate(past.new):
-            self.keys[layer][rows_N, columns_N] = k_RWHK[clean_RW].to(self.keys[layer].dtype)
-            self.values[layer][rows_N, columns_N] = v_RWHK[clean_RW].to(self.values[layer].dtype)
+            self.keys[layer][rows_N, columns_N] = k_RWHK[clean_RW]
+            self.values[layer][rows_N, columns_N] = v_RWHK[clean_RW]
         self.held_BL[rows_N, columns_N] = True

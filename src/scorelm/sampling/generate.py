@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scorelm.device import pick_dtype
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.path import Observation, Plan
@@ -84,6 +85,9 @@ class Sampler:
     ) -> None:
         self.denoiser, self.options = denoiser, options
         self.table_VE = denoiser.embedding.table()
+        device = self.table_VE.device
+        dtype = pick_dtype(options.precision, device)
+        self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         self.state, self.layout = start(denoiser.embedding, templates, options.path)
         self.prompt_BL = ~self.state.free_BL & self.state.real_BL & (self.layout.block_BL > 0)
         self.prompt_BL &= self.state.ids_BL != EOS
@@ -101,8 +105,7 @@ class Sampler:
         if options.path.block and options.guidance.one_pass:
             size = denoiser.size
             self.cache = BlockCache(
-                size.layers, size.heads, size.dim // size.heads, options.window, self.prompt_BL.shape,
-                self.table_VE.device,
+                size.layers, size.heads, size.dim // size.heads, options.window, self.prompt_BL.shape, device, dtype,
             )  # fmt: skip
 
     def records(self) -> Iterator[StepRecord]:
@@ -279,7 +282,8 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         """Logits of the noisy positions and where they are."""
         self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
-        logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE)
+        with self.autocast:
+            logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE)
         return self.ruled_out(logits_NV, closed_RW[live_RW]), live_RW
 
     def ruled_out(self, logits_NV: Tensor, closed_N: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.halting import Halting, make_halting
 from scorelm.sampling.solver import Solver, make_solver
 
+PRECISIONS = ("float32", "bfloat16", "auto")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,8 +28,12 @@ class Options:
     halting: Halting | None = None
     window: int = 0
     """On a path of blocks, how many positions back a block sees; 0 for all."""
+    precision: str = "float32"
+    """Of the denoiser's matrix products; bfloat16 is faster, and then a row may depend on its batch by a rounding."""
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"no precision {self.precision!r}: choose {', '.join(PRECISIONS)}")
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more, got {self.steps}")
         if self.guidance.score_temperature != 1 and not self.solver.follows_score:
@@ -59,6 +65,7 @@ def make_options(
     top_k: int = 0,
     top_p: float = 1.0,
     score_temperature: float = 1.0,
+    precision: str = "float32",
 ) -> Options:
     """How to generate, in words and numbers: what `sample` and `infill` take by keyword.
 
@@ -74,10 +81,12 @@ def make_options(
         top_k: keeps the likeliest tokens alone; 0 keeps all.
         top_p: keeps the likeliest tokens that make up this probability alone.
         score_temperature: divides the score, for solvers that follow it.
+        precision: ``float32``; ``bfloat16``, which is faster where the processor has it, and then a row may depend on
+            its batch by a rounding; or ``auto``, the fastest of both.
 
     Raises:
         ValueError: a bad option.
     """
     halting = make_halting(halt) if halt else None
     guide = Guidance(guidance, self_guidance, temperature, top_k, top_p, score_temperature)
-    return Options(make_path(path), make_solver(solver), steps, guide, halting)
+    return Options(make_path(path), make_solver(solver), steps, guide, halting, precision=precision)

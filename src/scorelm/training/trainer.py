@@ -20,13 +20,13 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from scorelm.config import Recipe, TrainingConfig
+from scorelm.device import matmul_peak, pick_device, pick_dtype
 from scorelm.model.denoiser import Denoiser
 from scorelm.model.scorelm import Provenance, ScoreLM
 from scorelm.noise.levels import runs
 from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
 from scorelm.training import checkpoint
 from scorelm.training.data import TrainingData
-from scorelm.training.device import matmul_peak, pick_device, pick_dtype
 from scorelm.training.ema import averages
 from scorelm.training.logging import RunLog, Window, anisotropy, useful_flops
 from scorelm.training.loss import Batch, Draw, Outcome
