@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import Observation, Plan, make_path
+from scorelm.noise.path import make_path
+from scorelm.noise.plan import Observation, Plan
 from scorelm.noise.schedule import Log, Power
 from scorelm.sampling.generate import Sampler, generate
 from scorelm.sampling.options import Options
@@ -37,15 +38,16 @@ exact = load("test_solver_published")
 class World:
     """Entropies and rates that a path is shown, step by step, and how often it looks."""
 
-    def __init__(self, free_BL, entropy, rate):
-        """`entropy` and `rate` are functions of sigma_BL and the number of the look, from 0."""
-        self.free_BL, self.entropy, self.rate = free_BL, entropy, rate
+    def __init__(self, free_BL, entropy, rate, confidence=lambda sigma_BL, look: torch.zeros_like(sigma_BL)):
+        """`entropy`, `rate` and `confidence` are functions of sigma_BL and the number of the look, from 0."""
+        self.free_BL, self.entropy, self.rate, self.confidence = free_BL, entropy, rate, confidence
         self.sigma_BL = torch.where(free_BL, INF, 0.0)
         self.looks = 0
 
     def observe(self):
         seen = Observation(
-            self.sigma_BL, self.entropy(self.sigma_BL, self.looks), self.rate(self.sigma_BL, self.looks)
+            self.sigma_BL, self.entropy(self.sigma_BL, self.looks), self.rate(self.sigma_BL, self.looks),
+            self.confidence(self.sigma_BL, self.looks),
         )  # fmt: skip
         self.looks += 1
         return seen

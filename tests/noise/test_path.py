@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import Observation, Plan, free_place, make_path, ramp_path
+from scorelm.noise.path import make_path, ramp_path
+from scorelm.noise.plan import Observation, Plan, free_place
 from scorelm.noise.schedule import Power
 
 SCHEDULE = Power(1.0, 2.0, rho=1.0)  # sigma = 1 + u

@@ -11,7 +11,8 @@ from torch import nn
 from scorelm.config import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path, to_sigma
+from scorelm.noise.path import make_path
+from scorelm.noise.plan import to_sigma
 from scorelm.noise.schedule import Log
 from scorelm.sampling.choose import minimum_bayes_risk, most_common
 from scorelm.sampling.generate import Options, Sampler, finished_blocks, generate

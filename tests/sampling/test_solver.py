@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import Observation, Plan, make_path
+from scorelm.noise.path import make_path
+from scorelm.noise.plan import Observation, Plan
 from scorelm.noise.schedule import Power
 from scorelm.sampling.solver import Step, ancestral, euler, make_solver, posterior
 
@@ -381,7 +382,7 @@ def sample_jointly(path_name, solver, steps, rows, seed=0):
     def observe():
         p_BLV = joint_posterior(x_BLE, sigma_BL, table).softmax(-1)
         entropy_BL = -(p_BLV * p_BLV.clamp(min=1e-30).log()).sum(-1)
-        return Observation(sigma_BL, entropy_BL, (E - (p_BLV @ table).square().sum(-1)) / 2)
+        return Observation(sigma_BL, entropy_BL, (E - (p_BLV @ table).square().sum(-1)) / 2, p_BLV.amax(-1))
 
     def shuffle():
         return torch.rand(rows, 3, generator=gen).argsort(-1)

@@ -8,7 +8,8 @@ import torch
 
 from scorelm.config import ModelConfig
 from scorelm.model.denoiser import Denoiser
-from scorelm.noise.path import Observation, Plan, make_path
+from scorelm.noise.path import make_path
+from scorelm.noise.plan import Observation, Plan
 from scorelm.noise.schedule import Log, Power
 from scorelm.sampling.generate import Sampler, generate
 from scorelm.sampling.guidance import Guidance
@@ -328,7 +329,8 @@ def sample_jointly(path_name, name, steps, rows, seed=0):
     def observe():
         log_BLV = joint_posterior(x_BL, sigma_BL)
         mean_BL = (log_BLV.exp() @ BINARY).squeeze(-1)
-        return Observation(sigma_BL, -(log_BLV.exp() * log_BLV).sum(-1), (1 - mean_BL**2) / 2)
+        p_BLV = log_BLV.exp()
+        return Observation(sigma_BL, -(p_BLV * log_BLV).sum(-1), (1 - mean_BL**2) / 2, p_BLV.amax(-1))
 
     plan = Plan(
         torch.ones(rows, 3, dtype=torch.bool), block_BL, steps, Power(0.15, 8.0, rho=5.0), observe,

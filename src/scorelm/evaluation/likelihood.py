@@ -18,7 +18,7 @@ from scorelm.evaluation.rows import Batch
 from scorelm.model.attention import CLEAN, NOISY, Layout, twice
 from scorelm.model.denoiser import Denoiser, Posterior
 from scorelm.noise.levels import ramp
-from scorelm.noise.path import Path, free_place
+from scorelm.noise.plan import Path, free_place
 from scorelm.noise.schedule import Schedule
 
 PLASTIC = 0.7548776662466927

@@ -135,6 +135,8 @@ def pricing(lm: ScoreLM, name: str, steps: int | None, draws: int, seed: int) ->
     if name.partition(":")[0] not in PATHS:
         raise ValueError(f"no path or order {name!r}: choose {', '.join((*PATHS, *ORDERS))}")
     chosen = make_path(name)
+    if chosen.forgets:
+        raise ValueError(f"{name} takes evidence back, so nothing bounds its likelihood: it has no price")
     if steps is None and chosen.slope is not None:
         return lambda batch: bound(denoiser, lm.schedule, batch, chosen, draws, seed, passes), chosen.block != 1
     options = make_options(name, steps=steps or 64)

@@ -9,81 +9,22 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from scorelm.noise.adaptive import (
+    Share,
+    ascending_rank,
+    bounded_levels,
+    equal_share,
+    informed_levels,
+    proportional_share,
+    surest_levels,
+)  # fmt: skip
 from scorelm.noise.levels import ramp
-from scorelm.noise.schedule import Schedule
-
-
-class Observation(NamedTuple):
-    """What the posterior says of every position now, [B, L]; at positions that are not open it means nothing."""
-
-    sigma_BL: Tensor
-    entropy_BL: Tensor
-    """Nats that are still to be decided."""
-    rate_BL: Tensor
-    """Nats per unit of tau = sigma^-2 that evidence brings: ``(E - |x0|^2) / 2`` (I-MMSE)."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a path is told.
-
-    Attributes:
-        free_BL: positions to be written; it shrinks while a path runs, when an open row ends.
-        block_BL: block of each position.
-        steps: steps to make.
-        schedule: maps u in [0, 1] to sigma.
-        observe: evaluates the model at the present state, at most once a step.
-        shuffle: gives every position a random place among its row's, [B, L] from 0.
-    """
-
-    free_BL: Tensor
-    block_BL: Tensor
-    steps: int
-    schedule: Schedule
-    observe: Callable[[], Observation]
-    shuffle: Callable[[], Tensor]
-
-    def sigma(self, u_BL: Tensor) -> Tensor:
-        """Sigma at the levels u where a position is free, 0 elsewhere: inf at u = 1, 0 at u = 0, float32."""
-        return torch.where(self.free_BL, to_sigma(u_BL, self.schedule), 0.0)
-
-
-def to_sigma(u: Tensor, schedule: Schedule) -> Tensor:
-    """Generation's levels: sigma(u) between, inf at u = 1 (no evidence) and 0 at u = 0 (finished), float32."""
-    sigma = schedule.sigma(u.clamp(0, 1))
-    return torch.where(u >= 1, torch.inf, torch.where(u <= 0, 0.0, sigma)).float()
-
-
-@dataclass(frozen=True)
-class Path:
-    """A way through noise-level space.
-
-    Attributes:
-        name: how it is written, with its argument.
-        levels: yields sigma_BL until every free position is at 0.
-        block: positions in a block; later blocks are not visible to earlier ones. 0: the row is one block.
-        slope: of the line that the positions of a block follow in the limit of small steps; None where there is none.
-        adaptive: whether it looks at the state; of the solvers only `ancestral` and `posterior` keep the law on it.
-    """
-
-    name: str
-    levels: Callable[[Plan], Iterator[Tensor]]
-    block: int = 0
-    slope: float | None = None
-    adaptive: bool = False
-
-
-def free_place(free_BL: Tensor) -> Tensor:
-    """Place of each free position among its row's free positions, from 0 (first) to 1 (last), float64."""
-    rank_BL = free_BL.long().cumsum(1) - 1
-    last_B1 = (free_BL.long().sum(1, keepdim=True) - 1).clamp(min=1)
-    return (rank_BL / last_B1).clamp(0, 1).double()
+from scorelm.noise.plan import Path, Plan, free_place
 
 
 def ramp_levels(plan: Plan, slope: float) -> Iterator[Tensor]:
@@ -117,41 +58,20 @@ def shuffled_levels(plan: Plan) -> Iterator[Tensor]:
         yield plan.sigma((rank_BL * plan.steps >= k * count_B1).double())
 
 
-def informed_levels(plan: Plan, threshold: float, share: Callable[[Tensor, Tensor, int], Tensor]) -> Iterator[Tensor]:
-    """Steps that remove equal amounts of information, as far as the posterior can tell.
-
-    With `left` steps to go, a row's budget is its remaining entropy over `left`. Evidence removes entropy at a known
-    rate, ``dH_i / dtau_i = -(E - |x0_i|^2) / 2``, so a position's share of the budget says how far its tau moves. A
-    position whose entropy is within `threshold`, or within its share, finishes at once: that costs its entropy at
-    most (docs/theory.md).
-
-    Args:
-        plan: where and in how many steps.
-        threshold: nats.
-        share: ``share(entropy_BL, open_BL, left)``: nats that each position may spend in a step.
-    """
-    for left in range(plan.steps, 0, -1):
-        seen = plan.observe()
-        open_BL = plan.free_BL & (seen.sigma_BL > 0)
-        if not open_BL.any():
-            return
-        entropy_BL = torch.where(open_BL, seen.entropy_BL.double(), 0.0)
-        share_BL = share(entropy_BL, open_BL, left)
-        tau_BL = seen.sigma_BL.double().pow(-2) + share_BL / seen.rate_BL.double().clamp(min=1e-9)
-        sigma_BL = tau_BL.rsqrt()
-        finished_BL = (entropy_BL <= share_BL.clamp(min=threshold)) | (sigma_BL < plan.schedule.sigma_min)
-        yield torch.where(open_BL & ~finished_BL & (left > 1), sigma_BL.float(), 0.0)
-
-
-def equal_share(entropy_BL: Tensor, open_BL: Tensor, left: int) -> Tensor:
-    """The row's budget in equal parts: a sure position has little to remove, so it goes fast and finishes early."""
-    count_B1 = open_BL.sum(1, keepdim=True).clamp(min=1)
-    return (entropy_BL.sum(1, keepdim=True) / (left * count_B1)).expand_as(entropy_BL)
-
-
-def proportional_share(entropy_BL: Tensor, open_BL: Tensor, left: int) -> Tensor:
-    """Parts in proportion to what each position has still to decide, so that all are finished at the same time."""
-    return entropy_BL / left
+def remask_levels(plan: Plan, share: float) -> Iterator[Tensor]:
+    """As `shuffled_levels`, but each step takes back a `share` of the finished positions and writes as many more."""
+    free_BL, sigma_BL = plan.free_BL, torch.where(plan.free_BL, torch.inf, 0.0)
+    count_B1 = free_BL.sum(1, keepdim=True)
+    for k in range(1, plan.steps + 1):
+        open_BL, order_BL = free_BL & (sigma_BL > 0), plan.shuffle()
+        done_BL = free_BL & ~open_BL
+        keep_B1 = count_B1 * (plan.steps - k) // plan.steps
+        back_B1 = (share * done_BL.sum(1, keepdim=True)).long().minimum(keep_B1)
+        write_B1 = open_BL.sum(1, keepdim=True) + back_B1 - keep_B1
+        written_BL = open_BL & (ascending_rank(torch.where(open_BL, order_BL, free_BL.shape[1])) < write_B1)
+        back_BL = done_BL & (ascending_rank(torch.where(done_BL, order_BL, free_BL.shape[1])) < back_B1)
+        sigma_BL = torch.where(free_BL & (open_BL | back_BL) & ~written_BL, torch.inf, 0.0)
+        yield sigma_BL
 
 
 def uniform() -> Path:
@@ -180,22 +100,43 @@ def shuffled() -> Path:
 
 def confidence(threshold: float = 0.1) -> Path:
     """An equal budget of nats for every open position: the surer it is, the faster it goes."""
-    check_threshold("confidence", threshold)
-    return Path(f"confidence:{threshold:g}", lambda plan: informed_levels(plan, threshold, equal_share), adaptive=True)
+    return informed("confidence", threshold, equal_share)
 
 
 def entropy(threshold: float = 0.0) -> Path:
     """Progress in proportion to information: each step removes the same share of every position's entropy."""
-    check_threshold("entropy", threshold)
-    return Path(
-        f"entropy:{threshold:g}", lambda plan: informed_levels(plan, threshold, proportional_share), adaptive=True
-    )
+    return informed("entropy", threshold, proportional_share)
 
 
-def check_threshold(name: str, threshold: float) -> None:
-    """Refuse a threshold that is no number of nats."""
-    if not 0 <= threshold < math.inf:
-        raise ValueError(f"{name} needs a threshold of 0 nats or more, got {threshold:g}")
+def informed(name: str, threshold: float, share: Share) -> Path:
+    """A path on information that finishes positions within `threshold` nats."""
+    need(name, threshold, "nats")
+    text = f"{name}:{threshold:g}"
+    return Path(text, lambda plan: informed_levels(plan, threshold, share), adaptive=True, budgeted=True)
+
+
+def surest() -> Path:
+    """The surest positions first, each at once and equally many in every step: MaskGIT's order (arXiv 2202.04200)."""
+    return Path("surest", surest_levels, adaptive=True)
+
+
+def bounded(gamma: float = 0.5) -> Path:
+    """Entropy-bounded unmasking (arXiv 2505.24857): as many of the surest at once as their entropies allow."""
+    need("bounded", gamma, "nats")
+    return Path(f"bounded:{gamma:g}", lambda plan: bounded_levels(plan, gamma), adaptive=True)
+
+
+def remask(share: float = 0.05) -> Path:
+    """Random order, but a share of what is written is taken back in every step (ReMDM, arXiv 2503.00307)."""
+    if not 0 <= share < 1:
+        raise ValueError(f"remask needs a share from 0 to below 1, got {share:g}")
+    return Path(f"remask:{share:g}", lambda plan: remask_levels(plan, share), forgets=True)
+
+
+def need(name: str, value: float, unit: str) -> None:
+    """Refuse a number that is not of 0 or more."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} needs a threshold of 0 {unit} or more, got {value:g}")
 
 
 MOST_POSITIONS = 2**31
@@ -204,6 +145,7 @@ MOST_POSITIONS = 2**31
 PATHS: dict[str, Callable[..., Path]] = {
     "uniform": uniform, "ramp": ramp_path, "blocks": blocks_path,
     "shuffled": shuffled, "confidence": confidence, "entropy": entropy,
+    "surest": surest, "bounded": bounded, "remask": remask,
 }  # fmt: skip
 """Every path by name, with the number it takes."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from scorelm.device import pick_dtype
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.denoiser import Denoiser
-from scorelm.noise.path import Observation, Plan
+from scorelm.noise.plan import Observation, Plan
 from scorelm.noise.schedule import Schedule
 from scorelm.sampling.cache import BlockCache
 from scorelm.sampling.guidance import guided, keep_likeliest
@@ -95,11 +95,11 @@ class Sampler:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.plan = Plan(
             self.state.free_BL, self.layout.block_BL, options.path_steps, schedule, self.observe,
-            lambda: shuffle(self.generators, self.state.free_BL),
+            lambda: shuffle(self.generators, self.state.free_BL), options.nats_per_step,
         )  # fmt: skip
         self.halts = options.halting.start() if options.halting else None
         self.seen: Mind | None = None
-        self.entropy_BL = self.change_BL = torch.zeros_like(self.state.sigma_BL)
+        self.entropy_BL = self.change_BL = self.confidence_BL = torch.zeros_like(self.state.sigma_BL)
         self.packed: tuple[tuple[int, ...], Tensor] = ((), self.prompt_BL)
         self.cache: BlockCache | None = None
         if options.path.block and options.guidance.one_pass:
@@ -112,6 +112,8 @@ class Sampler:
         """Step along the path to its end."""
         state, step = self.state, 0
         for target_BL in self.options.path.levels(self.plan):
+            if self.options.path.forgets:
+                state.forget((target_BL > state.sigma_BL) & state.free_BL)
             moving_BL = (target_BL < state.sigma_BL) & state.free_BL
             if not moving_BL.any():
                 continue
@@ -182,10 +184,11 @@ class Sampler:
         state = self.state
         open_BL = state.free_BL & (state.sigma_BL > 0)
         if not open_BL.any():
-            return Observation(state.sigma_BL, torch.zeros_like(state.sigma_BL), torch.zeros_like(state.sigma_BL))
+            nothing_BL = torch.zeros_like(state.sigma_BL)
+            return Observation(state.sigma_BL, nothing_BL, nothing_BL, nothing_BL)
         mind = self.seen or self.evaluate(open_BL)
         rate_BL = (self.table_VE.shape[1] - state.x0_BLE.square().sum(-1)) / 2
-        return Observation(state.sigma_BL, mind.entropy_BL, rate_BL)
+        return Observation(state.sigma_BL, mind.entropy_BL, rate_BL, self.confidence_BL)
 
     def evaluate(self, moving_BL: Tensor) -> Mind:
         """The posterior at the open positions that the rows with `moving_BL` see; remembered until the next step."""
@@ -195,7 +198,8 @@ class Sampler:
         logits_NV = self.posterior(state.x_BLE, state.sigma_BL, reach_BL)
         probability_NV = logits_NV.softmax(-1)
         x0_NE = probability_NV @ self.table_VE
-        self.entropy_BL, self.change_BL = torch.zeros_like(state.sigma_BL), torch.zeros_like(state.sigma_BL)
+        self.entropy_BL, self.change_BL, self.confidence_BL = (torch.zeros_like(state.sigma_BL) for _ in range(3))
+        self.confidence_BL[open_BL] = probability_NV.amax(-1)
         self.entropy_BL[open_BL] = entropy(logits_NV, probability_NV)
         self.change_BL[open_BL] = (x0_NE - state.x0_BLE[open_BL]).norm(dim=-1) / self.denoiser.embedding.norm
         state.x0_BLE[open_BL] = x0_NE

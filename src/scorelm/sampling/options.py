@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from scorelm.noise.path import Path, make_path
+from scorelm.noise.path import make_path
+from scorelm.noise.plan import Path
 from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.halting import Halting, make_halting
 from scorelm.sampling.solver import Solver, make_solver
@@ -28,10 +30,17 @@ class Options:
     halting: Halting | None = None
     window: int = 0
     """On a path of blocks, how many positions back a block sees; 0 for all."""
+    nats_per_step: float | None = None
+    """On the paths `confidence` and `entropy`, a step's budget in each row; the number of steps is then an outcome."""
     precision: str = "float32"
     """Of the denoiser's matrix products; bfloat16 is faster, and then a row may depend on its batch by a rounding."""
 
     def __post_init__(self) -> None:
+        if self.nats_per_step is not None:
+            if not self.path.budgeted:
+                raise ValueError(f"{self.path.name} has no budget of nats: use confidence or entropy")
+            if not 0 < self.nats_per_step < math.inf:
+                raise ValueError(f"nats per step must be above 0, got {self.nats_per_step:g}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"no precision {self.precision!r}: choose {', '.join(PRECISIONS)}")
         if self.steps < 1:
@@ -65,6 +74,7 @@ def make_options(
     top_k: int = 0,
     top_p: float = 1.0,
     score_temperature: float = 1.0,
+    nats_per_step: float | None = None,
     precision: str = "float32",
 ) -> Options:
     """How to generate, in words and numbers: what `sample` and `infill` take by keyword.
@@ -81,6 +91,7 @@ def make_options(
         top_k: keeps the likeliest tokens alone; 0 keeps all.
         top_p: keeps the likeliest tokens that make up this probability alone.
         score_temperature: divides the score, for solvers that follow it.
+        nats_per_step: on ``confidence`` and ``entropy``, what a step may spend in each text, within `steps` at most.
         precision: ``float32``; ``bfloat16``, which is faster where the processor has it, and then a row may depend on
             its batch by a rounding; or ``auto``, the fastest of both.
 
@@ -89,4 +100,6 @@ def make_options(
     """
     halting = make_halting(halt) if halt else None
     guide = Guidance(guidance, self_guidance, temperature, top_k, top_p, score_temperature)
-    return Options(make_path(path), make_solver(solver), steps, guide, halting, precision=precision)
+    return Options(
+        make_path(path), make_solver(solver), steps, guide, halting, nats_per_step=nats_per_step, precision=precision
+    )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.embedding import Embedding
-from scorelm.noise.path import Path
+from scorelm.noise.plan import Path
 from scorelm.text.conditioning import Template
 from scorelm.text.tokenizer import BOS, EOS, PAD
 
@@ -35,6 +35,11 @@ class State:
     """The estimate of the step before and its level, for multistep solvers; inf where there was none."""
     length_B: Tensor
     nfe_B: Tensor
+
+    def forget(self, back_BL: Tensor) -> None:
+        """Take positions back to no evidence at all."""
+        self.sigma_BL[back_BL] = torch.inf
+        self.x_BLE[back_BL] = 0.0
 
     def end_rows(self) -> None:
         """End open rows at the ``</s>`` they have written: what follows becomes padding."""
