@@ -1,7 +1,7 @@
 """Quality: score, autoregressive and masked models of one trunk, on the same tokens and seeds of the embedded corpus.
 
     .venv/bin/python benchmarks/quality.py             # trains what is missing under runs/quality, then measures
-    .venv/bin/python benchmarks/quality.py --steps 600 --seeds 0 1 2
+    .venv/bin/python benchmarks/quality.py --steps 500 --seeds 0 1 2
 
 Writes benchmarks/results/quality.json (every figure as soon as it is there, so that a stopped run goes on) and
 quality.png. The judge is an autoregressive model with another seed and another split (70% of the verses, none of
@@ -31,7 +31,7 @@ PRICES = {"score": ("uniform", "ramp:1", "blocks:4", "ordered", "random"), "mask
           "autoregressive": ("ordered",)}  # fmt: skip
 BUDGETS = (8, 32, 128)
 TEMPERATURES = (0.55, 0.7, 0.85, 1.0)
-TEXTS = 96
+TEXTS = 64
 RUNS = Path("runs/quality")
 
 
@@ -40,7 +40,7 @@ def ways(objective: str) -> Iterator[tuple[str, int]]:
     if objective == "autoregressive":
         yield "blocks:1", 1
     for steps in BUDGETS if objective != "autoregressive" else ():
-        for path in ("shuffled", "confidence", "uniform") if objective == "score" else ("shuffled",):
+        for path in ("shuffled", "bounded:1", "confidence", "uniform") if objective == "score" else ("shuffled",):
             yield path, steps
 
 
@@ -154,8 +154,8 @@ def picture(tables: dict[str, Any], real: dict[str, float], target: Path) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--judge-steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     settle()

@@ -431,7 +431,7 @@ def test_every_path_and_stochastic_solver_samples_the_joint_law(path, steps, sol
     assert total_variation(codes) < (0.02 if solver == "posterior" else 0.035)
 
 
-@pytest.mark.parametrize("path", ["blocks:1", "ramp:1e6", "shuffled"])
+@pytest.mark.parametrize("path", ["blocks:1", "ramp:1e6", "shuffled", "surest", "bounded:0"])
 def test_token_by_token_the_posterior_solver_is_exact_in_three_evaluations(path):
     codes, evaluations = sample_jointly(path, posterior(), 3, ROWS)
     assert evaluations == 3 and total_variation(codes) < 0.02

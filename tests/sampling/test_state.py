@@ -184,7 +184,7 @@ def records(lm, templates, path, solver, steps, seeds, **guidance):
     return list(generate(lm.denoiser, lm.schedule, templates, seeds, chosen))
 
 
-PATHS = ["uniform", "ramp:0.5", "blocks:3", "shuffled", "confidence", "entropy"]
+PATHS = ["uniform", "ramp:0.5", "blocks:3", "shuffled", "confidence", "entropy", "surest", "bounded:1", "remask:0.3"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_entropy_is_that_of_the_distribution():
 PROMPTS = ["", "the", "and god said let there be light", "in the beginning god created the heaven and the earth"]
 
 
-@pytest.mark.parametrize("path", ["uniform", "ramp:0.25", "blocks:4", "shuffled", "confidence"])
+@pytest.mark.parametrize("path", PATHS)
 def test_a_batch_of_prompts_is_the_same_requests_one_by_one(lm, path):
     longest = max(len(lm.tokenizer.encode(prompt)) for prompt in PROMPTS)
     assert longest + 3 < lm.max_length

@@ -52,13 +52,17 @@ def proportional_share(entropy_BL: Tensor, open_BL: Tensor, budget_B1: Tensor) -
 
 
 def surest_levels(plan: Plan) -> Iterator[Tensor]:
-    """Equally many positions finish in every step, those first whose likeliest token is likeliest (MaskGIT's order)."""
+    """Equally many positions finish in every step, those first whose likeliest token is likeliest (MaskGIT's order).
+
+    A row with fewer positions than steps takes a step for each.
+    """
     count_B1 = plan.free_BL.sum(1, keepdim=True)
-    for k in range(1, plan.steps + 1):
+    steps_B1 = count_B1.clamp(1, plan.steps)
+    for k in range(1, int(steps_B1.max()) + 1):
         seen = plan.observe()
         open_BL = plan.free_BL & (seen.sigma_BL > 0)
         rank_BL = ascending_rank(torch.where(open_BL, 1 - seen.confidence_BL, torch.inf))
-        keep_B1 = count_B1 * (plan.steps - k) // plan.steps
+        keep_B1 = count_B1 * (steps_B1 - k).clamp(min=0) // steps_B1
         finished_BL = rank_BL < open_BL.sum(1, keepdim=True) - keep_B1
         yield torch.where(open_BL & ~finished_BL, seen.sigma_BL, 0.0)
 
