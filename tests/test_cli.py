@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("demo", "train", "tokenizer", "sample", "infill", "info")
+VERBS = ("demo", "train", "tokenizer", "sample", "infill", "score", "eval", "info")
 
 
 def scorelm(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -118,6 +118,93 @@ def test_info_describes_a_model(run: Path) -> None:
     )
 
 
+PRICE = {"path", "exact", "nats_per_token", "bits_per_char", "stderr_nats_per_token", "tokens", "nfe", "terms"}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "exact", "terms"),
+    [
+        ("uniform", (), False, {"reconstruction", "diffusion", "prior", "length"}),
+        ("blocks:1", ("--draws", "4"), False, {"reconstruction", "diffusion", "prior"}),
+        ("confidence", ("--steps", "5"), False, {"reconstruction", "diffusion", "length"}),
+        ("ordered", (), True, {"reconstruction"}),
+        ("reverse", (), True, {"reconstruction", "length"}),
+        ("random", (), True, {"reconstruction", "length"}),
+    ],
+)
+def test_score_prints_the_contract_on_every_kind_of_path(
+    run: Path, path: str, more: tuple[str, ...], exact: bool, terms: set[str]
+) -> None:
+    done = scorelm("score", str(run), "--path", path, *more, "--limit", "5", "--holdout", "0.1", "--json")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    found = json.loads(done.stdout)
+    assert (found.keys(), found["exact"], set(found["terms"])) == (PRICE, exact, terms)
+    assert found["nats_per_token"] == pytest.approx(sum(found["terms"].values()))
+    assert 0 < found["stderr_nats_per_token"] < found["nats_per_token"] and found["tokens"] > 30
+
+
+def test_score_prices_all_of_another_file_and_plots(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("Ruth has 3 figs.\nDan has none.\n", encoding="utf-8")
+    plot = tmp_path / "integrand.png"
+    done = scorelm("score", str(run), "-d", str(tmp_path / "new.txt"), "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    assert "uniform (bound)" in done.stdout and "bits/character" in done.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="session")
+def peers(run: Path, lines: Path) -> dict[str, Path]:
+    """An autoregressive and a masked run on the same text and tokenizer."""
+    found = {}
+    for objective in ("autoregressive", "masked"):
+        found[objective] = run.parent / objective
+        flags = ["--steps", "12", "--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8"]
+        done = scorelm(
+            "train", "-d", str(lines), "-spm", str(run / "tokenizer.model"), "--out", str(found[objective]),
+            "--objective", objective, *flags,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    return found
+
+
+@pytest.mark.parametrize(
+    ("objective", "wrong", "priced"), [("autoregressive", "shuffled", "ordered"), ("masked", "uniform", "random")]
+)
+def test_a_peer_writes_and_is_priced_in_its_own_order_alone(
+    peers: dict[str, Path], objective: str, wrong: str, priced: str
+) -> None:
+    model = str(peers[objective])
+    assert json.loads(scorelm("info", model, "--json").stdout)["objective"] == objective
+    done = scorelm("sample", model, "--prompt", "Ruth and", "-n", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(sample["text"].startswith("Ruth and") for sample in json.loads(done.stdout))
+    assert json.loads(scorelm("score", model, "--limit", "3", "--json").stdout)["path"] == priced
+    for verb in ("sample", "score"):
+        refused = scorelm(verb, model, "--path", wrong)
+        assert refused.returncode == 2 and wrong in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_a_masked_model_fills_in_and_an_autoregressive_one_says_that_it_cannot(peers: dict[str, Path]) -> None:
+    done = scorelm("infill", str(peers["masked"]), "Saul ____ has ____.", "--blank-tokens", "3", "-n", "1")
+    assert done.returncode == 0 and done.stdout.startswith("Saul")
+    refused = scorelm("infill", str(peers["autoregressive"]), "Saul ____ has ____.")
+    assert refused.returncode == 2 and "fill" in refused.stderr
+
+
+def test_eval_writes_one_report(run: Path, peers: dict[str, Path], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = scorelm(
+        "eval", str(run), "--judge", str(peers["autoregressive"]), "-n", "4", "--steps", "4", "--holdout", "0.2",
+        "--limit", "12", "--report", str(page),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for word in ("ordered", "real text", "unigram sampler", "perplexity", "mauve"):
+        assert word in done.stdout
+    report = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert {"model", "judge", "settings", "prices", "table", "frontier", "effort", "samples"} == report.keys()
+    assert "</html>" in page.read_text(encoding="utf-8")
+
+
 def bad_inputs(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
     """Command and a word of the message for every kind of bad input."""
     for name, content in {
@@ -163,6 +250,16 @@ def bad_inputs(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         "another shape": (["sample", str(folder / "shape")], "model.safetensors"),
         "damaged weights": (["sample", str(folder / "damaged")], "model.safetensors"),
         "unknown verb": (["dance"], "dance"),
+        "bad order": (["score", str(run), "--path", "sideways"], "sideways"),
+        "order with steps": (["score", str(run), "--path", "random", "--steps", "4"], "steps"),
+        "path without a price": (["score", str(run), "--path", "remask"], "no price"),
+        "no text to price": (["score", str(run), "--limit", "0"], "limit"),
+        "nothing to plot": (["score", str(run), "--path", "ordered", "--limit", "2", "--plot", "a.png"], "ordered"),
+        "bad plot": (["score", str(run), "--plot", "a.doc"], "a.doc"),
+        "bad report": (["eval", str(run), "--report", "a.pdf"], "a.pdf"),
+        "no judge": (["eval", str(run), "--judge", str(folder / "nobody")], "nobody"),
+        "a judge of another kind": (["eval", str(run), "--judge", str(run)], "judge"),
+        "nats on another path": (["sample", str(run), "--path", "uniform", "--nats-per-step", "1"], "nats"),
         "bad tokenizer": ([*train, "kjv", "--tokenizer", str(folder / "few.txt")], "few.txt"),
     }
 
@@ -177,7 +274,9 @@ def bad(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
     "missing column", "unknown recipe", "run exists", "nothing to resume", "two budgets", "prompt too long",
     "length too long", "bad film", "bad halting", "no score",
     "bad path", "bad solver", "bad temperature", "no blank", "no model", "another shape",
-    "damaged weights", "unknown verb", "bad tokenizer",
+    "damaged weights", "unknown verb", "bad tokenizer", "bad order", "order with steps", "path without a price",
+    "no text to price", "nothing to plot", "bad plot", "bad report", "no judge", "a judge of another kind",
+    "nats on another path",
 ])  # fmt: skip
 def test_bad_input_gets_one_line_and_exit_code_2(bad: dict[str, tuple[list[str], str]], kind: str) -> None:
     arguments, word = bad[kind]

@@ -56,7 +56,7 @@ def whole():
             "heldout_loss": 3.14159,
         },
         "judge": "runs/judge/model",
-        "settings": {"texts": 128, "steps": 64, "seed": 7, "real": 127},
+        "settings": {"texts": 128, "steps": 64, "seed": 7, "real": 127, "sample_temperature": 0.8},
         "prices": [
             priced("uniform", None, False, 4.0225, four),
             priced("ramp:1", None, False, 3.95, four),
@@ -144,7 +144,8 @@ def poison(value):
 def test_the_page_holds_the_report(tmp_path):
     save_report(whole(), tmp_path / "report.html")
     assert json.loads(Reader((tmp_path / "report.html").read_text(encoding="utf-8")).json) == whole()
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == whole()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 
 
 def test_nothing_ends_the_element_of_the_json():
@@ -198,11 +199,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
                 save_report(whole(), target)
         assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
     save_report(whole(), target)
-    assert target.read_text(encoding="utf-8") == page(whole()) and list(tmp_path.iterdir()) == [target]
+    assert target.read_text(encoding="utf-8") == page(whole())
+    assert sorted(tmp_path.iterdir()) == [target, target.with_suffix(".json")]
     (tmp_path / "taken.html").mkdir()
     with pytest.raises(ValueError, match=r"cannot write .*taken\.html: Is a directory$"):
         save_report(whole(), tmp_path / "taken.html")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "taken.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "taken.html"]
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def test_facts_and_prices(opened):
     assert dict(zip(texts(tab, "dt"), texts(tab, "dd"), strict=True)) == {
         "objective": "score", "parameters": "12,345,678", "data": "kjv", "training steps": "20,000",
         "training tokens": "163,840,000", "held-out loss": "3.142", "judge": "runs/judge/model",
-        "samples in a set": "128", "real texts": "127", "seed": "7",
+        "samples in a set": "128", "shown at temperature": "0.8", "real texts": "127", "seed": "7",
     }  # fmt: skip
     assert cells(tab, "#prices") == [
         ["path", "kind", "nats/token", "bits/character", *whole()["prices"][0]["terms"], "evaluations"],

@@ -20,6 +20,7 @@ from scorelm.sampling.sample import own_path
 from scorelm.text.conditioning import draw_length
 
 BATCH = 32
+SHOWN, SHOWN_TEMPERATURE = 8, 0.8  # texts of each path that a report shows
 """Texts that are generated together."""
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 BUDGETS = (8, 16, 32, 64, 128)
@@ -170,7 +171,13 @@ def evaluate(
     report: dict[str, Any] = {
         "model": {"objective": lm.objective, "parameters": lm.parameters_count, **lm.provenance.model_dump()},
         "judge": judge.name if judge is not None else None,
-        "settings": {"texts": n, "steps": steps, "seed": seed, "real": len(real)},
+        "settings": {
+            "texts": n,
+            "steps": steps,
+            "seed": seed,
+            "real": len(real),
+            "sample_temperature": SHOWN_TEMPERATURE,
+        },
         "prices": prices(lm, heldout, watch),
     }
     watch("samples beside real text")
@@ -179,7 +186,7 @@ def evaluate(
     report["frontier"] = frontier(lm, examiner, n, seed, steps)
     report["effort"] = effort(lm, examiner, n, seed, watch)
     report["samples"] = [
-        {"path": path, "texts": generated(lm, 8, seed, path=path, steps=steps, temperature=0.8).texts}
+        {"path": path, "texts": generated(lm, SHOWN, seed, path=path, steps=steps, temperature=SHOWN_TEMPERATURE).texts}
         for path in (("blocks:1", *PATHS) if lm.objective == "score" else (own_path(lm, None),))
     ]
     return report

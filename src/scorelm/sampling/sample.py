@@ -71,8 +71,10 @@ def sampler(lm: ScoreLM, options: Options) -> type[Sampler]:
         raise ValueError(f"a masked model writes in random order: use the path shuffled, not {options.path.name}")
     if lm.objective != "autoregressive":
         return Sampler
-    if options.path.block != 1 or not options.guidance.one_pass:
-        raise ValueError("an autoregressive model writes left to right: use the path blocks:1, without guidance")
+    if options.path.block != 1:
+        raise ValueError(f"an autoregressive model writes left to right: use blocks:1, not {options.path.name}")
+    if not options.guidance.one_pass:
+        raise ValueError("an autoregressive model has no unconditional pass: it takes no guidance")
     from scorelm.baselines.autoregressive import AutoregressiveSampler
 
     return AutoregressiveSampler

@@ -151,7 +151,6 @@ def evaluate(options: Eval) -> int:
             lm, texts, training, judge, n=options.n, steps=options.steps, seed=options.seed, watch=status.update
         )
     if options.report is not None:
-        options.report.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         save_report(found, options.report)
     if options.json:
         print(json.dumps(found, indent=1))

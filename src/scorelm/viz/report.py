@@ -31,7 +31,7 @@ def check_report(target: Path | None) -> None:
 
 
 def save_report(report: dict[str, Any], target: Path) -> None:
-    """Write the page of a report, all of it or nothing.
+    """Write the page of a report, and its figures beside it as .json; each all of it or nothing.
 
     Args:
         report: what `scorelm.evaluation.report.evaluate` returned.
@@ -41,8 +41,13 @@ def save_report(report: dict[str, Any], target: Path) -> None:
         ValueError: another suffix, no such directory, or the file can't be written.
     """
     check_report(target)
-    text = page(report)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.html")
+    write(target, page(report))
+    write(target.with_suffix(".json"), json.dumps(finite(report), allow_nan=False, indent=1) + "\n")
+
+
+def write(target: Path, text: str) -> None:
+    """Write a file through a draft beside it."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(target)
