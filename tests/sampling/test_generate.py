@@ -14,8 +14,9 @@ from scorelm.model.scorelm import ScoreLM
 from scorelm.noise.path import make_path
 from scorelm.noise.plan import to_sigma
 from scorelm.noise.schedule import Log
+from scorelm.sampling.cache import finished_blocks
 from scorelm.sampling.choose import minimum_bayes_risk, most_common
-from scorelm.sampling.generate import Options, Sampler, finished_blocks, generate
+from scorelm.sampling.generate import Options, Sampler, generate
 from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.sample import Sample, infill, sample
 from scorelm.sampling.solver import make_solver
@@ -584,3 +585,22 @@ def test_choices():
     assert minimum_bayes_risk(texts) in (0, 1, 3)
     assert most_common(texts) == 2
     assert minimum_bayes_risk(["one"]) == most_common(["one"]) == 0
+
+
+def test_a_repair_keeps_the_ends_doubts_the_rest_and_needs_no_blank(lm):
+    """With little noise the text comes back, with much it is another; rows are independent; ends and length stay."""
+    text = "the light"
+    given = lm.tokenizer.encode_document(text)
+    one = lm.infill(text, repair=0.01, steps=8)[0]
+    assert one.ids == given and one.nfe <= 8
+    many = lm.infill(text, n=4, repair=0.99, steps=8)
+    assert all(len(s.ids) == len(given) and (s.ids[0], s.ids[-1]) == (BOS, EOS) for s in many)
+    assert any(s.ids != given for s in many) and lm.infill(text, repair=0.99, steps=8, seed=2)[0] == many[2]
+    for path in ("shuffled", "confidence", "bounded:1"):
+        assert len(lm.infill(text, repair=0.5, steps=4, path=path)[0].ids) == len(given)
+
+
+@pytest.mark.parametrize("options", [{"repair": 0.0}, {"repair": 1.0}, {"repair": 0.5, "path": "blocks:2"}])
+def test_a_repair_that_makes_no_sense_is_refused(lm, options):
+    with pytest.raises(ValueError, match="repair"):
+        lm.infill("the light", **options)

@@ -12,8 +12,9 @@ from scorelm.config import ModelConfig
 from scorelm.model.scorelm import ScoreLM
 from scorelm.noise.path import make_path
 from scorelm.noise.schedule import Log
-from scorelm.sampling.generate import entropy, generate
+from scorelm.sampling.generate import generate
 from scorelm.sampling.guidance import Guidance
+from scorelm.sampling.halting import entropy_of
 from scorelm.sampling.options import Options
 from scorelm.sampling.solver import make_solver
 from scorelm.sampling.state import RowDraws, inverse_transform, pack, shuffle
@@ -235,7 +236,7 @@ def test_entropy_is_that_of_the_distribution():
     logits_NV[:, ::7] = -torch.inf
     p_NV = logits_NV.double().softmax(-1)
     torch.testing.assert_close(
-        entropy(logits_NV, logits_NV.softmax(-1)).double(), torch.special.entr(p_NV).sum(-1), rtol=1e-4, atol=2e-5
+        entropy_of(logits_NV, logits_NV.softmax(-1)).double(), torch.special.entr(p_NV).sum(-1), rtol=1e-4, atol=2e-5
     )
 
 

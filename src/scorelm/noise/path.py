@@ -31,7 +31,7 @@ def ramp_levels(plan: Plan, slope: float) -> Iterator[Tensor]:
     """Equal steps of time along AR-Diffusion's line over the free positions."""
     place_BL = free_place(plan.free_BL)
     for k in range(plan.steps - 1, -1, -1):
-        yield plan.sigma(ramp(torch.tensor(k / plan.steps, dtype=torch.float64), place_BL, slope))
+        yield plan.sigma(ramp(torch.tensor(plan.start * k / plan.steps, dtype=torch.float64), place_BL, slope))
 
 
 def block_levels(plan: Plan) -> Iterator[Tensor]:

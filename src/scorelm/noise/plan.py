@@ -35,6 +35,7 @@ class Plan:
         schedule: maps u in [0, 1] to sigma.
         observe: evaluates the model at the present state, at most once a step.
         nats: a step's budget in each row, for paths on information; None to spend the steps evenly.
+        start: level u that the free positions begin at, at most.
         shuffle: gives every position a random place among its row's, [B, L] from 0.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     observe: Callable[[], Observation]
     shuffle: Callable[[], Tensor]
     nats: float | None = None
+    start: float = 1.0
 
     def sigma(self, u_BL: Tensor) -> Tensor:
         """Sigma at the levels u where a position is free, 0 elsewhere: inf at u = 1, 0 at u = 0, float32."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorelm.model.attention import CLEAN, Layout, Past
+from scorelm.model.attention import CLEAN, NOISY, Layout, Past
 
 
 class BlockCache:
@@ -73,3 +73,10 @@ class BlockCache:
             self.keys[layer][rows_N, columns_N] = k_RWHK[clean_RW]
             self.values[layer][rows_N, columns_N] = v_RWHK[clean_RW]
         self.held_BL[rows_N, columns_N] = True
+
+
+def finished_blocks(block_BL: Tensor, sigma_BL: Tensor) -> Tensor:
+    """Streams of a row that stands once: blocks without noise are CLEAN, the others NOISY."""
+    noisy_BK = torch.zeros(block_BL.shape[0], int(block_BL.max()) + 1, device=block_BL.device)
+    noisy_BK = noisy_BK.scatter_add(1, block_BL, (sigma_BL > 0).float())
+    return torch.where(noisy_BK.gather(1, block_BL) > 0, NOISY, CLEAN)

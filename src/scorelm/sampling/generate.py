@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from scorelm.device import pick_dtype
-from scorelm.model.attention import CLEAN, NOISY, Layout
+from scorelm.model.attention import CLEAN, Layout
 from scorelm.model.denoiser import Denoiser
-from scorelm.noise.plan import Observation, Plan
+from scorelm.noise.plan import Observation, Plan, to_sigma
 from scorelm.noise.schedule import Schedule
-from scorelm.sampling.cache import BlockCache
+from scorelm.sampling.cache import BlockCache, finished_blocks
 from scorelm.sampling.guidance import guided, keep_likeliest
-from scorelm.sampling.halting import Mind
+from scorelm.sampling.halting import Mind, entropy_of
 from scorelm.sampling.options import Options
 from scorelm.sampling.solver import Estimate, Step, tempered
 from scorelm.sampling.state import RowDraws, pack, shuffle, start
@@ -91,11 +91,15 @@ class Sampler:
         self.state, self.layout = start(denoiser.embedding, templates, options.path)
         self.prompt_BL = ~self.state.free_BL & self.state.real_BL & (self.layout.block_BL > 0)
         self.prompt_BL &= self.state.ids_BL != EOS
-        self.closed_B = torch.tensor([t[-1] is not None for t in templates], device=self.table_VE.device)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if options.repair is not None:
+            sigma = to_sigma(torch.tensor(options.repair, dtype=torch.float64), schedule)
+            self.state.soften(self.prompt_BL, sigma, self.draws(self.prompt_BL).normal())
+        self.closed_B = torch.tensor([t[-1] is not None for t in templates], device=self.table_VE.device)
         self.plan = Plan(
             self.state.free_BL, self.layout.block_BL, options.path_steps, schedule, self.observe,
             lambda: shuffle(self.generators, self.state.free_BL), options.nats_per_step,
+            1.0 if options.repair is None else options.repair,
         )  # fmt: skip
         self.halts = options.halting.start() if options.halting else None
         self.seen: Mind | None = None
@@ -200,7 +204,7 @@ class Sampler:
         x0_NE = probability_NV @ self.table_VE
         self.entropy_BL, self.change_BL, self.confidence_BL = (torch.zeros_like(state.sigma_BL) for _ in range(3))
         self.confidence_BL[open_BL] = probability_NV.amax(-1)
-        self.entropy_BL[open_BL] = entropy(logits_NV, probability_NV)
+        self.entropy_BL[open_BL] = entropy_of(logits_NV, probability_NV)
         self.change_BL[open_BL] = (x0_NE - state.x0_BLE[open_BL]).norm(dim=-1) / self.denoiser.embedding.norm
         state.x0_BLE[open_BL] = x0_NE
         state.ids_BL[open_BL] = logits_NV.argmax(-1)
@@ -295,17 +299,3 @@ class Sampler:
         logits_NV[:, self.never] = -torch.inf
         logits_NV[closed_N, EOS] = -torch.inf
         return logits_NV
-
-
-def entropy(logits_NV: Tensor, probability_NV: Tensor) -> Tensor:
-    """Entropy of ``softmax(logits)`` in nats, [N], which is given: the log-partition function less the mean logit."""
-    log_partition_N = logits_NV.amax(-1) - probability_NV.amax(-1).log()
-    mean_N: Tensor = torch.linalg.vecdot(probability_NV, logits_NV.clamp(min=-1e30))
-    return (log_partition_N - mean_N).clamp(min=0)
-
-
-def finished_blocks(block_BL: Tensor, sigma_BL: Tensor) -> Tensor:
-    """Streams of a row that stands once: blocks without noise are CLEAN, the others NOISY."""
-    noisy_BK = torch.zeros(block_BL.shape[0], int(block_BL.max()) + 1, device=block_BL.device)
-    noisy_BK = noisy_BK.scatter_add(1, block_BL, (sigma_BL > 0).float())
-    return torch.where(noisy_BK.gather(1, block_BL) > 0, NOISY, CLEAN)

@@ -31,6 +31,13 @@ class Mind(NamedTuple):
     """Logits of the N open positions."""
 
 
+def entropy_of(logits_NV: Tensor, probability_NV: Tensor) -> Tensor:
+    """Entropy of ``softmax(logits)`` in nats, [N], which is given: the log-partition function less the mean logit."""
+    log_partition_N = logits_NV.amax(-1) - probability_NV.amax(-1).log()
+    mean_N: Tensor = torch.linalg.vecdot(probability_NV, logits_NV.clamp(min=-1e30))
+    return (log_partition_N - mean_N).clamp(min=0)
+
+
 Rule = Callable[[Mind], Tensor]
 """Says which rows halt, [B] bool; called once a step, it may remember."""
 

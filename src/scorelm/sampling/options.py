@@ -32,10 +32,16 @@ class Options:
     """On a path of blocks, how many positions back a block sees; 0 for all."""
     nats_per_step: float | None = None
     """On the paths `confidence` and `entropy`, a step's budget in each row; the number of steps is then an outcome."""
+    repair: float | None = None
+    """Level u, from 0 to 1, of the noise that given tokens get, so that they are written anew; None leaves them."""
     precision: str = "float32"
     """Of the denoiser's matrix products; bfloat16 is faster, and then a row may depend on its batch by a rounding."""
 
     def __post_init__(self) -> None:
+        if self.repair is not None and not 0 < self.repair < 1:
+            raise ValueError(f"the level of a repair must be between 0 and 1, got {self.repair:g}")
+        if self.repair is not None and (self.path.block or self.guidance.weight != 1):
+            raise ValueError("a repair sees the whole text and has no prompt: it takes no path of blocks, no guidance")
         if self.nats_per_step is not None:
             if not self.path.budgeted:
                 raise ValueError(f"{self.path.name} has no budget of nats: use confidence or entropy")

@@ -172,6 +172,7 @@ def infill(
     choose: str = "mbr",
     watch: Watch | None = None,
     path: str | None = None,
+    repair: float | None = None,
     **how: Any,
 ) -> list[Sample]:
     """Fill every ``____`` in each text in `n` ways.
@@ -187,6 +188,8 @@ def infill(
         watch: called with every `StepRecord`.
         path: see `scorelm.sampling.options.make_options`, as for the rest; on ``blocks`` a blank does not see what is
             given in later blocks.
+        repair: doubt the given tokens too: noise of this level u (0 to 1) is put on them and the whole text denoised,
+            by default along ``uniform``; a text then needs no blank.
         how: solver, steps, temperature and so on.
 
     Raises:
@@ -196,8 +199,11 @@ def infill(
         raise ValueError("an autoregressive model sees only what stands before a blank: it can't fill it in")
 
     def template(text: str, rng: np.random.Generator) -> Template:
-        return blank_template(text, lm.tokenizer, lm.lengths, blank_tokens, rng)
+        return blank_template(text, lm.tokenizer, lm.lengths, blank_tokens, rng, needed=repair is None)
 
     check_choice(best_of, choose)
-    chosen = make_options(own_path(lm, path), **how)
+    if repair is not None and lm.objective == "masked":
+        raise ValueError("a masked model knows no noise between none and all: it can't repair")
+    doubted = path or (own_path(lm, None) if repair is None else "uniform")
+    chosen = replace(make_options(doubted, **how), repair=repair)
     return best(run(lm, texts, template, n * best_of, seed, chosen, watch), best_of, choose)

@@ -36,6 +36,12 @@ class State:
     length_B: Tensor
     nfe_B: Tensor
 
+    def soften(self, soft_BL: Tensor, sigma: Tensor, eps_NE: Tensor) -> None:
+        """Doubt tokens that are given: noise of one level is put on them, and they are to be written anew."""
+        self.x_BLE[soft_BL] += sigma * eps_NE
+        self.sigma_BL[soft_BL] = sigma
+        self.free_BL |= soft_BL
+
     def forget(self, back_BL: Tensor) -> None:
         """Take positions back to no evidence at all."""
         self.sigma_BL[back_BL] = torch.inf

@@ -72,7 +72,12 @@ def prompt_template(
 
 
 def blank_template(
-    text: str, tokenizer: Tokenizer, lengths: Sequence[int], blank_tokens: int | None, rng: np.random.Generator
+    text: str,
+    tokenizer: Tokenizer,
+    lengths: Sequence[int],
+    blank_tokens: int | None,
+    rng: np.random.Generator,
+    needed: bool = True,
 ) -> Template:
     """A document with a run of free positions for every blank of four or more underscores.
 
@@ -83,19 +88,23 @@ def blank_template(
         blank_tokens: tokens in each blank; when None, the document's length is drawn from the histogram and what is
             left shared out over the blanks at random.
         rng: for the lengths.
+        needed: whether a text without a blank is refused.
 
     Raises:
         ValueError: no blank, or the text does not fit.
     """
     pieces = BLANK.split(text)
-    if len(pieces) < 2:
+    if len(pieces) < 2 and needed:
         raise ValueError(f"no blank in {text!r}: write ____ where text is to be filled in")
     if blank_tokens is not None and blank_tokens < 1:
         raise ValueError(f"a blank takes 1 token or more, got {blank_tokens}")
     first, *later = pieces
     given = [tokenizer.encode(first.strip()), *(tokenizer.encode_inside(piece.rstrip()) for piece in later)]
     blanks, fixed = len(pieces) - 1, sum(map(len, given)) + 2
-    if blank_tokens is None:
+    if not blanks:
+        draw_length(lengths, fixed, rng)
+        sizes = np.zeros(0, dtype=np.int64)
+    elif blank_tokens is None:
         total = draw_length(lengths, fixed + blanks, rng)
         sizes = 1 + rng.multinomial(total - fixed - blanks, [1 / blanks] * blanks)
     else:

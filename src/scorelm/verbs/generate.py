@@ -88,6 +88,9 @@ class Infill:
     """Model directory or hub name (runs/demo/model when left out), then the text with ____ blanks."""
     blank_tokens: int | None = None
     """Tokens in each blank; by default drawn so that the length suits the training text."""
+    repair: float | None = None
+    """Doubt the rest of the text too: noise of this level, above 0 and below 1, is put on it before all is written
+    anew; the text then needs no blank."""
     how: Annotated[Generation, arg(name="")] = Generation()
 
 
@@ -155,7 +158,7 @@ def infill(options: Infill) -> int:
     lm = open_model(words[0] if len(words) == 2 else DEFAULT_MODEL)
 
     def request(**settings: Any) -> list[Any]:
-        return lm.infill(words[-1], blank_tokens=options.blank_tokens, **settings)
+        return lm.infill(words[-1], blank_tokens=options.blank_tokens, repair=options.repair, **settings)
 
     return produce(lm, options.how, words[-1], request)
 
