@@ -23,6 +23,8 @@ def test_the_commands_and_the_python_example_run(tmp_path: Path) -> None:
     short = "--steps 3 --model.dim 32 --model.layers 2 --vocab-size 800 --save-every 2"
     for line in block("scorelm train").splitlines():
         command = shlex.split(line.split("#")[0].replace("--minutes 60", short).replace("blocks:4", "blocks:16"))
+        if command[1] in ("score", "eval"):
+            command += ["--limit", "8", *(["-n", "4"] if command[1] == "eval" else [])]
         assert command[0] == "scorelm"
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False
