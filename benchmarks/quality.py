@@ -127,7 +127,7 @@ def summarise(kept: Kept, seeds: list[int]) -> dict[str, Any]:
 
 
 def picture(tables: dict[str, Any], real: dict[str, float], target: Path) -> None:
-    """Perplexity under the judge at the entropy of real text, and MAUVE, against evaluations."""
+    """Perplexity under the judge, and MAUVE, against evaluations; at temperature 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -136,13 +136,13 @@ def picture(tables: dict[str, Any], real: dict[str, float], target: Path) -> Non
     for name, line in tables["generation"].items():
         lines.setdefault(name.rpartition(" ")[0], []).append(line)
     for name, line in lines.items():
-        for axis, column in ((left, "perplexity_at_real_entropy"), (right, "mauve")):
+        for axis, column in ((left, "perplexity"), (right, "mauve")):
             points = [p for p in line if column in p]
             axis.errorbar([p["nfe"]["mean"] for p in points], [p[column]["mean"] for p in points],
                           [p[column]["half"] for p in points], marker="o", capsize=2, label=name)  # fmt: skip
     left.axhline(real["perplexity"], color="0.6", linewidth=1)
     left.set_yscale("log")
-    left.set_ylabel("perplexity under the judge at real entropy (grey: real text)")
+    left.set_ylabel("perplexity under the judge at temperature 1 (grey: real text)")
     right.set_ylabel("MAUVE at temperature 1")
     for axis in (left, right):
         axis.set_xscale("log", base=2)

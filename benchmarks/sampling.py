@@ -165,14 +165,9 @@ def main() -> None:
                 print(f"{path:<11} {solver:<10} {steps:>4}  nfe {line['nfe']:6.1f}  {line['seconds']:6.3f} s  "
                       f"nats {line['nats']:.2f} +- {line['nats_stderr']:.2f}  entropy {line['entropy']:.2f}  "
                       f"distinct {line['distinct']:.2f}", flush=True)  # fmt: skip
-    overhead = {
-        path: statistics.median(measure(lm, path, "posterior", 16, lm.max_length)["overhead"] for _ in range(7))
-        for path in PATHS
-    }
     report = {
         "command": f"python benchmarks/sampling.py {arguments.model}",
         "model": {**lm.config.size._asdict(), **lm.provenance.model_dump()},
-        "overhead_outside_denoiser_batch_16_full_length_16_steps": overhead,
         "real_text": real,
         "results": results,
     }
