@@ -110,8 +110,10 @@ def test_an_untrained_denoiser_is_the_exact_posterior_of_a_lone_token(path, tole
     sigma_BL = torch.logspace(-0.4, 1.8, 32).expand(20, 32)  # above sqrt(E) / 12, the floor of the evidence
     sigma_BL = torch.where(torch.arange(32) == 31, torch.inf, sigma_BL)
     eps_BLE = batch.noise(16, 0, 0)
-    found_NV, _ = Noisy(denoiser, batch, whole(batch), 2).at(sigma_BL, eps_BLE)
-    expected_NV, _ = Noisy(Alone(denoiser.embedding, denoiser.prior), batch, whole(batch), 1).at(sigma_BL, eps_BLE)
+    found_NV, _ = Noisy(denoiser, batch, whole(batch), 2, True).at(sigma_BL, eps_BLE)
+    expected_NV, _ = Noisy(Alone(denoiser.embedding, denoiser.prior), batch, whole(batch), 1, True).at(
+        sigma_BL, eps_BLE
+    )
     torch.testing.assert_close(found_NV.softmax(-1), expected_NV.softmax(-1), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found_NV[31].softmax(-1)[REAL:].double(), p_V, rtol=1e-5, atol=1e-7)
 
@@ -307,8 +309,8 @@ def some_rows():
     return rows
 
 
-def evaluate(lm, ids, sigma, eps_LE=None, block=None, stream=None, passes=1):
-    """Logits [L, V] of one row alone: embeddings, noise and every pass written out."""
+def evaluate(lm, ids, sigma, eps_LE=None, block=None, stream=None, passes=1, closed=True, raw=False):
+    """Logits [L, V] of one row alone: every pass written out; unless `raw`, without what is never written."""
     sigma_1L = torch.tensor([sigma], dtype=torch.float32)
     table_VE = lm.denoiser.embedding.table()
     x_1LE = table_VE[torch.tensor([ids])].clone()
@@ -325,7 +327,13 @@ def evaluate(lm, ids, sigma, eps_LE=None, block=None, stream=None, passes=1):
     for _ in range(passes):
         logits_1LV = lm.denoiser(x_1LE, sigma_1L, layout, self_cond_1LE)
         self_cond_1LE = torch.where(sigma_1L[..., None] > 0, logits_1LV.softmax(-1) @ table_VE, 0.0)
-    return logits_1LV[0].double()
+    logits_LV = logits_1LV[0].double()
+    if raw:
+        return logits_LV
+    logits_LV[:, [BOS, PAD]] = -math.inf
+    if closed and EOS in ids:
+        logits_LV[:, EOS] = -math.inf
+    return logits_LV
 
 
 def cross_entropy(logits_V, token):
@@ -361,7 +369,9 @@ def bound_by_hand(lm, ids, index, eps, path, draws, seed):
                 u[i] = u[i] if draw < draws else 0.0
             level = {i: math.inf if u[i] >= 1 else low * (high / low) ** u[i] for i in opened}
             sigma = [level.get(i, 0.0) for i in range(len(seen))]
-            logits_LV = evaluate(lm, seen, sigma, eps[draw], number_of, streams, passes=2)
+            logits_LV = evaluate(lm, seen, sigma, eps[draw], number_of, streams, passes=2, closed=False)
+            if size != 1 and EOS in ids:
+                logits_LV[:, EOS] = -math.inf
             for i in opened:
                 if draw == draws:
                     terms["reconstruction"] += cross_entropy(logits_LV[i], ids[i])
@@ -404,7 +414,7 @@ def left_to_right_by_hand(lm, ids, place):
     seen = ids[: place + 1]
     first = int(ids[0] == BOS)
     block = [i + 1 - first for i in range(len(seen))]
-    logits_LV = evaluate(lm, seen, [0.0] * place + [math.inf], None, block, [CLEAN] * place + [NOISY])
+    logits_LV = evaluate(lm, seen, [0.0] * place + [math.inf], None, block, [CLEAN] * place + [NOISY], closed=False)
     return cross_entropy(logits_LV[place], ids[place])
 
 
@@ -477,12 +487,12 @@ def test_a_pass_is_fed_the_estimate_of_the_one_before():
     eps_BLE = batch.noise(8, 0, 0)
     results = []
     for passes in (1, 2, 3):
-        logits_NV, ids_N = Noisy(lm.denoiser, batch, whole(batch), passes).at(torch.tensor([sigma]), eps_BLE)
+        logits_NV, ids_N = Noisy(lm.denoiser, batch, whole(batch), passes, True).at(torch.tensor([sigma]), eps_BLE)
         expected_LV = evaluate(lm, ids, sigma, eps_BLE[0], passes=passes)
         where = [i for i, s in enumerate(sigma) if s]
         torch.testing.assert_close(logits_NV.double(), expected_LV[where], rtol=1e-4, atol=1e-4)
         assert ids_N.tolist() == [ids[i] for i in where]
-        results.append(logits_NV)
+        results.append(logits_NV[:, UNK:])
     assert float((results[0] - results[1]).abs().max()) > 0.01 < float((results[1] - results[2]).abs().max())
 
 
@@ -762,7 +772,7 @@ def test_the_loss_of_a_masked_model_is_the_mean_over_all_orders():
     def open_costs(given):
         if given not in costs:
             sigma = [0.0 if i == 0 or i in given else math.inf for i in range(5)]
-            logits_LV = evaluate(lm, list(row), sigma)
+            logits_LV = evaluate(lm, list(row), sigma, raw=True)
             costs[given] = {i: cross_entropy(logits_LV[i], row[i]) for i in range(1, 5) if sigma[i]}
         return costs[given]
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from scorelm.config import ModelConfig
+from scorelm.evaluation.likelihood import bound
 from scorelm.evaluation.rows import cut
 from scorelm.evaluation.walk import walk
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.scorelm import ScoreLM
+from scorelm.noise.path import make_path
 from scorelm.noise.schedule import Gumbel, Log
 from scorelm.sampling.generate import generate
 from scorelm.sampling.options import make_options
@@ -441,3 +443,17 @@ def test_a_row_costs_the_same_whatever_its_neighbours(path):
     assert float(found) == pytest.approx(float(together[first]), rel=1e-4)
     other = total(cost(lm.denoiser, alone, path, 9, 2, lm.schedule))
     assert (float(other) == pytest.approx(float(found), rel=1e-6)) == (path in ("blocks:1", "surest", "bounded:0.5"))
+
+
+def test_in_blocks_the_end_of_a_text_whose_length_is_known_is_not_paid_for_twice():
+    """Texts of 1 to 4 tokens: earlier blocks do not see ``</s>``, and the bound still is the limit of the walk."""
+    law, exact, batch, text = drawn((1, 4), 1500)
+    nats_N = law.closed_nats_M[text]
+    limit, walked = (
+        excess(priced, nats_N)
+        for priced in (
+            bound(exact, SCHEDULE, batch, make_path("blocks:2"), 16, 0, 1),
+            cost(exact, batch, "blocks:2", 96),
+        )
+    )
+    assert abs(limit[0]) < 4 * limit[1] + 0.01 and abs(walked[0]) < 4 * walked[1] + 0.05

@@ -20,6 +20,7 @@ from scorelm.model.denoiser import Denoiser, Posterior
 from scorelm.noise.levels import ramp
 from scorelm.noise.plan import Path, free_place
 from scorelm.noise.schedule import Schedule
+from scorelm.text.tokenizer import BOS, EOS, PAD
 
 PLASTIC = 0.7548776662466927
 """Inverse of the plastic number: with the golden ratio's it spreads pairs evenly (rows and blocks here)."""
@@ -60,10 +61,14 @@ def in_blocks(batch: Batch, size: int) -> Layout:
 
 
 class Noisy:
-    """A batch that can be evaluated at any noise levels of its positions, alone or behind a clean copy."""
+    """A batch that can be evaluated at any noise levels of its positions, alone or behind a clean copy.
 
-    def __init__(self, denoiser: Denoiser, batch: Batch, layout: Layout, passes: int) -> None:
+    As in generation, ``<s>`` and ``<pad>`` are never written, nor a second ``</s>`` in a `closed` row.
+    """
+
+    def __init__(self, denoiser: Denoiser, batch: Batch, layout: Layout, passes: int, closed: bool) -> None:
         self.denoiser, self.layout, self.passes = denoiser, layout, passes
+        self.closed_B = (batch.ids_BL == EOS).any(1) & closed
         self.two = layout.segment_BL.shape[1] == 2 * batch.ids_BL.shape[1]
         self.ids_BL, self.e_BLE = batch.ids_BL, denoiser.embedding(batch.ids_BL)
 
@@ -77,6 +82,8 @@ class Noisy:
             x_BSE, ids_BS = torch.cat([self.e_BLE, x_BSE], 1), twice(ids_BS)
             sigma_BS = torch.cat([torch.zeros_like(sigma_BL), sigma_BL], 1)
         logits_NV, _, live_BS = posterior(self.denoiser, x_BSE, sigma_BS, self.layout, self.passes)
+        logits_NV[:, [BOS, PAD]] = -torch.inf
+        logits_NV[self.closed_B[live_BS.nonzero()[:, 0]], EOS] = -torch.inf
         return logits_NV, ids_BS[live_BS]
 
     def nats(self, sigma_BL: Tensor, eps_BLE: Tensor | None = None) -> Tensor:
@@ -110,7 +117,7 @@ def bound(
     assert path.slope is not None
     free_BL = batch.free(path.block != 1)
     layout = in_blocks(batch, path.block) if path.block else whole(batch)
-    noisy, device = Noisy(denoiser, batch, layout, passes), free_BL.device
+    noisy, device = Noisy(denoiser, batch, layout, passes, path.block != 1), free_BL.device
     block_BL = layout.block_BL[:, -free_BL.shape[1] :].cpu()
     offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * block_BL) % 1
     place_BL, size = free_place(free_BL.cpu()), noisy.e_BLE.shape[-1]
@@ -134,7 +141,7 @@ def bound(
 def left_to_right(denoiser: Denoiser, batch: Batch) -> Priced:
     """Exact NLL of every token given those before it, in one two-stream evaluation; ``</s>`` ends the text."""
     free_BL = batch.free(closed=False)
-    nats_N = Noisy(denoiser, batch, in_blocks(batch, 1), 1).nats(torch.where(free_BL, torch.inf, 0.0))
+    nats_N = Noisy(denoiser, batch, in_blocks(batch, 1), 1, False).nats(torch.where(free_BL, torch.inf, 0.0))
     return Priced({"reconstruction": batch.totals(nats_N, free_BL)}, every(batch, 1))
 
 
@@ -150,7 +157,7 @@ def autoregressive(denoiser: Denoiser, batch: Batch) -> Priced:
 def right_to_left(denoiser: Denoiser, batch: Batch, passes: int) -> Priced:
     """Exact NLL of every token given those after it and the row's length, in an evaluation for each place."""
     free_BL = batch.free(closed=True)
-    noisy, count_B1 = Noisy(denoiser, batch, whole(batch), passes), free_BL.sum(1, keepdim=True)
+    noisy, count_B1 = Noisy(denoiser, batch, whole(batch), passes, True), free_BL.sum(1, keepdim=True)
     rank_BL = count_B1 - free_BL.long().cumsum(1)
     total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=free_BL.device)
     for place in range(int(count_B1.max())):
@@ -168,7 +175,7 @@ def random_order(denoiser: Denoiser, batch: Batch, draws: int, seed: int, passes
     cross-entropy estimates the sum over an order, without bias (arXiv 2110.02037, section 3); t is stratified.
     """
     free_BL = batch.free(closed=True)
-    noisy = Noisy(denoiser, batch, whole(batch), passes)
+    noisy = Noisy(denoiser, batch, whole(batch), passes, True)
     offset_B, count_B = batch.low_discrepancy(seed).to(free_BL.device), free_BL.sum(1)
     total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=free_BL.device)
     for draw in range(draws):

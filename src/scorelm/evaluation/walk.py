@@ -29,8 +29,7 @@ def walk(denoiser: Denoiser, schedule: Schedule, batch: Batch, options: Options,
     in the forward process of the true token e, ``y' - y ~ N(dtau e, dtau I)``; with embeddings of one norm their log
     ratio is ``<y' - y, e> - log sum_w p(w | y) exp <y' - y, e_w>``. Its sum over steps and positions, and
     ``-log p(e | y)`` where a position finishes, are the evidence lower bound with the trajectory as the latent
-    variable (docs/theory.md). In the limit of small steps it is the integral of `scorelm.evaluation.likelihood.bound`,
-    but for the little probability that special tokens keep there and generation rules out.
+    variable (docs/theory.md). In the limit of small steps it is the integral of `scorelm.evaluation.likelihood.bound`.
     """
     closed = options.path.block != 1
     free_BL = batch.free(closed)
