@@ -59,7 +59,9 @@ class BlockCache:
             held_RC.long(), layout.position_BL[row_R, part], layout.block_BL[row_R, part],
             torch.full_like(layout.stream_BL[row_R, part], CLEAN),
         )  # fmt: skip
-        return Past(behind, [k[row_R, part] for k in self.keys], [v[row_R, part] for v in self.values])
+        all_rows = len(row_R) == len(self.held_BL)  # then a view will do
+        row = slice(None) if all_rows else row_R
+        return Past(behind, [k[row, part] for k in self.keys], [v[row, part] for v in self.values])
 
     def within_window(self, last_R: Tensor) -> Tensor:
         """Columns that the window reaches back to from `last_R`: [R, L] bool."""
