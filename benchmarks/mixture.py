@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/mixture.py --budgets 250 --seeds 1 2   # more seeds where they are cheap
 
 The trunk has 4 layers of width 128. A specialist is trained on its own path's levels alone; a generalist's excess on a
-path is its price less the specialist's, in nats per token of 100 held-out verses. Writes benchmarks/results/mixture.json
+path is its price less the specialist's, in nats per token of 100 held-out verses. Writes results/mixture.json
 after every figure, so that a stopped run goes on, and prints the table of excesses. Runs are kept under runs/mixture.
 """
 

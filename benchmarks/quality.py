@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runs import RESULTS, Kept, heldout, recipe, seconds, settle, trained, training
+from runs import RESULTS, Kept, heldout, recipe, seconds, settle, spread, trained, training
 from scorelm.evaluation.judge import load_judge
 from scorelm.evaluation.price import price
 from scorelm.evaluation.report import Examiner, generated
@@ -87,13 +86,6 @@ def judged(steps: int) -> Examiner:
         texts = heldout()
         _examiners[steps] = Examiner(load_judge(str(RUNS / "judge" / "model")), texts[1::2][:TEXTS], training())
     return _examiners[steps]
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean over seeds, and half of a 95% interval (Student's t)."""
-    t = {1: math.nan, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}[len(values)]
-    half = t * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": statistics.mean(values), "half": half, "seeds": len(values)}
 
 
 def summarise(kept: Kept, seeds: list[int]) -> dict[str, Any]:

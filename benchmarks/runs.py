@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Callable
 from itertools import islice
@@ -63,6 +65,13 @@ def heldout(limit: int | None = None) -> list[str]:
 def training() -> list[str]:
     """Texts of the embedded corpus that runs learn from."""
     return [example["text"] for example in load_corpus("kjv", holdout=HOLDOUT).train]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean over seeds, and half of a 95% interval (Student's t)."""
+    t = {1: math.nan, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}[len(values)]
+    half = t * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": statistics.mean(values), "half": half, "seeds": len(values)}
 
 
 class Kept:

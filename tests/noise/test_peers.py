@@ -73,6 +73,23 @@ def test_bounded_finishes_the_largest_prefix_within_gamma(free_BL, entropy_BL, g
 
 
 @settings(max_examples=60, deadline=None)
+@given(free_rows, numbers, st.integers(1, 9))
+def test_bounded_without_a_number_spreads_the_entropy_that_is_left_over_the_steps_that_are_left(free_BL, h_BL, steps):
+    h_BL = h_BL[: len(free_BL)].double() * 2
+    open_rows = [set(free.nonzero().squeeze(1).tolist()) for free in free_BL]
+    levels = list(walk("bounded", free_BL, steps, entropy_BL=h_BL))
+    assert len(levels) <= steps
+    for left, sigma_BL in zip(range(steps, 0, -1), levels, strict=False):
+        for row, still_open in enumerate(open_rows):
+            order = sorted(still_open, key=lambda i: float(h_BL[row, i]))
+            budget = sum(float(h_BL[row, i]) for i in order) / left
+            size = sum(sum(float(h_BL[row, i]) for i in order[:n]) <= budget + 1e-12 for n in range(len(order)))
+            still_open -= set(order[: len(order) if left == 1 else size])
+            assert set((sigma_BL[row] > 0).nonzero().squeeze(1).tolist()) == still_open
+    assert not any(open_rows)
+
+
+@settings(max_examples=60, deadline=None)
 @given(free_rows, st.floats(0, 0.99), st.integers(1, 9))
 def test_remasking_keeps_the_number_of_open_positions_and_takes_back_its_share(free_BL, share, steps):
     before_BL, taken = torch.where(free_BL, INF, 0.0), 0

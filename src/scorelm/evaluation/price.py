@@ -124,8 +124,9 @@ def pricing(lm: ScoreLM, name: str, steps: int | None, draws: int, seed: int) ->
         if name != "ordered":
             raise ValueError(f"an autoregressive model is priced left to right: use ordered, not {name}")
         return lambda batch: autoregressive(denoiser, batch), False
-    if lm.objective == "masked" and name not in ("random", "shuffled"):
-        raise ValueError(f"a masked model is priced in random order: use random, or shuffled with steps, not {name}")
+    jumps = name == "random" or (name.partition(":")[0] in PATHS and make_path(name).jumps)
+    if lm.objective == "masked" and not jumps:
+        raise ValueError(f"a masked model knows no noise but all or none: use random, shuffled or bounded, not {name}")
     if name == "ordered":
         return lambda batch: left_to_right(denoiser, batch), False
     if name == "reverse":

@@ -67,11 +67,12 @@ def surest_levels(plan: Plan) -> Iterator[Tensor]:
         yield torch.where(open_BL & ~finished_BL, seen.sigma_BL, 0.0)
 
 
-def bounded_levels(plan: Plan, gamma: float) -> Iterator[Tensor]:
+def bounded_levels(plan: Plan, gamma: float | None) -> Iterator[Tensor]:
     """As many of the surest positions finish in a step as keep ``sum H_i - max H_i`` within `gamma` nats, one at least.
 
     That difference bounds what the step loses by drawing its tokens independently (arXiv 2505.24857, eq. 7). The
-    number of steps is an outcome; the last one of the budget finishes whatever is left.
+    number of steps is an outcome, and the last one finishes whatever is left; with `gamma` None it is the steps that
+    are given, and a step's bound is the row's remaining entropy over the steps left.
     """
     for left in range(plan.steps, 0, -1):
         seen = plan.observe()
@@ -79,9 +80,10 @@ def bounded_levels(plan: Plan, gamma: float) -> Iterator[Tensor]:
         if not open_BL.any():
             return
         entropy_BL = torch.where(open_BL, seen.entropy_BL.double(), torch.inf)
-        before_BL = entropy_BL.sort(1).values.nan_to_num(posinf=0.0).cumsum(1).roll(1, dims=1)
-        before_BL[:, 0] = 0
-        within_BL = (before_BL <= gamma).gather(1, ascending_rank(entropy_BL))
+        sorted_BL = entropy_BL.sort(1).values.nan_to_num(posinf=0.0)
+        before_BL = sorted_BL.cumsum(1) - sorted_BL
+        bound = sorted_BL.sum(1, keepdim=True) / left if gamma is None else gamma
+        within_BL = (before_BL <= bound).gather(1, ascending_rank(entropy_BL))
         yield torch.where(open_BL & ~within_BL & (left > 1), seen.sigma_BL, 0.0)
 
 

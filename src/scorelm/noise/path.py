@@ -95,7 +95,7 @@ def blocks_path(size: float = 8) -> Path:
 
 def shuffled() -> Path:
     """In random order, each position at once: the order of masked diffusion."""
-    return Path("shuffled", shuffled_levels)
+    return Path("shuffled", shuffled_levels, jumps=True)
 
 
 def confidence(threshold: float = 0.1) -> Path:
@@ -117,20 +117,22 @@ def informed(name: str, threshold: float, share: Share) -> Path:
 
 def surest() -> Path:
     """The surest positions first, each at once and equally many in every step: MaskGIT's order (arXiv 2202.04200)."""
-    return Path("surest", surest_levels, adaptive=True)
+    return Path("surest", surest_levels, adaptive=True, jumps=True)
 
 
-def bounded(gamma: float = 0.5) -> Path:
+def bounded(gamma: float | None = None) -> Path:
     """Entropy-bounded unmasking (arXiv 2505.24857): as many of the surest at once as their entropies allow."""
-    need("bounded", gamma, "nats")
-    return Path(f"bounded:{gamma:g}", lambda plan: bounded_levels(plan, gamma), adaptive=True)
+    if gamma is not None:
+        need("bounded", gamma, "nats")
+    name = "bounded" if gamma is None else f"bounded:{gamma:g}"
+    return Path(name, lambda plan: bounded_levels(plan, gamma), adaptive=True, jumps=True)
 
 
 def remask(share: float = 0.05) -> Path:
     """Random order, but a share of what is written is taken back in every step (ReMDM, arXiv 2503.00307)."""
     if not 0 <= share < 1:
         raise ValueError(f"remask needs a share from 0 to below 1, got {share:g}")
-    return Path(f"remask:{share:g}", lambda plan: remask_levels(plan, share), forgets=True)
+    return Path(f"remask:{share:g}", lambda plan: remask_levels(plan, share), jumps=True, forgets=True)
 
 
 def need(name: str, value: float, unit: str) -> None:

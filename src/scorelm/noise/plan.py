@@ -70,6 +70,7 @@ class Path:
         slope: of the line that the positions of a block follow in the limit of small steps; None where there is none.
         adaptive: whether it looks at the state; of the solvers only `ancestral` and `posterior` keep the law on it.
         budgeted: whether its steps may be a number of nats each.
+        jumps: whether every position goes from no evidence to finished at once, as in masked diffusion.
         forgets: whether levels may rise again; such a path has no bound, since evidence is thrown away.
     """
 
@@ -79,6 +80,7 @@ class Path:
     slope: float | None = None
     adaptive: bool = False
     budgeted: bool = False
+    jumps: bool = False
     forgets: bool = False
 
 

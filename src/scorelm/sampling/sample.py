@@ -67,8 +67,8 @@ def sampler(lm: ScoreLM, options: Options) -> type[Sampler]:
     Raises:
         ValueError: a path that the model was not trained for.
     """
-    if lm.objective == "masked" and options.path.name != "shuffled":
-        raise ValueError(f"a masked model writes in random order: use the path shuffled, not {options.path.name}")
+    if lm.objective == "masked" and not options.path.jumps:
+        raise ValueError(f"a masked model knows no noise but all or none: use shuffled, not {options.path.name}")
     if lm.objective != "autoregressive":
         return Sampler
     if options.path.block != 1:

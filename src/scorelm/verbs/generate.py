@@ -30,7 +30,8 @@ class Generation:
     """Most evaluations of the model; blocks takes one a block or more, and guidance as many again."""
     path: str | None = None
     """Order in which noise is removed: uniform, ramp:SLOPE (earlier first), blocks:SIZE (left to right), shuffled (the
-    default), confidence:NATS (the sure ones first), entropy:NATS, surest, bounded:NATS or remask:SHARE."""
+    default), confidence:NATS (the sure ones faster), entropy:NATS, bounded or bounded:NATS (the surest at once, as many
+    as an entropy bound allows), surest (equally many a step) or remask:SHARE."""
     nats_per_step: float | None = None
     """On confidence and entropy: what a step may spend in each text; the number of steps is then an outcome."""
     solver: str = "posterior"
