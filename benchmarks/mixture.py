@@ -64,8 +64,9 @@ def excess(kept: Kept, arm: str, path: str, steps: int) -> tuple[float, float] |
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[250, 750, 2250])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[250, 750, 1500])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", choices=list(GENERALISTS), default=list(GENERALISTS))
     arguments = parser.parse_args()
     settle()
     kept = Kept("mixture.json")
@@ -73,13 +74,15 @@ def main() -> None:
         for steps in arguments.budgets:
             for path, changes in SPECIALISTS.items():
                 measure(kept, f"{path} specialist", changes, (path,), steps, seed)
-            for arm, changes in GENERALISTS.items():
-                measure(kept, arm, changes, PATHS, steps, seed)
+            for arm in arguments.arms:
+                measure(kept, arm, GENERALISTS[arm], PATHS, steps, seed)
     for steps in arguments.budgets:
         print(f"\n{steps:<28} steps" + "".join(f"{path:>18}" for path in PATHS) + "       mean excess")
         for arm in GENERALISTS:
-            found = [excess(kept, arm, path, steps) for path in PATHS]
-            cells = "".join(f"{p:9.3f} ({e:+.3f})" for p, e in found if p is not None)
+            found = [e for path in PATHS if (e := excess(kept, arm, path, steps)) is not None]
+            if len(found) < len(PATHS):
+                continue
+            cells = "".join(f"{p:9.3f} ({e:+.3f})" for p, e in found)
             print(f"{arm:<34}{cells}{mean(e for _, e in found):+18.3f}")
 
 

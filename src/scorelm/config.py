@@ -141,7 +141,11 @@ class TrainingConfig(Options):
     minutes: PositiveFloat | None = None
     """Training time, instead of `steps`."""
     rows: PositiveInt = 32
-    """Packed rows in a batch."""
+    """Packed rows in a batch, of all processes together."""
+    shards: PositiveInt | None = None
+    """Equal streams that the data is cut into; by default as many as processes at the start, where they divide rows."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: a copy of the model in every process (ddp), or its weights shared out among them (fsdp)."""
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up for one step."""
     lr: PositiveFloat = 2e-3

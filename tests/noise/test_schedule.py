@@ -292,7 +292,7 @@ def observe(curve, truth, power, seed, updates=60):
     for _ in range(updates):
         g = sample_levels(rng, power, 2000)
         noisy = truth(g) + 0.3 * rng.standard_normal(len(g))
-        curve.update(torch.tensor(g).exp(), torch.tensor(noisy))
+        curve.add(curve.binned(torch.tensor(g).exp(), torch.tensor(noisy)))
     return curve
 
 
@@ -332,13 +332,13 @@ def test_entropy_curve_forgets():
 def test_entropy_curve_waits_for_observations():
     curve = EntropyCurve(START)
     assert curve.fit() == START
-    curve.update(torch.empty(0), torch.empty(0))
-    curve.update(torch.full((5000,), 2.0), torch.full((5000,), 3.0))  # a single bin
+    curve.add(curve.binned(torch.empty(0), torch.empty(0)))
+    curve.add(curve.binned(torch.full((5000,), 2.0), torch.full((5000,), 3.0)))  # a single bin
     assert curve.fit() == START
 
 
 def test_entropy_curve_takes_the_ends_of_the_range():
     curve = EntropyCurve(START)
-    curve.update(torch.tensor([START.sigma_min, START.sigma_max]), torch.tensor([1.0, 2.0]))
+    curve.add(curve.binned(torch.tensor([START.sigma_min, START.sigma_max]), torch.tensor([1.0, 2.0])))
     assert curve.sums[0, 0] == curve.sums[0, -1] == 1 and curve.sums[0].sum() == 2
     assert curve.sums[1, 0] == 1.0 and curve.sums[1, -1] == 2.0

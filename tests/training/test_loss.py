@@ -11,7 +11,7 @@ from scorelm.model.attention import CLEAN, NOISY
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import Gumbel, make_schedule
 from scorelm.text.tokenizer import BOS, EOS, PAD
-from scorelm.training.loss import Batch, Draw, add_noise, draw_noise, likelihood_term, score_loss, z_term
+from scorelm.training.loss import Batch, add_noise, draw_noise, likelihood_term, score_loss, z_term
 
 V, E = 50, 16
 INF = math.inf
@@ -189,7 +189,11 @@ def test_an_empty_batch_has_nothing_live():
     assert draw.live == 0
     denoiser = trained_like()
     outcome = score_loss(
-        denoiser, draw, rng(), live=0, config=TrainingConfig(z_loss=1.0, likelihood_weight=1.0), schedule=SCHEDULE
+        denoiser,
+        draw.with_noise(E, rng()),
+        live=0,
+        config=TrainingConfig(z_loss=1.0, likelihood_weight=1.0),
+        schedule=SCHEDULE,
     )
     outcome.loss.backward()
     assert outcome.loss.item() == 0
@@ -202,13 +206,12 @@ def test_an_empty_batch_has_nothing_live():
 def test_add_noise_is_the_forward_process():
     e = torch.randn(400, 50, E, generator=rng(1))
     sigma = torch.tensor([0.0, 0.5, 3.0, 40.0, INF]).repeat(10).expand(400, 50)
-    x = add_noise(e, sigma, rng(2))
+    x = add_noise(e, sigma, torch.randn(e.shape, generator=rng(2)))
     assert torch.equal(x[sigma == 0], e[sigma == 0])
     assert (x[sigma.isinf()] == 0).all()
     for level in (0.5, 3.0, 40.0):
         eps = ((x - e)[sigma == level] / level).double().flatten()
         assert abs(float(eps.mean())) < 5 / math.sqrt(len(eps)) and float(eps.std()) == pytest.approx(1, abs=0.02)
-    assert torch.equal(x, add_noise(e, sigma, rng(2)))
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -217,7 +220,7 @@ def test_add_noise_is_the_forward_process():
 def manual(denoiser, draw, seed, self_cond=None):
     """(x, logits, mask, targets): the forward process and the denoiser's contract, without score_loss."""
     e = denoiser.embedding(draw.ids_BS)
-    x = add_noise(e, draw.sigma_BS, rng(seed))
+    x = add_noise(e, draw.sigma_BS, torch.randn(e.shape, generator=rng(seed)))
     logits = denoiser(x, draw.sigma_BS, draw.layout, self_cond)
     live = (draw.sigma_BS > 0) & (draw.layout.segment_BL > 0)
     return x, logits, live, draw.ids_BS[live]
@@ -227,7 +230,7 @@ def manual(denoiser, draw, seed, self_cond=None):
 def test_cross_entropy_is_that_of_forward(streams):
     denoiser = trained_like()
     draw = draw_noise(pack(6), noise(streams=streams), SCHEDULE, rng(1))
-    outcome = score_loss(denoiser, draw, rng(2), live=draw.live, schedule=SCHEDULE, config=PLAIN)
+    outcome = score_loss(denoiser, draw.with_noise(E, rng(2)), live=draw.live, schedule=SCHEDULE, config=PLAIN)
     _, logits, live, targets = manual(denoiser, draw, 2)
     log_p = logits[live].double() - logits[live].double().exp().sum(-1, keepdim=True).log()
     expected = -log_p[torch.arange(len(targets)), targets]
@@ -244,14 +247,14 @@ def test_the_target_of_a_noisy_position_does_not_leak():
     kinds = Mixture(**NO_KIND | {"ordered": 1.0})
     batch = pack(4)
     draw = draw_noise(batch, noise(mixture=kinds, block_sizes=(1,)), SCHEDULE, rng(1))
-    before = score_loss(denoiser, draw, rng(2), live=1, schedule=SCHEDULE, config=PLAIN).cross_entropy_N
+    before = score_loss(denoiser, draw.with_noise(E, rng(2)), live=1, schedule=SCHEDULE, config=PLAIN).cross_entropy_N
     live = ((draw.sigma_BS > 0) & (draw.layout.segment_BL > 0)).nonzero()
     row, column = live[3].tolist()
     length = batch.ids.shape[1]
     ids = draw.ids_BS.clone()
     ids[row, column] = ids[row, column - length] = (ids[row, column] + 1 - 4) % (V - 4) + 4
     after = score_loss(
-        denoiser, draw._replace(ids_BS=ids), rng(2), live=1, schedule=SCHEDULE, config=PLAIN
+        denoiser, draw._replace(ids_BS=ids).with_noise(E, rng(2)), live=1, schedule=SCHEDULE, config=PLAIN
     ).cross_entropy_N
     same = draw.layout.segment_BL[row] == draw.layout.segment_BL[row, column]
     for k, (r, c) in enumerate(live.tolist()):
@@ -265,7 +268,9 @@ def test_the_target_of_a_noisy_position_does_not_leak():
 def test_self_conditioning_feeds_the_first_estimate_back_without_gradient():
     denoiser = trained_like()
     draw = draw_noise(pack(4), noise(), SCHEDULE, rng(1))
-    outcome = score_loss(denoiser, draw, rng(2), live=draw.live, schedule=SCHEDULE, config=PLAIN, self_conditioned=True)
+    outcome = score_loss(
+        denoiser, draw.with_noise(E, rng(2)), live=draw.live, schedule=SCHEDULE, config=PLAIN, self_conditioned=True
+    )
     with torch.no_grad():
         _, logits, live, _ = manual(denoiser, draw, 2)
         x0 = logits.double().softmax(-1) @ denoiser.embedding.table().double()
@@ -274,7 +279,8 @@ def test_self_conditioning_feeds_the_first_estimate_back_without_gradient():
     expected = nn.functional.cross_entropy(second[live], targets)
     assert outcome.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert outcome.loss.item() != pytest.approx(
-        score_loss(denoiser, draw, rng(2), live=draw.live, schedule=SCHEDULE, config=PLAIN).loss.item(), rel=1e-5
+        score_loss(denoiser, draw.with_noise(E, rng(2)), live=draw.live, schedule=SCHEDULE, config=PLAIN).loss.item(),
+        rel=1e-5,
     )
     outcome.loss.backward()
     found = {name: p.grad.clone() for name, p in denoiser.named_parameters()}
@@ -290,7 +296,7 @@ def test_terms_are_added_with_their_weights():
 
     def loss(**weights):
         config = TrainingConfig(**weights)
-        return score_loss(denoiser, draw, rng(2), live=draw.live, schedule=SCHEDULE, config=config)
+        return score_loss(denoiser, draw.with_noise(E, rng(2)), live=draw.live, schedule=SCHEDULE, config=config)
 
     _, logits, live, _ = manual(denoiser, draw, 2)
     e, sigma = denoiser.embedding(draw.ids_BS)[live].double(), draw.sigma_BS[live].double()
@@ -303,9 +309,7 @@ def test_terms_are_added_with_their_weights():
     plain = float(loss().loss.detach())
     assert float(likelihood) > 1e-3
     assert float(loss(likelihood_weight=0.5).loss.detach()) == pytest.approx(plain + 0.5 * float(likelihood), rel=1e-3)
-    posterior = denoiser.live(
-        add_noise(denoiser.embedding(draw.ids_BS), draw.sigma_BS, rng(2)), draw.sigma_BS, draw.layout
-    )
+    posterior = denoiser.live(manual(denoiser, draw, 2)[0], draw.sigma_BS, draw.layout)
     z = (posterior.logits_NV.logsumexp(-1) - posterior.context_free_NV.logsumexp(-1)).pow(2).sum() / draw.live
     assert float(z) > 1e-3
     assert float(loss(z_loss=2.0).loss) == pytest.approx(plain + 2 * float(z), rel=1e-4)
@@ -317,19 +321,16 @@ def test_accumulated_halves_are_one_batch():
     denoiser = trained_like()
     draw = draw_noise(pack(6), noise(), SCHEDULE, rng(1))
 
-    def rows(part):
-        layout = draw.layout.map(lambda t: t[part])
-        return Draw(draw.ids_BS[part], draw.sigma_BS[part], draw.shared_BS[part], layout)
-
-    whole, parts = draw, [rows(slice(0, 2)), rows(slice(2, 6))]
+    whole = draw.with_noise(E, rng(2))
+    parts = [whole.map(lambda t: t[rows]) for rows in (slice(0, 2), slice(2, 6))]  # noqa: B023
     assert parts[0].live + parts[1].live == whole.live and parts[0].live != parts[1].live
-    loss = score_loss(denoiser, whole, rng(2), live=whole.live, schedule=SCHEDULE, config=PLAIN).loss
+    loss = score_loss(denoiser, whole, live=whole.live, schedule=SCHEDULE, config=PLAIN).loss
     loss.backward()
     expected = {name: p.grad.clone() for name, p in denoiser.named_parameters() if p.grad is not None}
     denoiser.zero_grad()
-    gen, total = rng(2), 0.0
+    total = 0.0
     for part in parts:
-        half = score_loss(denoiser, part, gen, live=whole.live, schedule=SCHEDULE, config=PLAIN).loss
+        half = score_loss(denoiser, part, live=whole.live, schedule=SCHEDULE, config=PLAIN).loss
         half.backward()
         total += float(half)
     assert total == pytest.approx(float(loss), rel=1e-5)
@@ -343,7 +344,7 @@ def test_gradients_are_finite_on_the_whole_mixture():
     draw = draw_noise(pack(24), noise(mixture=kinds), SCHEDULE, rng(1))
     config = TrainingConfig(likelihood_weight=1.0, z_loss=1.0)
     outcome = score_loss(
-        denoiser, draw, rng(2), live=draw.live, schedule=SCHEDULE, config=config, self_conditioned=True
+        denoiser, draw.with_noise(E, rng(2)), live=draw.live, schedule=SCHEDULE, config=config, self_conditioned=True
     )
     outcome.loss.backward()
     for name, parameter in denoiser.named_parameters():
@@ -357,7 +358,7 @@ def test_the_likelihood_term_is_finite_on_a_range_of_ones_own():
     kinds = Mixture(**NO_KIND | {"ramp": 1.0})
     draw = draw_noise(pack(24), noise(mixture=kinds), schedule, rng(1))
     config = TrainingConfig(likelihood_weight=1.0)
-    outcome = score_loss(denoiser, draw, rng(2), live=draw.live, schedule=schedule, config=config)
+    outcome = score_loss(denoiser, draw.with_noise(E, rng(2)), live=draw.live, schedule=schedule, config=config)
     assert torch.isfinite(outcome.loss)
 
 
@@ -403,9 +404,7 @@ def test_likelihood_term_is_nothing_without_evidence():
 def test_z_term_is_zero_at_the_start_and_for_any_normalised_update():
     denoiser = fresh()
     draw = draw_noise(pack(4), noise(), SCHEDULE, rng(1))
-    posterior = denoiser.live(
-        add_noise(denoiser.embedding(draw.ids_BS), draw.sigma_BS, rng(2)), draw.sigma_BS, draw.layout
-    )
+    posterior = denoiser.live(manual(denoiser, draw, 2)[0], draw.sigma_BS, draw.layout)
     assert (z_term(posterior.logits_NV, posterior.context_free_NV) == 0).all()
     free = 3 * torch.randn(5, V, generator=rng(3), dtype=torch.float64)
     context = torch.randn(5, V, generator=rng(4), dtype=torch.float64)

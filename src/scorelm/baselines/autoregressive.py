@@ -52,7 +52,6 @@ def next_token(denoiser: Denoiser, h_ND: Tensor) -> Tensor:
 def next_token_loss(
     denoiser: Denoiser,
     draw: Draw,
-    rng: torch.Generator,
     schedule: Schedule,
     config: TrainingConfig,
     *,

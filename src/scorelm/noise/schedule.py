@@ -215,15 +215,17 @@ class EntropyCurve:
         self.forget = forget
         self.sums = np.zeros((2, self.BINS))  # weight, weight * cross-entropy
 
-    def update(self, sigma: Tensor, cross_entropy: Tensor) -> None:
-        """Add observations: two 1-D tensors of equal length, every sigma within the schedule's range."""
+    def binned(self, sigma: Tensor, cross_entropy: Tensor) -> np.ndarray:
+        """Observations as sums: [2, BINS] from two 1-D tensors, every sigma within the schedule's range."""
         low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
         g = sigma.detach().double().log().cpu().numpy()
         bins = np.clip(((g - low) / (high - low) * self.BINS).astype(int), 0, self.BINS - 1)
         ce = cross_entropy.detach().double().cpu().numpy()
-        self.sums *= self.forget
-        self.sums[0] += np.bincount(bins, minlength=self.BINS)
-        self.sums[1] += np.bincount(bins, weights=ce, minlength=self.BINS)
+        return np.stack([np.bincount(bins, minlength=self.BINS), np.bincount(bins, weights=ce, minlength=self.BINS)])
+
+    def add(self, sums: np.ndarray) -> None:
+        """Add the binned observations of one step, and forget a little of those before."""
+        self.sums = self.forget * self.sums + sums
 
     def fit(self) -> Gumbel:
         """The schedule refitted to the observations so far; the same schedule while they are too few."""

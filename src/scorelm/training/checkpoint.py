@@ -18,6 +18,8 @@ from typing import Any
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from scorelm.training.distributed import ALONE, Ranks
+
 PREFIX = "step-"
 
 
@@ -26,7 +28,9 @@ def complete(directory: Path) -> list[Path]:
     return sorted(p for p in directory.glob(f"{PREFIX}*") if p.is_dir())
 
 
-def save(directory: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
+def save(
+    directory: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], keep: int, ranks: Ranks = ALONE
+) -> None:
     """Write a checkpoint beside the others, then rename it into place; delete all but the newest `keep`.
 
     Args:
@@ -35,13 +39,23 @@ def save(directory: Path, step: int, tensors: dict[str, Any], state: dict[str, A
         tensors: nested dict of tensors.
         state: everything else, as JSON values.
         keep: how many checkpoints to keep, at least 1.
+        ranks: who takes part; each writes what it holds, to a directory that all of them see.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     final, draft = directory / f"{PREFIX}{step:08d}", directory / f".writing-{step:08d}"
-    for stale in directory.glob(".writing-*"):
-        shutil.rmtree(stale)
+    if ranks.main:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob(".writing-*"):
+            shutil.rmtree(stale)
+    ranks.wait()
     with one_process():
-        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(draft), no_dist=True)
+        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(draft), no_dist=ranks.world == 1)
+    if ranks.main:
+        finish(directory, draft, final, state, keep)
+    ranks.wait()
+
+
+def finish(directory: Path, draft: Path, final: Path, state: dict[str, Any], keep: int) -> None:
+    """Add the state, make everything durable, put the draft in its place and delete what is too old."""
     with (draft / "state.json").open("w") as file:
         json.dump(state, file)
         file.flush()
@@ -53,7 +67,6 @@ def save(directory: Path, step: int, tensors: dict[str, Any], state: dict[str, A
     sync(directory)
     for old in complete(directory)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 @contextmanager
@@ -79,7 +92,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def read_tensors(checkpoint: Path, tensors: dict[str, Any]) -> None:
+def read_tensors(checkpoint: Path, tensors: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Fill `tensors`, which has the shapes that are expected, in place.
 
     Raises:
@@ -87,7 +100,7 @@ def read_tensors(checkpoint: Path, tensors: dict[str, Any]) -> None:
     """
     try:
         with one_process():
-            state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=True)
+            state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=ranks.world == 1)
     except Exception as error:  # DCP wraps whatever went wrong in types of its own
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ValueError(f"{checkpoint} does not fit this run or is damaged: {reason}") from None

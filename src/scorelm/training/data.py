@@ -16,8 +16,21 @@ from scorelm.config import DataConfig, Recipe
 from scorelm.text.corpus import Corpus, length_histogram, load_corpus, tokenise
 from scorelm.text.packing import packed_rows
 from scorelm.text.tokenizer import Tokenizer
+from scorelm.training.distributed import ALONE, Ranks
 
 Say = Callable[[str], object]
+
+
+@dataclass
+class Shard:
+    """One of the equal streams that a global batch is made of, and which of its rows this rank computes."""
+
+    index: int
+    batches: Any
+    """Endless iterator of packed batches, with `get_state` and `set_state`."""
+    rows: slice
+    owned: bool
+    """Whether this rank keeps the stream's state: one does for each."""
 
 
 @dataclass
@@ -28,11 +41,31 @@ class TrainingData:
     documents: Corpus
     fingerprint: str
 
-    def batches(self, recipe: Recipe) -> Any:
-        """Endless packed training batches; the iterator has `get_state` and `set_state`."""
-        data, training = recipe.data, recipe.training
-        rows = packed_rows(self.documents.train, max_length=data.max_length, rows=training.rows, seed=training.seed)
-        return iter(rows)
+    def shards(self, recipe: Recipe, ranks: Ranks) -> list[Shard]:
+        """The shards of the data that a rank reads.
+
+        A global batch is the rows of all shards one after the other, whoever computes them: rank r of w takes rows
+        ``r n / w`` to ``(r + 1) n / w`` of n. So a run is the same on any number of ranks, and no two shards share a
+        document in an epoch.
+
+        Raises:
+            ValueError: rows that cannot be shared out.
+        """
+        data, training, count = recipe.data, recipe.training, recipe.training.shards or 1
+        if training.rows % count:
+            raise ValueError(f"{training.rows} rows a batch cannot be shared out over {count} shards")
+        if training.rows < ranks.world:
+            raise ValueError(f"{training.rows} rows a batch are too few for {ranks.world} ranks")
+        first, end = (training.rows * r // ranks.world for r in (ranks.rank, ranks.rank + 1))
+        each, found = training.rows // count, []
+        for index in range(first // each, -(-end // each)):
+            packed = packed_rows(
+                self.documents.train, max_length=data.max_length, rows=each, seed=training.seed, rank=index, world=count
+            )
+            start = index * each
+            rows = slice(max(first - start, 0), min(end - start, each))
+            found.append(Shard(index, iter(packed), rows, rows.start == 0))
+        return found
 
     def heldout_batches(self, recipe: Recipe) -> Any:
         """One pass over the held-out text in packed batches; empty where nothing is held out."""
@@ -58,7 +91,7 @@ class TrainingData:
         return counts
 
 
-def prepare(config: DataConfig, out: Path, resume: bool, say: Say) -> TrainingData:
+def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks = ALONE) -> TrainingData:
     """Load, split and tokenise the text; the tokenizer is kept in the run directory.
 
     Args:
@@ -66,20 +99,23 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say) -> TrainingDa
         out: the run directory, which exists.
         resume: take the run's own tokenizer.
         say: told what takes time.
+        ranks: the main one does the work, the others read what it has left in the cache.
 
     Raises:
         ValueError: text or tokenizer that cannot be used.
     """
-    corpus = load_corpus(config.source, field=config.field, holdout=config.holdout)
     kept = out / "tokenizer.model"
-    if resume:
-        tokenizer = Tokenizer.load(kept)
-    elif config.tokenizer is not None:
-        tokenizer = Tokenizer.load(config.tokenizer)
-    else:
-        say(f"training a tokenizer of {config.vocab_size:,} tokens on {len(corpus.train):,} examples")
-        texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
-        tokenizer = Tokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
-    documents = tokenise(corpus, tokenizer, max_length=config.max_length)
-    tokenizer.save(kept)
+    with ranks.main_first():
+        corpus = load_corpus(config.source, field=config.field, holdout=config.holdout)
+        if resume or not ranks.main:
+            tokenizer = Tokenizer.load(kept)
+        elif config.tokenizer is not None:
+            tokenizer = Tokenizer.load(config.tokenizer)
+        else:
+            say(f"training a tokenizer of {config.vocab_size:,} tokens on {len(corpus.train):,} examples")
+            texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
+            tokenizer = Tokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
+        documents = tokenise(corpus, tokenizer, max_length=config.max_length)
+        if ranks.main:
+            tokenizer.save(kept)
     return TrainingData(tokenizer, documents, documents.fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from itertools import pairwise
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from scorelm.config import Recipe
 from scorelm.model.denoiser import Denoiser
+from scorelm.training.distributed import Ranks, whole
 from scorelm.training.loss import Outcome
 
 BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
@@ -60,6 +62,21 @@ class Window:
         total = torch.bincount(band, outcome.cross_entropy_N.cpu().double(), minlength=len(BANDS) + 1)
         self.bands += torch.stack([count.double(), total[: len(BANDS) + 1]])
 
+    def advance(self, loss: float, tokens: int, seconds: float) -> None:
+        """Count a step, by what all ranks together made."""
+        self.loss += loss
+        self.tokens += tokens
+        self.seconds += seconds
+        self.steps += 1
+
+    def summed(self, ranks: Ranks) -> Window:
+        """The window with what each rank counted for itself summed over them."""
+        own = [self.flops, self.positions, self.live, self.correct, *self.bands.flatten().tolist()]
+        flops, *counts = ranks.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        self.flops, (self.positions, self.live, self.correct) = flops, map(int, counts[:3])
+        self.bands = torch.tensor(counts[3:], dtype=torch.float64).view_as(self.bands)
+        return self
+
     def by_band(self) -> dict[str, float | None]:
         """Mean cross-entropy, nats, by band of sqrt(E)/sigma."""
         names = [f">{BANDS[0]:g}", *(f"{low:g}-{high:g}" for high, low in pairwise(BANDS)), "none"]
@@ -69,7 +86,7 @@ class Window:
 
 def anisotropy(denoiser: Denoiser) -> float:
     """Mean cosine between the embeddings of two different tokens; 0 for directions spread evenly."""
-    unit = denoiser.embedding.table().detach().double() / denoiser.embedding.norm
+    unit = whole(denoiser.embedding.table().detach()).double() / denoiser.embedding.norm
     count = len(unit)
     return float((unit.sum(0).pow(2).sum() - count) / (count * (count - 1)))
 
@@ -84,15 +101,16 @@ class RateColumn(ProgressColumn):
 
 
 class RunLog:
-    """Writes metrics.jsonl and shows progress; use as a context manager."""
+    """Writes metrics.jsonl and shows progress, on the main rank; use as a context manager."""
 
-    def __init__(self, out: Path, recipe: Recipe, resumed_step: int) -> None:
-        self.path = out / "metrics.jsonl"
-        keep_lines_until(self.path, resumed_step)
+    def __init__(self, out: Path, recipe: Recipe, resumed_step: int, main: bool = True) -> None:
+        self.path = out / "metrics.jsonl" if main else Path(os.devnull)
+        if main:
+            keep_lines_until(self.path, resumed_step)
         self.file = self.path.open("a", encoding="utf-8")
-        self.tensorboard = tensorboard_writer(out) if recipe.training.tensorboard else None
-        self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
+        self.tensorboard = tensorboard_writer(out) if main and recipe.training.tensorboard else None
+        self.console = Console(stderr=True, quiet=not main)
+        self.main, self.live = main, self.console.is_terminal and main
         self.progress = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             RateColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -123,7 +141,7 @@ class RunLog:
         self.file.flush()
         loss, speed = metrics["loss"], metrics["tokens_per_second"]
         self.progress.update(self.task, loss=loss, speed=speed)
-        if not self.live and time.monotonic() - self.printed > 10:
+        if self.main and not self.live and time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()
             print(
                 f"{share:4.0%}  step {metrics['step']:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  "

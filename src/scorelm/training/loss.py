@@ -6,6 +6,7 @@ their own. Everything random comes from one generator per step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,18 @@ class Draw(NamedTuple):
     layout: Layout
     weight_BS: Tensor | None = None
     """Weights of the cross-entropies, where they differ."""
+    eps_BSE: Tensor | None = None
+    """Standard normal noise for the forward process."""
+
+    def with_noise(self, size: int, rng: torch.Generator) -> Draw:
+        """The draw with its noise, for embeddings of that size."""
+        return self._replace(eps_BSE=torch.randn(*self.sigma_BS.shape, size, generator=rng))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        """The draw with each of its tensors changed."""
+        weight, eps = (None if t is None else change(t) for t in (self.weight_BS, self.eps_BSE))
+        layout = self.layout.map(change)
+        return Draw(change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS), layout, weight, eps)
 
     @property
     def live(self) -> int:
@@ -80,9 +93,8 @@ def draw_noise(batch: Batch, config: NoiseConfig, schedule: Schedule, rng: torch
     return Draw(twice(batch.ids), torch.cat([clean_BL, sigma_BL], 1), twice(drawn.shared_BL), layout)
 
 
-def add_noise(e_BSE: Tensor, sigma_BS: Tensor, rng: torch.Generator) -> Tensor:
+def add_noise(e_BSE: Tensor, sigma_BS: Tensor, eps_BSE: Tensor) -> Tensor:
     """The forward process ``x = e + sigma eps``; 0 where sigma is inf, where x says nothing."""
-    eps_BSE = torch.randn(e_BSE.shape, generator=rng).to(e_BSE.device)
     finite_BS1 = torch.isfinite(sigma_BS)[..., None]
     scale_BS1 = torch.where(finite_BS1, sigma_BS[..., None], 0.0)
     return torch.where(finite_BS1, e_BSE + scale_BS1 * eps_BSE, 0.0)
@@ -91,7 +103,6 @@ def add_noise(e_BSE: Tensor, sigma_BS: Tensor, rng: torch.Generator) -> Tensor:
 def score_loss(
     denoiser: Denoiser,
     draw: Draw,
-    rng: torch.Generator,
     schedule: Schedule,
     config: TrainingConfig,
     *,
@@ -102,15 +113,15 @@ def score_loss(
 
     Args:
         denoiser: the model.
-        draw: tokens, noise levels and layout, on the model's device.
-        rng: CPU generator for the noise.
+        draw: tokens, noise levels, noise and layout, on the model's device.
         schedule: that the levels were drawn through.
         config: weights of the optional terms.
         live: the number to divide by: live positions of all batches of the step.
         self_conditioned: take a first pass without gradient and feed its estimate back (arXiv 2208.04202).
     """
     e_BSE = denoiser.embedding(draw.ids_BS)
-    x_BSE = add_noise(e_BSE, draw.sigma_BS, rng)
+    assert draw.eps_BSE is not None
+    x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
     self_cond_BSE = None
     if self_conditioned:
         with torch.no_grad():

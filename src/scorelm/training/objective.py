@@ -15,7 +15,7 @@ class Objective(NamedTuple):
 
     Attributes:
         draw: ``draw(batch, noise config, schedule, rng)``: what is to be predicted from what.
-        loss: ``loss(denoiser, draw, rng, schedule, training config, live=, self_conditioned=)``.
+        loss: ``loss(denoiser, draw, schedule, training config, live=, self_conditioned=)``.
         self_conditions: whether a first pass may be fed back.
     """
 

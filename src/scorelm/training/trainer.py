@@ -12,14 +12,14 @@ import signal
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from scorelm.config import Recipe, TrainingConfig
+from scorelm.config import Recipe
 from scorelm.device import matmul_peak, pick_device, pick_dtype
 from scorelm.model.denoiser import Denoiser
 from scorelm.model.scorelm import Provenance, ScoreLM
@@ -27,13 +27,27 @@ from scorelm.noise.levels import runs
 from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
 from scorelm.training import checkpoint
 from scorelm.training.data import TrainingData
+from scorelm.training.distributed import ALONE, Ranks, gradients_stay, share_out, whole, whole_state
+from scorelm.training.draws import SHARED, draw_step, generator, to_batch
 from scorelm.training.ema import averages
 from scorelm.training.logging import RunLog, Window, anisotropy, useful_flops
 from scorelm.training.loss import Batch, Draw, Outcome
-from scorelm.training.objective import OBJECTIVES
+from scorelm.training.objective import OBJECTIVES, Objective
+from scorelm.training.optimizer import make_optimizer
 from scorelm.training.signals import Interrupted, deferred_signals
 
 HELDOUT_BATCHES = 4
+
+
+class Loss(nn.Module):
+    """A denoiser with its loss as `forward`, which is what DDP and FSDP watch."""
+
+    def __init__(self, denoiser: Denoiser, objective: Objective) -> None:
+        super().__init__()
+        self.denoiser, self.objective = denoiser, objective
+
+    def forward(self, draw: Draw, *settings: Any, **how: Any) -> Outcome:
+        return self.objective.loss(self.denoiser, draw, *settings, **how)
 
 
 class Trainer:
@@ -43,10 +57,11 @@ class Trainer:
         recipe: what to do.
         out: the run directory.
         data: tokenised text and its tokenizer.
+        ranks: who takes part; every rank has a trainer of its own.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, data: TrainingData) -> None:
-        self.recipe, self.config, self.out, self.data = recipe, recipe.training, out, data
+    def __init__(self, recipe: Recipe, out: Path, data: TrainingData, ranks: Ranks = ALONE) -> None:
+        self.recipe, self.config, self.out, self.data, self.ranks = recipe, recipe.training, out, data, ranks
         self.objective = OBJECTIVES[self.config.objective]
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.precision, self.device)
@@ -54,15 +69,21 @@ class Trainer:
         self.denoiser = Denoiser(recipe.model, data.tokenizer.vocab_size)
         self.denoiser.set_prior(data.token_counts())
         self.denoiser.to(self.device)
-        self.optimizer = make_optimizer(self.denoiser, self.config)
         self.averages = averages(self.denoiser, self.config.ema)
+        self.losses = {
+            name: self._share_out(cast(Denoiser, average.module), False) for name, average in self.averages.items()
+        }
+        self.losses["weights"] = self._share_out(self.denoiser, True)
+        self.optimizer = make_optimizer(self.denoiser, self.config)
         noise, size = recipe.noise, recipe.model.embedding_dim
         self.schedule: Schedule = make_schedule(
             noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max
         )
         self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
-        self.batches = data.batches(recipe)
+        self.shards = data.shards(recipe, ranks)
         self.step, self.tokens, self.seconds, self.gradient_norm = 0, 0, 0.0, 0.0
+        self.received: list[int] = []
+        self.stopping = False
         self.heldout: dict[str, float] = {}
         self.window = Window()
 
@@ -91,16 +112,28 @@ class Trainer:
             FloatingPointError: the loss or a gradient is not finite; the weights are as before the step.
         """
         started = time.perf_counter()
-        rng = generator(self.config.seed, self.step)
-        batches = [to_batch(next(self.batches)) for _ in range(self.config.accumulation)]
-        drawn = [self.objective.draw(batch, self.recipe.noise, self.schedule, rng) for batch in batches]
-        live = sum(draw.live for draw in drawn)
-        first_pass = self.self_conditions and float(torch.rand((), generator=rng)) < self.config.self_conditioning
+        drawn = draw_step(self.shards, self.objective.draw, self.recipe, self.schedule, self.step)
+        live = int(self.ranks.sum(torch.tensor(sum(draw.live for _, draw in drawn))))
+        chance = float(torch.rand((), generator=generator(self.config.seed, self.step, SHARED)))
+        first_pass = self.self_conditions and chance < self.config.self_conditioning
         self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        for batch, draw in zip(batches, drawn, strict=True):
-            loss += self._backward(batch, draw, rng, live, first_pass)
-        norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip))
+        loss, tokens, observed = 0.0, 0, np.zeros((2, EntropyCurve.BINS))
+        for k, (batch, draw) in enumerate(drawn):
+            with gradients_stay(self.losses["weights"], k < len(drawn) - 1):
+                outcome = self._backward(draw, live, first_pass)
+            loss += float(outcome.loss.detach())
+            tokens += int((batch.segment > 0).sum())
+            observed += self._observed(outcome)
+            self._note(batch, draw, outcome, first_pass)
+        norm = float(whole(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)))
+        mine = [
+            loss,
+            tokens,
+            (time.perf_counter() - started) * self.ranks.main,
+            len(self.received),
+            *observed.flatten(),
+        ]
+        loss, tokens, elapsed, stop, *sums = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}")
         for group in self.optimizer.param_groups:
@@ -109,42 +142,55 @@ class Trainer:
         for average in self.averages.values():
             average.update_parameters(self.denoiser)
         self.step += 1
-        if self.curve is not None and self.step % 10 == 0:
-            self.schedule = self.curve.fit()
-        self.gradient_norm = norm
-        self.window.loss += loss
-        self.window.steps += 1
-        self.window.seconds += time.perf_counter() - started
-        self.seconds += time.perf_counter() - started
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def _loss(self, model: Denoiser, draw: Draw, rng: torch.Generator, live: int, first_pass: bool) -> Outcome:
-        draw = to_device(draw, self.device)
-        return self.objective.loss(model, draw, rng, self.schedule, self.config, live=live, self_conditioned=first_pass)
-
-    def _backward(self, batch: Batch, draw: Draw, rng: torch.Generator, live: int, first_pass: bool) -> float:
-        with self._autocast():
-            outcome = self._loss(self.denoiser, draw, rng, live, first_pass)
-        outcome.loss.backward()  # type: ignore[no-untyped-call]
         if self.curve is not None:
-            fitted = outcome.shared_N & torch.isfinite(outcome.sigma_N)
-            self.curve.update(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
+            self.curve.add(np.array(sums).reshape(observed.shape))
+            if self.step % 10 == 0:
+                self.schedule = self.curve.fit()
+        self.tokens += int(tokens)
+        self.seconds += elapsed
+        self.gradient_norm, self.stopping = norm, stop > 0
+        self.window.advance(loss, int(tokens), elapsed)
+
+    def _backward(self, draw: Draw, live: int, first_pass: bool) -> Outcome:
+        """Gradients of a batch; DDP and FSDP take means over ranks, where a sum is wanted."""
+        outcome = self._loss("weights", draw, live, first_pass)
+        (outcome.loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]
+        return outcome
+
+    def _loss(self, name: str, draw: Draw, live: int, first_pass: bool) -> Outcome:
+        """The loss of the weights, or of one of their averages."""
+        draw = draw.map(lambda t: t.to(self.device))
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outcome: Outcome = self.losses[name](
+                draw, self.schedule, self.config, live=live, self_conditioned=first_pass
+            )
+        return outcome
+
+    def _observed(self, outcome: Outcome) -> np.ndarray:
+        """What a batch says of cross-entropy against noise, for the adaptive schedule."""
+        if self.curve is None:
+            return np.zeros((2, EntropyCurve.BINS))
+        fitted = outcome.shared_N & torch.isfinite(outcome.sigma_N)
+        return self.curve.binned(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
+
+    def _note(self, batch: Batch, draw: Draw, outcome: Outcome, first_pass: bool) -> None:
+        """Count a batch for metrics.jsonl."""
         documents = runs(batch.segment)
         lengths = torch.bincount(documents.index_BL[batch.segment > 0])
-        self.window.add(outcome, self.denoiser.embedding.norm)
         streams = draw.ids_BS.shape[1] // batch.ids.shape[1]
+        self.window.add(outcome, self.denoiser.embedding.norm)
         self.window.flops += useful_flops(self.denoiser, lengths, streams, draw.live, first_pass)
-        tokens = int((batch.segment > 0).sum())
-        self.tokens += tokens
-        self.window.tokens += tokens
         self.window.positions += batch.segment.numel()
-        return float(outcome.loss.detach())
+
+    def _share_out(self, denoiser: Denoiser, trained: bool) -> nn.Module:
+        """What computes the loss of a model on this rank's part of a batch."""
+        ranks, loss = self.ranks if trained else ALONE, Loss(denoiser, self.objective)
+        return share_out(loss, denoiser.trunk.blocks, self.config.parallel, ranks, self.dtype)
 
     def metrics(self, peak: float) -> dict[str, Any]:
         """A line of metrics.jsonl for the steps since the last one."""
-        w, self.window = self.window, Window()
+        w, self.window = self.window.summed(self.ranks), Window()
+        norms = [whole(p.detach().norm()) for p in self.denoiser.parameters()]
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -152,43 +198,49 @@ class Trainer:
             "accuracy": w.correct / max(1, w.live),
             "loss_by_snr": w.by_band(),
             "gradient_norm": self.gradient_norm,
-            "parameter_norm": float(torch.stack([p.detach().norm() for p in self.denoiser.parameters()]).norm()),
+            "parameter_norm": float(torch.stack(norms).norm()),
             "embedding_anisotropy": anisotropy(self.denoiser),
             "lr": self.optimizer.param_groups[0]["lr"],
             "tokens_per_second": w.tokens / w.seconds,
             "packing_efficiency": w.tokens / w.positions,
-            "mfu": w.flops / w.seconds / peak,
+            "mfu": w.flops / w.seconds / (peak * self.ranks.world),
             "seconds": self.seconds,
         }
 
     def evaluate(self) -> dict[str, float]:
         """Training loss on held-out text at fixed noise, nats, for the weights and each of their averages."""
-        models: dict[str, Any] = {"weights": self.denoiser, **{k: a.module for k, a in self.averages.items()}}
-        losses = dict.fromkeys(models, 0.0)
+        losses = dict.fromkeys(self.losses, 0.0)
         batches = [to_batch(arrays) for arrays in islice(self.data.heldout_batches(self.recipe), HELDOUT_BATCHES)]
-        drawn = [
-            self.objective.draw(b, self.recipe.noise, self.schedule, generator(1, k)) for k, b in enumerate(batches)
-        ]
+        drawn = []
+        for k, batch in enumerate(batches):
+            rng = generator(1, k)
+            draw = self.objective.draw(batch, self.recipe.noise, self.schedule, rng)
+            drawn.append(draw.with_noise(self.recipe.model.embedding_dim, rng))
         live = sum(draw.live for draw in drawn)
-        for name, model in models.items():
-            for k, draw in enumerate(drawn):
-                with torch.no_grad(), self._autocast():
-                    outcome = self._loss(model, draw, generator(2, k), live, self.self_conditions)
+        for name in losses:
+            for batch, draw in zip(batches, drawn, strict=True):
+                first, end = (len(batch.ids) * r // self.ranks.world for r in (self.ranks.rank, self.ranks.rank + 1))
+                own = draw.map(lambda t: t[first:end])  # noqa: B023
+                with torch.no_grad():
+                    outcome = self._loss(name, own, live, self.self_conditions)
                 losses[name] += float(outcome.cross_entropy_N.double().sum()) / live
-        self.heldout = losses if live else {}
+        totals = self.ranks.sum(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
+        self.heldout = dict(zip(losses, totals, strict=True)) if live else {}
         return self.heldout
 
-    def model(self) -> ScoreLM:
-        """The weights or average that is best on held-out text, as a model of its own."""
+    def model(self) -> ScoreLM | None:
+        """The weights or average that is best on held-out text, as a model of its own, on the main rank."""
         untested = next(iter(self.averages), "weights")
         best = min(self.heldout, key=lambda name: self.heldout[name]) if self.heldout else untested
-        chosen = self.averages[best].module if best in self.averages else self.denoiser
+        weights = whole_state(self.averages[best].module if best in self.averages else self.denoiser)
+        if not self.ranks.main:
+            return None
         made = Provenance(
             data=self.recipe.data.source, steps=self.step, tokens=self.tokens, heldout_loss=self.heldout.get(best)
         )
         lengths, objective = self.data.lengths(self.recipe), self.config.objective
         lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, lengths, made, objective)
-        lm.denoiser.load_state_dict(chosen.state_dict())
+        lm.denoiser.load_state_dict(weights)
         return lm.to(self.device).eval()
 
     def _tensors(self) -> dict[str, Any]:
@@ -203,20 +255,22 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, and the model as it is now."""
+        owned = [(str(shard.index), shard.batches.get_state()) for shard in self.shards if shard.owned]
         state = {
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "heldout": self.heldout,
             "schedule": schedule_to_dict(self.schedule),
-            "batches": self.batches.get_state(),
+            "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
             "fingerprint": self.data.fingerprint,
         }
-        checkpoint.save(self.out / "checkpoints", self.step, self._tensors(), state, self.config.keep)
-        draft = self.out / ".model-writing"
-        shutil.rmtree(draft, ignore_errors=True)
-        self.model().save_pretrained(draft)
-        replace_directory(draft, self.out / "model")
+        checkpoint.save(self.out / "checkpoints", self.step, self._tensors(), state, self.config.keep, self.ranks)
+        lm, draft = self.model(), self.out / ".model-writing"
+        if lm is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+            lm.save_pretrained(draft)
+            replace_directory(draft, self.out / "model")
 
     def resume(self) -> None:
         """Continue from the newest checkpoint of the run directory.
@@ -228,7 +282,7 @@ class Trainer:
         state, tensors = checkpoint.read_state(newest), self._tensors()
         if state["fingerprint"] != self.data.fingerprint:
             raise ValueError(f"{self.recipe.data.source} has changed since {newest} was written; start a new run")
-        checkpoint.read_tensors(newest, tensors)
+        checkpoint.read_tensors(newest, tensors, self.ranks)
         self.denoiser.load_state_dict(tensors["model"])
         set_optimizer_state_dict(self.denoiser, self.optimizer, tensors["optimizer"])
         for name, average in self.averages.items():
@@ -238,13 +292,14 @@ class Trainer:
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.heldout = state["heldout"]
-        self.batches.set_state(state["batches"])
+        for shard in self.shards:
+            shard.batches.set_state(state["batches"][str(shard.index)])
 
     def run(self) -> None:
         """Train to the end of the budget; on SIGINT or SIGTERM save and raise `Interrupted`."""
         peak = matmul_peak(self.device, self.dtype)
-        with RunLog(self.out, self.recipe, self.step) as log, deferred_signals() as received:
-            while self.share < 1 and not received:
+        with RunLog(self.out, self.recipe, self.step, self.ranks.main) as log, deferred_signals() as self.received:
+            while self.share < 1 and not self.stopping:
                 self.train_step()
                 log.advance(self.step, self.share)
                 done = self.share >= 1
@@ -255,51 +310,20 @@ class Trainer:
                 if done or self.step % self.config.save_every == 0:
                     self.evaluate()
                     self.save()
-            if received:
-                log.say(f"{signal.Signals(received[0]).name}: saving step {self.step:,}")
+            if self.stopping:
+                signum = max(max(self.ranks.gather(self.received), default=[]), default=signal.SIGTERM)
+                log.say(f"{signal.Signals(signum).name}: saving step {self.step:,}")
                 self.save()
-                raise Interrupted(received[0])
+                raise Interrupted(signum)
 
     def write_samples(self) -> None:
         """Append a few samples to samples.txt."""
-        samples = self.model().generate(n=4, steps=32)
+        lm = self.model()
+        if lm is None:
+            return
+        samples = lm.generate(n=4, steps=32)
         with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
             file.write(f"step {self.step}\n" + "".join(f"  {s.text}\n" for s in samples))
-
-
-def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
-    """A packed batch as tensors."""
-    return Batch(*(torch.from_numpy(arrays[name]) for name in Batch._fields))
-
-
-def to_device(draw: Draw, device: torch.device) -> Draw:
-    """The same draw on another device."""
-    ids, sigma, shared, layout, weight = draw
-    weight = None if weight is None else weight.to(device)
-    return Draw(ids.to(device), sigma.to(device), shared.to(device), layout.to(device), weight)
-
-
-def generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator whose numbers depend on (seed, step) alone."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) % 2**63)
-
-
-def make_optimizer(denoiser: Denoiser, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Fused AdamW with decay on the trunk's matrices only."""
-    decayed = {id(p) for p in denoiser.trunk.parameters() if p.ndim == 2}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in denoiser.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in denoiser.parameters() if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
-    for p in denoiser.parameters():  # moments for every parameter from the start, so that every checkpoint has them
-        optimizer.state[p] = {
-            "step": torch.zeros((), device=p.device),
-            "exp_avg": torch.zeros_like(p),
-            "exp_avg_sq": torch.zeros_like(p),
-        }
-    return optimizer
 
 
 def replace_directory(draft: Path, final: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from scorelm.config import Recipe, TrainingConfig, load_recipe, to_toml
+
+if TYPE_CHECKING:
+    from scorelm.training.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,37 @@ class TrainTokenizer:
 def train(options: Train) -> int:
     """Run the training loop in a new or an old run directory."""
     check_run_directory(options)
+    from scorelm.training.distributed import launched
+
+    with launched() as ranks:
+        return train_with(options, ranks)
+
+
+def train_with(options: Train, ranks: Ranks) -> int:
+    """`train` as one of some ranks; the main one speaks and writes."""
     from scorelm.training.data import prepare
     from scorelm.training.signals import Interrupted
     from scorelm.training.trainer import Trainer
 
-    say: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    def say(text: str) -> None:
+        if ranks.main:
+            print(text, file=sys.stderr, flush=True)
+
     options.out.mkdir(parents=True, exist_ok=True)
-    data = prepare(options.options.data, options.out, options.resume, say)
-    trainer = Trainer(options.options, options.out, data)
+    recipe = with_shards(options.options, ranks.world)
+    data = prepare(recipe.data, options.out, options.resume, say, ranks)
+    trainer = Trainer(recipe, options.out, data, ranks)
     if options.resume:
         trainer.resume()
-    (options.out / "recipe.toml").write_text(to_toml(options.options), encoding="utf-8")
-    size = options.options.model.size
+    if ranks.main:
+        (options.out / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+    size = recipe.model.size
     count = sum(p.numel() for p in trainer.denoiser.parameters())
     say(
         f"{count / 1e6:.1f}M parameters ({size.layers} layers of width {size.dim}), {len(data.documents.train):,} "
         f"examples, {len(data.documents.heldout):,} held out, "
         f"{str(trainer.dtype).removeprefix('torch.')} on {trainer.device}"
+        + (f", {ranks.world} ranks ({recipe.training.parallel})" if ranks.world > 1 else "")
     )
     try:
         trainer.run()
@@ -81,6 +98,12 @@ def train(options: Train) -> int:
         return 128 + stop.signum
     say(f"model: {options.out / 'model'}   (try: scorelm sample {options.out / 'model'})")
     return 0
+
+
+def with_shards(recipe: Recipe, world: int) -> Recipe:
+    """The recipe with its number of shards decided: as many as ranks, as far as they divide a batch's rows evenly."""
+    shards = recipe.training.shards or math.gcd(recipe.training.rows, world)
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"shards": shards})})
 
 
 def check_run_directory(options: Train) -> None:

@@ -1,0 +1,126 @@
+"""Many processes as one trainer: what a rank is, how a model is shared out, and what is summed over ranks.
+
+Launch with ``torchrun --nproc-per-node N -m scorelm train ...``; alone, every function here does nothing. DDP copies
+the model to each rank, FSDP2 (`fully_shard`, arXiv 2304.11277) shares its weights, gradients and moments out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that were launched together."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in order, on every rank; each must be picklable."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The body runs on the main rank, and then on the others, which find what it has left."""
+        if not self.main:
+            dist.barrier()
+        try:
+            yield
+        finally:
+            if self.main and self.world > 1:
+                dist.barrier()
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def launched() -> Iterator[Ranks]:
+    """The process group that torchrun's environment describes; `ALONE` where there is none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def share_out(module: nn.Module, trunk: nn.ModuleList, kind: Parallel, ranks: Ranks, dtype: torch.dtype) -> nn.Module:
+    """What to call instead of `module`, so that gradients are means over ranks.
+
+    Args:
+        module: computes the loss in its `forward`.
+        trunk: its layers, each of which FSDP gathers on its own, in `dtype`; the rest stays in float32.
+        kind: ``ddp`` or ``fsdp``.
+        ranks: who takes part.
+        dtype: of matrix products.
+    """
+    if kind == "fsdp":
+        for layer in trunk:
+            fully_shard(layer, mp_policy=MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False))
+        fully_shard(module)
+        return module
+    if ranks.world == 1:
+        return module
+    return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+def gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager[None]:
+    """Backward passes inside leave their gradients unreduced, to be reduced with a later one's."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not stay)
+    elif isinstance(module, DistributedDataParallel) and stay:
+        return module.no_sync()
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be shared out, gathered."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """All weights of a model on the CPU of the main rank; every rank must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
+    return state

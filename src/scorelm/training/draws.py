@@ -1,0 +1,71 @@
+"""What a step learns from: packed rows with their noise drawn, the same ones however many ranks share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scorelm.config import Recipe
+from scorelm.model.attention import Layout
+from scorelm.noise.schedule import Schedule
+from scorelm.training.data import Shard
+from scorelm.training.loss import Batch, Draw
+
+SHARED = 2**31
+"""In the place of a shard's number: what is drawn for the whole step."""
+
+
+def generator(*words: int) -> torch.Generator:
+    """A CPU generator whose numbers depend on these words alone."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
+    """A packed batch as tensors."""
+    return Batch(*(torch.from_numpy(arrays[name]) for name in Batch._fields))
+
+
+def draw_step(
+    shards: Sequence[Shard], draw: Callable[..., Draw], recipe: Recipe, schedule: Schedule, step: int
+) -> list[tuple[Batch, Draw]]:
+    """This rank's rows of a step's batches, `accumulation` of them.
+
+    A shard's noise comes from a generator seeded by (seed, step, shard), for all of its rows, so that a row's noise
+    does not depend on who computes it.
+    """
+    rngs = [generator(recipe.training.seed, step, shard.index) for shard in shards]
+    found = []
+    for _ in range(recipe.training.accumulation):
+        parts = []
+        for shard, rng in zip(shards, rngs, strict=True):
+            batch = to_batch(next(shard.batches))
+            drawn = draw(batch, recipe.noise, schedule, rng).with_noise(recipe.model.embedding_dim, rng)
+            parts.append(take(batch, drawn, shard.rows))
+        found.append(joined(parts))
+    return found
+
+
+def take(batch: Batch, draw: Draw, rows: slice) -> tuple[Batch, Draw]:
+    """Some of the rows."""
+    return Batch(*(t_BL[rows] for t_BL in batch)), draw.map(lambda t: t[rows])
+
+
+def joined(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
+    """The rows of all parts in one."""
+    if len(parts) == 1:
+        return parts[0]
+    batches, draws = zip(*parts, strict=True)
+
+    def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        return None if tensors[0] is None else torch.cat([t for t in tensors if t is not None])
+
+    ids, sigma, shared, layouts, weights, eps = zip(*draws, strict=True)
+    names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
+    segment, position, block, stream = (torch.cat([getattr(layout, name) for layout in layouts]) for name in names)
+    layout = Layout(segment, position, block, stream)
+    draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps))
+    return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
