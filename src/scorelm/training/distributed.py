@@ -85,7 +85,9 @@ def launched() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def share_out(module: nn.Module, trunk: nn.ModuleList, kind: Parallel, ranks: Ranks, dtype: torch.dtype) -> nn.Module:
+def share_out(
+    module: nn.Module, trunk: nn.ModuleList, kind: Parallel, ranks: Ranks, dtype: torch.dtype, unused: bool
+) -> nn.Module:
     """What to call instead of `module`, so that gradients are means over ranks.
 
     Args:
@@ -94,6 +96,7 @@ def share_out(module: nn.Module, trunk: nn.ModuleList, kind: Parallel, ranks: Ra
         kind: ``ddp`` or ``fsdp``.
         ranks: who takes part.
         dtype: of matrix products.
+        unused: whether there are weights that the loss does not depend on.
     """
     if kind == "fsdp":
         for layer in trunk:
@@ -102,7 +105,7 @@ def share_out(module: nn.Module, trunk: nn.ModuleList, kind: Parallel, ranks: Ra
         return module
     if ranks.world == 1:
         return module
-    return DistributedDataParallel(module, find_unused_parameters=True)
+    return DistributedDataParallel(module, find_unused_parameters=unused)
 
 
 def gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager[None]:

@@ -122,13 +122,11 @@ def score_loss(
     e_BSE = denoiser.embedding(draw.ids_BS)
     assert draw.eps_BSE is not None
     x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
-    self_cond_BSE = None
+    self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step
     if self_conditioned:
         with torch.no_grad():
             first = denoiser.live(x_BSE, draw.sigma_BS, draw.layout)
-            estimate_NE = denoiser.estimate(first.logits_NV)
-            self_cond_BSE = torch.zeros_like(x_BSE)
-            self_cond_BSE[first.live_BL] = estimate_NE
+            self_cond_BSE[first.live_BL] = denoiser.estimate(first.logits_NV)
     posterior = denoiser.live(x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE)
     live_BS = posterior.live_BL
     ids_N, sigma_N = draw.ids_BS[live_BS], draw.sigma_BS[live_BS]

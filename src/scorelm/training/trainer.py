@@ -185,7 +185,9 @@ class Trainer:
     def _share_out(self, denoiser: Denoiser, trained: bool) -> nn.Module:
         """What computes the loss of a model on this rank's part of a batch."""
         ranks, loss = self.ranks if trained else ALONE, Loss(denoiser, self.objective)
-        return share_out(loss, denoiser.trunk.blocks, self.config.parallel, ranks, self.dtype)
+        return share_out(
+            loss, denoiser.trunk.blocks, self.config.parallel, ranks, self.dtype, not self.objective.self_conditions
+        )
 
     def metrics(self, peak: float) -> dict[str, Any]:
         """A line of metrics.jsonl for the steps since the last one."""
