@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +157,37 @@ def test_an_epoch_gives_every_document_to_one_shard(data: TrainingData) -> None:
                 found += [tuple(ids[segment == k].tolist()) for k in range(1, segment.max() + 1)]
     short = sorted(d for d in documents if len(d) <= 32)
     assert sorted(f for f in found if f in set(short)) == short and len(found) == len(documents)
+
+
+def test_samples_and_prices_are_shared_out_over_ranks(runs: Path) -> None:
+    """Rows have their own seeds, so that two ranks print what one does."""
+    model = str(runs / "1")
+    for verb in (["sample", model, "-n", "5", "--steps", "6", "--best-of", "2", "--json"], ["score", model, "--json"]):
+        one, two = (json.loads(scorelm(ranks, *verb)) for ranks in (1, 2))
+        if verb[0] == "sample":
+            assert two == one and len(one) == 5
+        else:
+            assert two["nats_per_token"] == pytest.approx(one["nats_per_token"], rel=1e-6)
+            assert {k: two[k] for k in ("tokens", "nfe", "exact")} == {k: one[k] for k in ("tokens", "nfe", "exact")}
+
+
+def test_a_rank_that_is_killed_is_started_again_from_the_last_checkpoint(
+    text: Path, runs: Path, tmp_path: Path
+) -> None:
+    """By torchrun's own --max-restarts; the run ends as if nothing had happened."""
+    out, flags = tmp_path / "run", [*FLAGS, "--shards", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "scorelm", "train", "--data", str(text), "--out", str(out), *flags]
+    process = subprocess.Popen([*launcher, "--max-restarts", "1", *words], env=ENVIRONMENT, stderr=subprocess.PIPE)
+    for _ in range(1200):
+        if any((out / "checkpoints").glob("step-*")):
+            break
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert losses(out) == losses(runs / "2")
+    for key, value in weights(runs / "2").items():
+        assert torch.equal(weights(out)[key], value), key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from scorelm.model.scorelm import ScoreLM
 from scorelm.noise.path import PATHS, make_path
 from scorelm.noise.schedule import Schedule
 from scorelm.sampling.options import make_options
+
+if TYPE_CHECKING:
+    from scorelm.training.distributed import Ranks
 
 ORDERS = ("ordered", "reverse", "random")
 """Left to right, right to left, and the mean over all orders: exact NLL of a model that writes token by token."""
@@ -67,6 +70,7 @@ def price(
     seed: int = 0,
     positions: int = 4096,
     watch: Callable[[float], object] | None = None,
+    ranks: Ranks | None = None,
 ) -> Price:
     """Price texts along a path.
 
@@ -81,6 +85,7 @@ def price(
         seed: of the noise.
         positions: most positions in a batch; the result does not depend on it.
         watch: called with the share of the rows that are done.
+        ranks: who shares the rows out; each gets the whole result.
 
     Raises:
         ValueError: no text, or a path that the model cannot be priced on.
@@ -90,7 +95,9 @@ def price(
     method, known = pricing(lm, name, steps, draws, seed)
     nats: dict[str, Tensor] = {"reconstruction": torch.zeros(len(rows.ids), dtype=torch.float64)}
     evaluations, done, seen = torch.zeros(len(rows.ids)), 0, []
-    for batch in batches(rows.ids, next(lm.parameters()).device, positions):
+    for k, batch in enumerate(batches(rows.ids, next(lm.parameters()).device, positions)):
+        if ranks is not None and k % ranks.world != ranks.rank:
+            continue
         with torch.inference_mode():
             priced = method(batch)
         for term, value_B in priced.terms.items():
@@ -101,12 +108,27 @@ def price(
         done += len(batch.index)
         if watch is not None:
             watch(done / len(rows.ids))
+    if ranks is not None:
+        nats, evaluations, seen = together(ranks.gather((nats, evaluations, seen)))
     if known:
         nats["length"] = length_nats(lm.lengths, rows.ids)
     integrand = None
     if seen:
         integrand = curve(lm.schedule, torch.cat(seen, 1), float(nats["diffusion"].sum() / rows.tokens.sum()))
     return summary(name, name in ORDERS, rows, nats, evaluations, integrand)
+
+
+Part: TypeAlias = tuple[dict[str, Tensor], Tensor, list[Tensor]]
+"""Nats by term and evaluations, 0 for the rows of other ranks, and what was integrated."""
+
+
+def together(parts: Sequence[Part]) -> Part:
+    """What the ranks have found, in one."""
+    names = dict.fromkeys(name for nats, _, _ in parts for name in nats)
+    zero = torch.zeros(len(parts[0][1]), dtype=torch.float64)
+    nats = {name: torch.stack([part.get(name, zero) for part, _, _ in parts]).sum(0) for name in names}
+    evaluations = torch.stack([evaluations for _, evaluations, _ in parts]).sum(0)
+    return nats, evaluations, [integrand for _, _, seen in parts for integrand in seen]
 
 
 def pricing(lm: ScoreLM, name: str, steps: int | None, draws: int, seed: int) -> tuple[Callable[[Batch], Priced], bool]:

@@ -104,3 +104,13 @@ def read_tensors(checkpoint: Path, tensors: dict[str, Any], ranks: Ranks = ALONE
     except Exception as error:  # DCP wraps whatever went wrong in types of its own
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ValueError(f"{checkpoint} does not fit this run or is damaged: {reason}") from None
+
+
+def replace_directory(draft: Path, final: Path) -> None:
+    """Put `draft` in the place of `final`."""
+    old = final.with_name(f".{final.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)

@@ -56,14 +56,13 @@ class TrainingData:
             raise ValueError(f"{training.rows} rows a batch cannot be shared out over {count} shards")
         if training.rows < ranks.world:
             raise ValueError(f"{training.rows} rows a batch are too few for {ranks.world} ranks")
-        first, end = (training.rows * r // ranks.world for r in (ranks.rank, ranks.rank + 1))
-        each, found = training.rows // count, []
-        for index in range(first // each, -(-end // each)):
+        own, each, found = ranks.part(training.rows), training.rows // count, []
+        for index in range(own.start // each, -(-own.stop // each)):
             packed = packed_rows(
                 self.documents.train, max_length=data.max_length, rows=each, seed=training.seed, rank=index, world=count
             )
             start = index * each
-            rows = slice(max(first - start, 0), min(end - start, each))
+            rows = slice(max(own.start - start, 0), min(own.stop - start, each))
             found.append(Shard(index, iter(packed), rows, rows.start == 0))
         return found
 

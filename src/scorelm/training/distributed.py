@@ -1,7 +1,8 @@
 """Many processes as one trainer: what a rank is, how a model is shared out, and what is summed over ranks.
 
 Launch with ``torchrun --nproc-per-node N -m scorelm train ...``; alone, every function here does nothing. DDP copies
-the model to each rank, FSDP2 (`fully_shard`, arXiv 2304.11277) shares its weights, gradients and moments out.
+the model to each rank, FSDP2 (`fully_shard`, arXiv 2304.11277) shares its weights, gradients and moments out. Their
+engines are imported where they are used, so that what does not train starts fast.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.rendezvous import rendezvous
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -60,6 +58,10 @@ class Ranks:
             if self.main and self.world > 1:
                 dist.barrier()
 
+    def part(self, count: int) -> slice:
+        """Which of `count` things are this rank's: as many as another's, or one more."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.world > 1:
@@ -71,16 +73,21 @@ ALONE = Ranks()
 
 @contextmanager
 def launched() -> Iterator[Ranks]:
-    """The process group that torchrun's environment describes; `ALONE` where there is none."""
+    """The process group that torchrun's environment describes; `ALONE` where there is none.
+
+    Ranks that are started again find the keys of those before them in torchrun's store, hence the prefix.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo")
+    store, rank, world = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+    dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", store=store, rank=rank, world_size=world)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Ranks(rank, world)
     finally:
         dist.destroy_process_group()
 
@@ -98,6 +105,8 @@ def share_out(
         dtype: of matrix products.
         unused: whether there are weights that the loss does not depend on.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     if kind == "fsdp":
         for layer in trunk:
             fully_shard(layer, mp_policy=MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False))
@@ -105,25 +114,31 @@ def share_out(
         return module
     if ranks.world == 1:
         return module
-    return DistributedDataParallel(module, find_unused_parameters=unused)
+    return nn.parallel.DistributedDataParallel(module, find_unused_parameters=unused)
 
 
 def gradients_stay(module: nn.Module, stay: bool) -> AbstractContextManager[None]:
     """Backward passes inside leave their gradients unreduced, to be reduced with a later one's."""
+    from torch.distributed.fsdp import FSDPModule
+
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(not stay)
-    elif isinstance(module, DistributedDataParallel) and stay:
+    elif isinstance(module, nn.parallel.DistributedDataParallel) and stay:
         return module.no_sync()
     return nullcontext()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be shared out, gathered."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """All weights of a model on the CPU of the main rank; every rank must call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(module, options=options)
     return state

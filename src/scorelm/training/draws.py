@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from scorelm.config import Recipe
 from scorelm.model.attention import Layout
 from scorelm.noise.schedule import Schedule
-from scorelm.training.data import Shard
+from scorelm.training.data import Shard, TrainingData
 from scorelm.training.loss import Batch, Draw
 
+HELDOUT_BATCHES = 4
 SHARED = 2**31
 """In the place of a shard's number: what is drawn for the whole step."""
 
@@ -46,6 +48,16 @@ def draw_step(
             drawn = draw(batch, recipe.noise, schedule, rng).with_noise(recipe.model.embedding_dim, rng)
             parts.append(take(batch, drawn, shard.rows))
         found.append(joined(parts))
+    return found
+
+
+def draw_heldout(data: TrainingData, draw: Callable[..., Draw], recipe: Recipe, schedule: Schedule) -> list[Draw]:
+    """A few held-out batches with noise that is always the same."""
+    found = []
+    for k, arrays in enumerate(islice(data.heldout_batches(recipe), HELDOUT_BATCHES)):
+        rng = generator(1, k)
+        drawn = draw(to_batch(arrays), recipe.noise, schedule, rng)
+        found.append(drawn.with_noise(recipe.model.embedding_dim, rng))
     return found
 
 

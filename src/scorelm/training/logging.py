@@ -19,8 +19,9 @@ from torch import Tensor
 
 from scorelm.config import Recipe
 from scorelm.model.denoiser import Denoiser
+from scorelm.noise.levels import runs
 from scorelm.training.distributed import Ranks, whole
-from scorelm.training.loss import Outcome
+from scorelm.training.loss import Batch, Draw, Outcome
 
 BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
 """Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; the last band ends at no evidence."""
@@ -52,8 +53,13 @@ class Window:
         self.steps = self.tokens = self.positions = self.live = self.correct = 0
         self.bands = torch.zeros(2, len(BANDS) + 1, dtype=torch.float64)
 
-    def add(self, outcome: Outcome, norm: float) -> None:
-        """Add the live positions of a batch; `norm` is sqrt(E)."""
+    def add(self, denoiser: Denoiser, batch: Batch, draw: Draw, outcome: Outcome, first_pass: bool) -> None:
+        """Count a batch of this rank."""
+        documents = runs(batch.segment)
+        lengths = torch.bincount(documents.index_BL[batch.segment > 0])
+        streams, norm = draw.ids_BS.shape[1] // batch.ids.shape[1], denoiser.embedding.norm
+        self.flops += useful_flops(denoiser, lengths, streams, draw.live, first_pass)
+        self.positions += batch.segment.numel()
         self.live += len(outcome.sigma_N)
         self.correct += int(outcome.correct_N.sum())
         edges = torch.tensor(BANDS[::-1], dtype=torch.float32)

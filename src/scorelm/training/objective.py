@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from scorelm.baselines.autoregressive import draw_targets, next_token_loss
 from scorelm.baselines.masked import draw_masks
+from scorelm.model.denoiser import Denoiser
 from scorelm.training.loss import Draw, Outcome, draw_noise, score_loss
 
 
@@ -30,3 +33,14 @@ OBJECTIVES: dict[str, Objective] = {
     "autoregressive": Objective(draw_targets, next_token_loss, False),
 }
 """Every objective by name."""
+
+
+class Loss(nn.Module):
+    """A denoiser with its loss as `forward`, which is what DDP and FSDP watch."""
+
+    def __init__(self, denoiser: Denoiser, objective: Objective) -> None:
+        super().__init__()
+        self.denoiser, self.objective = denoiser, objective
+
+    def forward(self, draw: Draw, *settings: Any, **how: Any) -> Outcome:
+        return self.objective.loss(self.denoiser, draw, *settings, **how)

@@ -10,7 +10,6 @@ import math
 import shutil
 import signal
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,31 +22,17 @@ from scorelm.config import Recipe
 from scorelm.device import matmul_peak, pick_device, pick_dtype
 from scorelm.model.denoiser import Denoiser
 from scorelm.model.scorelm import Provenance, ScoreLM
-from scorelm.noise.levels import runs
 from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
 from scorelm.training import checkpoint
 from scorelm.training.data import TrainingData
 from scorelm.training.distributed import ALONE, Ranks, gradients_stay, share_out, whole, whole_state
-from scorelm.training.draws import SHARED, draw_step, generator, to_batch
+from scorelm.training.draws import SHARED, draw_heldout, draw_step, generator
 from scorelm.training.ema import averages
-from scorelm.training.logging import RunLog, Window, anisotropy, useful_flops
-from scorelm.training.loss import Batch, Draw, Outcome
-from scorelm.training.objective import OBJECTIVES, Objective
+from scorelm.training.logging import RunLog, Window, anisotropy
+from scorelm.training.loss import Draw, Outcome
+from scorelm.training.objective import OBJECTIVES, Loss
 from scorelm.training.optimizer import make_optimizer
 from scorelm.training.signals import Interrupted, deferred_signals
-
-HELDOUT_BATCHES = 4
-
-
-class Loss(nn.Module):
-    """A denoiser with its loss as `forward`, which is what DDP and FSDP watch."""
-
-    def __init__(self, denoiser: Denoiser, objective: Objective) -> None:
-        super().__init__()
-        self.denoiser, self.objective = denoiser, objective
-
-    def forward(self, draw: Draw, *settings: Any, **how: Any) -> Outcome:
-        return self.objective.loss(self.denoiser, draw, *settings, **how)
 
 
 class Trainer:
@@ -124,7 +109,7 @@ class Trainer:
             loss += float(outcome.loss.detach())
             tokens += int((batch.segment > 0).sum())
             observed += self._observed(outcome)
-            self._note(batch, draw, outcome, first_pass)
+            self.window.add(self.denoiser, batch, draw, outcome, first_pass)
         norm = float(whole(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)))
         mine = [
             loss,
@@ -173,15 +158,6 @@ class Trainer:
         fitted = outcome.shared_N & torch.isfinite(outcome.sigma_N)
         return self.curve.binned(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
 
-    def _note(self, batch: Batch, draw: Draw, outcome: Outcome, first_pass: bool) -> None:
-        """Count a batch for metrics.jsonl."""
-        documents = runs(batch.segment)
-        lengths = torch.bincount(documents.index_BL[batch.segment > 0])
-        streams = draw.ids_BS.shape[1] // batch.ids.shape[1]
-        self.window.add(outcome, self.denoiser.embedding.norm)
-        self.window.flops += useful_flops(self.denoiser, lengths, streams, draw.live, first_pass)
-        self.window.positions += batch.segment.numel()
-
     def _share_out(self, denoiser: Denoiser, trained: bool) -> nn.Module:
         """What computes the loss of a model on this rank's part of a batch."""
         ranks, loss = self.ranks if trained else ALONE, Loss(denoiser, self.objective)
@@ -212,17 +188,12 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Training loss on held-out text at fixed noise, nats, for the weights and each of their averages."""
         losses = dict.fromkeys(self.losses, 0.0)
-        batches = [to_batch(arrays) for arrays in islice(self.data.heldout_batches(self.recipe), HELDOUT_BATCHES)]
-        drawn = []
-        for k, batch in enumerate(batches):
-            rng = generator(1, k)
-            draw = self.objective.draw(batch, self.recipe.noise, self.schedule, rng)
-            drawn.append(draw.with_noise(self.recipe.model.embedding_dim, rng))
+        drawn = draw_heldout(self.data, self.objective.draw, self.recipe, self.schedule)
         live = sum(draw.live for draw in drawn)
         for name in losses:
-            for batch, draw in zip(batches, drawn, strict=True):
-                first, end = (len(batch.ids) * r // self.ranks.world for r in (self.ranks.rank, self.ranks.rank + 1))
-                own = draw.map(lambda t: t[first:end])  # noqa: B023
+            for draw in drawn:
+                rows = self.ranks.part(len(draw.ids_BS))
+                own = draw.map(lambda t: t[rows])  # noqa: B023
                 with torch.no_grad():
                     outcome = self._loss(name, own, live, self.self_conditions)
                 losses[name] += float(outcome.cross_entropy_N.double().sum()) / live
@@ -272,7 +243,7 @@ class Trainer:
         if lm is not None:
             shutil.rmtree(draft, ignore_errors=True)
             lm.save_pretrained(draft)
-            replace_directory(draft, self.out / "model")
+            checkpoint.replace_directory(draft, self.out / "model")
 
     def resume(self) -> None:
         """Continue from the newest checkpoint of the run directory.
@@ -326,13 +297,3 @@ class Trainer:
         samples = lm.generate(n=4, steps=32)
         with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
             file.write(f"step {self.step}\n" + "".join(f"  {s.text}\n" for s in samples))
-
-
-def replace_directory(draft: Path, final: Path) -> None:
-    """Put `draft` in the place of `final`."""
-    old = final.with_name(f".{final.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    draft.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

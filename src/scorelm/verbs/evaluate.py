@@ -106,16 +106,20 @@ def load_texts(lm: ScoreLM, which: Texts) -> tuple[list[str], str]:
 def score(options: Score) -> int:
     """Price and print."""
     from scorelm.evaluation.price import price
+    from scorelm.training.distributed import launched
     from scorelm.viz.plots import check_plot, plot_integrand
     from scorelm.viz.progress import progress
 
     lm = open_model(options.model)
     check_plot(options.plot)
     texts, what = load_texts(lm, options.texts)
-    with progress(f"pricing {what}") as watch:
+    with launched() as ranks, progress(f"pricing {what}", ranks.main) as watch:
         found = price(
-            lm, texts, options.path, steps=options.steps, draws=options.draws, seed=options.seed, watch=watch
+            lm, texts, options.path, steps=options.steps, draws=options.draws, seed=options.seed, watch=watch,
+            ranks=ranks,
         )  # fmt: skip
+    if not ranks.main:
+        return 0
     if options.plot is not None:
         plot_integrand(found, lm.denoiser.embedding.norm, options.plot)
     if options.json:

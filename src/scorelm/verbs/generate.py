@@ -116,8 +116,12 @@ def open_model(path: Path | str) -> ScoreLM:
 
 
 def produce(lm: ScoreLM, how: Generation, title: str, request: Callable[..., list[Any]]) -> int:
-    """Run a request with whatever watches it, then print the samples: a line each, or as JSON."""
+    """Run a request with whatever watches it, then print the samples: a line each, or as JSON.
+
+    Under torchrun each rank makes its part of the rows; the main one watches its own and prints them all.
+    """
     from scorelm.sampling.sample import own_path
+    from scorelm.training.distributed import launched
     from scorelm.viz.film import Film, check_suffix
     from scorelm.viz.watch import Watch
 
@@ -128,10 +132,15 @@ def produce(lm: ScoreLM, how: Generation, title: str, request: Callable[..., lis
         check_suffix(how.film)
         subtitle = f"{own_path(lm, how.path)}, {how.solver}, {how.steps} steps"
         film = Film(lm.tokenizer, norm=lm.denoiser.embedding.norm, title=title, subtitle=subtitle)
-    with Watch(lm.tokenizer) if how.watch else nullcontext() as live:
+    with launched() as ranks, Watch(lm.tokenizer) if how.watch and ranks.main else nullcontext() as live:
         watchers = [watcher for watcher in (film, live) if watcher is not None]
         settings = {name: value for name, value in asdict(how).items() if name not in ("film", "watch", "json")}
-        samples = request(watch=lambda record: [watcher(record) for watcher in watchers], **settings)
+        own = ranks.part(how.n)
+        settings |= {"n": own.stop - own.start, "seed": how.seed + own.start * how.best_of}
+        parts = ranks.gather(request(watch=lambda record: [watcher(record) for watcher in watchers], **settings))
+        samples = [sample for part in parts for sample in part]
+    if not ranks.main:
+        return 0
     if how.json:
         print(json.dumps([asdict(sample) for sample in samples], ensure_ascii=False, indent=2))
     else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,7 +58,9 @@ class TrainTokenizer:
 
 
 def train(options: Train) -> int:
-    """Run the training loop in a new or an old run directory."""
+    """Run the training loop in a new or an old run directory; ranks that torchrun starts again resume by themselves."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and begun(options.out):
+        options = replace(options, resume=True, options=load_recipe(str(options.out / "recipe.toml")))
     check_run_directory(options)
     from scorelm.training.distributed import launched
 
@@ -106,13 +109,17 @@ def with_shards(recipe: Recipe, world: int) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"shards": shards})})
 
 
+def begun(out: Path) -> bool:
+    """Whether a run directory holds a checkpoint."""
+    return any((out / "checkpoints").glob("step-*"))
+
+
 def check_run_directory(options: Train) -> None:
     """Refuse to overwrite a run that has a checkpoint, or to resume one with another model or other data."""
-    begun = any((options.out / "checkpoints").glob("step-*"))
-    if begun and not options.resume:
+    if begun(options.out) and not options.resume:
         raise ValueError(f"{options.out} already holds a run: add --resume to continue it, or choose another --out")
     if options.resume:
-        if not begun:
+        if not begun(options.out):
             raise ValueError(f"nothing to resume: {options.out} has no checkpoint yet")
         kept = options.out / "recipe.toml"
         old, new = load_recipe(str(kept)), options.options
