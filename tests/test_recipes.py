@@ -1,0 +1,95 @@
+"""The recipes of published sizes: they load, have the size that they say, and take a real step on local text."""
+
+import json
+import lzma
+import re
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from scorelm.cli import main
+from scorelm.config import Recipe, load_recipe
+from scorelm.model.denoiser import Denoiser
+from scorelm.training.data import prepare
+from scorelm.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
+PUBLISHED = {  # length, tokens of a step, parameters
+    "text8": (256, 512 * 256, 85_023_561),
+    "lm1b": (128, 512 * 128, 132_848_250),
+    "owt-small": (1024, 512 * 1024, 163_812_465),
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Verses in the alphabet of text8: lower-case letters and single spaces."""
+    path = tmp_path_factory.mktemp("text") / "verses.txt"
+    with lzma.open(ROOT / "src" / "scorelm" / "assets" / "kjv.txt.xz", "rt", encoding="utf-8") as file:
+        verses = [re.sub("[^a-z]+", " ", line.lower()).strip() for line in islice(file, 300)]
+    path.write_text("\n".join([*verses, "a quick brown fox jumps over the lazy dog", "a zebra"]), encoding="utf-8")
+    return path
+
+
+def meta(name: str) -> Denoiser:
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        return Denoiser(recipe.model, recipe.data.vocab_size)
+
+
+def test_the_published_recipes_are_there() -> None:
+    assert set(NAMES) >= {"demo", *PUBLISHED}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_has_the_size_that_it_says(name: str) -> None:
+    recipe, denoiser = load_recipe(name), meta(name)
+    size, vocab, width = recipe.model.size, recipe.data.vocab_size, recipe.model.embedding_dim
+    block = 4 * size.dim**2 + 3 * size.dim * size.hidden
+    count = sum(p.numel() for p in denoiser.parameters())
+    assert count == size.layers * block + 2 * vocab * size.dim + (vocab + size.dim) * width + vocab
+    if name in PUBLISHED:
+        length, tokens, parameters = PUBLISHED[name]
+        training = recipe.training
+        assert (size.dim, size.layers, recipe.data.max_length, count) == (768, 12, length, parameters)
+        assert training.rows * training.accumulation * length == tokens
+        assert training.steps == 1_000_000
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_takes_a_step_at_its_full_width(name: str, text: Path, tmp_path: Path) -> None:
+    tree = load_recipe(name).model_dump()
+    tree["data"] |= {"source": str(text), "max_length": 48, "vocab_size": 41 if name == "text8" else 400}
+    tree["training"] |= {"rows": 1, "accumulation": 1, "device": "cpu"}
+    recipe = Recipe.model_validate(tree)
+    trainer = Trainer(recipe, tmp_path, prepare(recipe.data, tmp_path, False, lambda _: None))
+    before = {key: value.clone() for key, value in trainer.denoiser.state_dict().items()}
+    trainer.train_step()
+    assert trainer.denoiser.size.dim == 768
+    assert trainer.step == 1 and 0 < trainer.window.loss < 20
+    moved = [key for key, value in trainer.denoiser.state_dict().items() if not torch.equal(value, before[key])]
+    assert {"context.weight", "embedding.weight"} <= set(moved)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_trains_on_a_file_by_command(name: str, text: Path, tmp_path: Path) -> None:
+    vocab = [] if name == "text8" else ["--vocab-size", "400"]
+    small = ["--model.dim", "32", "--model.layers", "1", "--model.heads", "1", "--max-length", "64", "--rows", "2"]
+    command = ["train", "--recipe", name, "--data", str(text), "--out", str(tmp_path / "run"), *vocab, *small]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--accumulation", "2", "--steps", "2", "--device", "cpu"])
+    assert stop.value.code == 0
+    kept = load_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert kept.data.source == str(text) and kept.training.ema == (0.9999,)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
+def test_the_recipe_of_text8_learns_characters(text: Path, tmp_path: Path) -> None:
+    config = load_recipe("text8").data.model_copy(update={"source": str(text)})
+    tokenizer = prepare(config, tmp_path, False, lambda _: None).tokenizer
+    words = "in the beginning"
+    assert len(tokenizer.encode_document(words)) == len(words) + 3  # <s>, a space before the first word, </s>
+    assert tokenizer.decode(tokenizer.encode_document(words)).strip() == words
