@@ -1,4 +1,4 @@
-"""One real training step of a small model under DDP and FSDP2 on gloo processes: bytes communicated and bytes held.
+"""Real training steps of a small model under DDP and FSDP2 on gloo processes: bytes communicated and bytes held.
 
 Used by ``scaling.py``. A collective's payload is its largest tensor; what crosses the wire is what the process wrote.
 """
@@ -72,9 +72,13 @@ def drawn(length: int, rows: int, vocab_size: int, noise: NoiseConfig, seed: int
 
 
 def wrapped(loss: Loss, kind: str) -> nn.Module:
-    """DDP, or FSDP2 with each block a unit that computes in bfloat16 and the rest in float32."""
+    """DDP, or FSDP2 with each block a unit that computes in bfloat16 and the rest in float32.
+
+    A step without a self-conditioning pass leaves one weight without a gradient, and DDP reduces nothing after such a
+    weight unless it looks for unused parameters.
+    """
     if kind == "ddp":
-        return DistributedDataParallel(loss)
+        return DistributedDataParallel(loss, find_unused_parameters=True)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in loss.denoiser.trunk.blocks:
         fully_shard(block, mp_policy=policy)
@@ -122,7 +126,7 @@ def work(rank: int, world: int, kind: str, folder: str) -> None:
     found = {"with first pass": step(model, optimizer, draw, True), "without": step(model, optimizer, draw, False)}
     moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
     state = [*model.parameters(), *moments, *(t for average in averages for t in average)]
-    total = sum(held(t) for t in state) + found["without"].pop("gradients")
+    total = sum(held(t) for t in state) + found["with first pass"]["gradients"]
     Path(folder, f"{rank}.json").write_text(json.dumps(found | {"state": total}))
     dist.destroy_process_group()
 
