@@ -1,6 +1,6 @@
 """What a run with a billion parameters on 64 H100s needs, computed; and the formulas against what a CPU can measure.
 
-    .venv/bin/python benchmarks/scaling.py        # about 3 minutes on 2 cores; writes benchmarks/results/scaling.json
+    .venv/bin/python benchmarks/scaling.py        # about 2 minutes on 2 cores; writes benchmarks/results/scaling.json
 
 Computed for the 1B configuration below and the recipes of published sizes. Measured: parameter counts, bytes that real
 DDP and FSDP2 steps communicate and hold on 1, 2 and 4 gloo processes, bytes kept for the backward pass, packing.

@@ -48,10 +48,14 @@ def test_two_real_processes_send_and_hold_what_the_formulas_say(modules: Any, ki
     assert found["state"] == pytest.approx(state, rel=0.01)
 
 
-@pytest.mark.parametrize(("layers", "vocab_size"), [(2, 1_001), (4, 1_001), (2, 3_001)])
-def test_a_backward_pass_keeps_what_the_formula_says(modules: Any, layers: int, vocab_size: int) -> None:
+def test_a_backward_pass_keeps_what_the_formula_says(modules: Any) -> None:
+    """Exactly so for what layers, heads and the vocabulary add; what is left is small and the same for all."""
     collectives, scaling = modules
-    config = ModelConfig(dim=128, layers=layers, heads=2)
-    draw = collectives.drawn(160, 2, vocab_size, NoiseConfig(), seed=0)
-    kept = collectives.saved_for_backward(config, vocab_size, draw)
-    assert kept == pytest.approx(scaling.activation_bytes(config, vocab_size, 2, 160, 2, draw.live), rel=0.03)
+    excess = set()
+    for layers, heads, vocab_size in ((2, 2, 1_001), (4, 2, 1_001), (2, 4, 1_001), (2, 2, 3_001)):
+        config = ModelConfig(dim=128, layers=layers, heads=heads)
+        draw = collectives.drawn(160, 2, vocab_size, NoiseConfig(), seed=0)
+        formula = scaling.activation_bytes(config, vocab_size, 2, 160, 2, draw.live)
+        excess.add(collectives.saved_for_backward(config, vocab_size, draw) - formula)
+    assert len(excess) == 1
+    assert 0 < excess.pop() < 0.02 * formula
