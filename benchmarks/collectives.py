@@ -56,10 +56,8 @@ class Loss(nn.Module):
 
     def forward(self, draw: Draw, first_pass: bool) -> Tensor:
         """The loss of a drawn batch."""
-        config, rng = TrainingConfig(), torch.Generator().manual_seed(0)
-        schedule = make_schedule("adaptive", 32, VOCAB, None, None)
-        loss = score_loss(self.denoiser, draw, rng, schedule, config, live=draw.live, self_conditioned=first_pass).loss
-        return loss
+        config, schedule = TrainingConfig(), make_schedule("adaptive", 32, VOCAB, None, None)
+        return score_loss(self.denoiser, draw, schedule, config, live=draw.live, self_conditioned=first_pass).loss
 
 
 def drawn(length: int, rows: int, vocab_size: int, noise: NoiseConfig, seed: int) -> Draw:
@@ -68,17 +66,13 @@ def drawn(length: int, rows: int, vocab_size: int, noise: NoiseConfig, seed: int
     ids = torch.randint(4, vocab_size, (rows, length), generator=rng)
     ids[:, 0] = BOS
     batch = Batch(ids, torch.ones_like(ids), torch.arange(length).expand(rows, -1))
-    return draw_noise(batch, noise, make_schedule("adaptive", 32, vocab_size, None, None), rng)
+    return draw_noise(batch, noise, make_schedule("adaptive", 32, vocab_size, None, None), rng).with_noise(32, rng)
 
 
 def wrapped(loss: Loss, kind: str) -> nn.Module:
-    """DDP, or FSDP2 with each block a unit that computes in bfloat16 and the rest in float32.
-
-    A step without a self-conditioning pass leaves one weight without a gradient, and DDP reduces nothing after such a
-    weight unless it looks for unused parameters.
-    """
+    """DDP, or FSDP2 with each block a unit that computes in bfloat16 and the rest in float32."""
     if kind == "ddp":
-        return DistributedDataParallel(loss, find_unused_parameters=True)
+        return DistributedDataParallel(loss)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in loss.denoiser.trunk.blocks:
         fully_shard(block, mp_policy=policy)
