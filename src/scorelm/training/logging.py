@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +53,9 @@ class Window:
         self.bands = torch.zeros(2, len(BANDS) + 1, dtype=torch.float64)
 
     def add(self, outcome: Outcome, norm: float) -> None:
-        """Add the live positions of a batch; `norm` is sqrt(E)."""
+        """Add the live positions of a batch, unless one is not finite; `norm` is sqrt(E)."""
+        if not outcome.cross_entropy_N.isfinite().all():
+            return
         self.live += len(outcome.sigma_N)
         self.correct += int(outcome.correct_N.sum())
         edges = torch.tensor(BANDS[::-1], dtype=torch.float32)
@@ -125,19 +129,28 @@ class RunLog:
         self.progress.update(self.task, loss=loss, speed=speed)
         if not self.live and time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()
-            print(
-                f"{share:4.0%}  step {metrics['step']:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  "
-                f"packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            say(
+                f"{share:4.0%}  step {metrics['step']:,}  loss {'none' if loss is None else f'{loss:.3f}'}  "
+                f"{speed:,.0f} tokens/s  packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}"
+            )
         if self.tensorboard is not None:
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self.tensorboard.add_scalar(name, value, metrics["step"])
 
     def say(self, text: str) -> None:
-        """A line on stderr above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """A line on stderr, above the bar if there is one."""
+        if self.live:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            say(text)
+
+
+def say(text: str) -> None:
+    """A line on stderr; dropped, rather than waited for, where its reader has stopped reading or has gone."""
+    with suppress(OSError, ValueError):  # ValueError: stderr is closed, or is no file of the system
+        if select.select([], [sys.stderr.fileno()], [], 0)[1]:
+            print(text, file=sys.stderr, flush=True)
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -63,6 +63,7 @@ class Trainer:
         self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
         self.batches = data.batches(recipe)
         self.step, self.tokens, self.seconds, self.gradient_norm = 0, 0, 0.0, 0.0
+        self.skipped, self.skipped_in_a_row = 0, 0
         self.heldout: dict[str, float] = {}
         self.window = Window()
 
@@ -85,12 +86,13 @@ class Trainer:
         return self.config.lr * warm * cool
 
     def train_step(self) -> None:
-        """One optimiser step over `accumulation` batches.
+        """One optimiser step over `accumulation` batches; skipped where the loss or a gradient is not finite.
 
         Raises:
-            FloatingPointError: the loss or a gradient is not finite; the weights are as before the step.
+            FloatingPointError: more than `skip_limit` steps in a row were skipped.
         """
         started = time.perf_counter()
+        sums = None if self.curve is None else self.curve.sums.copy()
         rng = generator(self.config.seed, self.step)
         batches = [to_batch(next(self.batches)) for _ in range(self.config.accumulation)]
         drawn = [self.objective.draw(batch, self.recipe.noise, self.schedule, rng) for batch in batches]
@@ -101,21 +103,35 @@ class Trainer:
         for batch, draw in zip(batches, drawn, strict=True):
             loss += self._backward(batch, draw, rng, live, first_pass)
         norm = float(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}")
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._update(norm)
+        else:
+            self._skip(loss, norm, sums)
+        self.step += 1
+        if self.curve is not None and self.step % 10 == 0:
+            self.schedule = self.curve.fit()
+        if math.isfinite(loss):
+            self.window.loss += loss
+            self.window.steps += 1
+        self.window.seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
+
+    def _update(self, norm: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
         for average in self.averages.values():
             average.update_parameters(self.denoiser)
-        self.step += 1
-        if self.curve is not None and self.step % 10 == 0:
-            self.schedule = self.curve.fit()
-        self.gradient_norm = norm
-        self.window.loss += loss
-        self.window.steps += 1
-        self.window.seconds += time.perf_counter() - started
-        self.seconds += time.perf_counter() - started
+        self.gradient_norm, self.skipped_in_a_row = norm, 0
+
+    def _skip(self, loss: float, norm: float, sums: np.ndarray | None) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.curve is not None and sums is not None:
+            self.curve.sums = sums
+        if self.skipped_in_a_row > self.config.skip_limit:
+            which = f"the loss is {loss:g} and the gradient norm {norm:g}, in {self.skipped_in_a_row} steps in a row"
+            raise FloatingPointError(f"step {self.step + 1}: {which}; the last checkpoint is kept")
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -148,9 +164,10 @@ class Trainer:
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "loss": w.loss / w.steps,
+            "loss": w.loss / w.steps if w.steps else None,
             "accuracy": w.correct / max(1, w.live),
             "loss_by_snr": w.by_band(),
+            "skipped_steps": self.skipped,
             "gradient_norm": self.gradient_norm,
             "parameter_norm": float(torch.stack([p.detach().norm() for p in self.denoiser.parameters()]).norm()),
             "embedding_anisotropy": anisotropy(self.denoiser),
@@ -175,7 +192,7 @@ class Trainer:
                 with torch.no_grad(), self._autocast():
                     outcome = self._loss(model, draw, generator(2, k), live, self.self_conditions)
                 losses[name] += float(outcome.cross_entropy_N.double().sum()) / live
-        self.heldout = losses if live else {}
+        self.heldout = {name: loss for name, loss in losses.items() if math.isfinite(loss)} if live else {}
         return self.heldout
 
     def model(self) -> ScoreLM:
@@ -207,24 +224,31 @@ class Trainer:
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "skipped": [self.skipped, self.skipped_in_a_row],
             "heldout": self.heldout,
             "schedule": schedule_to_dict(self.schedule),
             "batches": self.batches.get_state(),
             "fingerprint": self.data.fingerprint,
         }
         checkpoint.save(self.out / "checkpoints", self.step, self._tensors(), state, self.config.keep)
-        draft = self.out / ".model-writing"
-        shutil.rmtree(draft, ignore_errors=True)
-        self.model().save_pretrained(draft)
-        replace_directory(draft, self.out / "model")
+        self.write_model()
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint of the run directory.
+    def write_model(self) -> None:
+        """Put the model as it is now in the place of the last one."""
+        draft, final = self.out / ".model-writing", self.out / "model"
+        shutil.rmtree(draft, ignore_errors=True)
+        lm = self.model()
+        with checkpoint.all_or_nothing(draft, final):
+            lm.save_pretrained(draft)
+            replace_directory(draft, final)
+
+    def resume(self, start: Path | None = None) -> None:
+        """Continue from a checkpoint that `checkpoint.find` has found, by default the newest of the run directory.
 
         Raises:
             ValueError: the text is not what the run was started with, or the checkpoint does not fit.
         """
-        newest = checkpoint.complete(self.out / "checkpoints")[-1]
+        newest = start or checkpoint.find(self.out / "checkpoints")
         state, tensors = checkpoint.read_state(newest), self._tensors()
         if state["fingerprint"] != self.data.fingerprint:
             raise ValueError(f"{self.recipe.data.source} has changed since {newest} was written; start a new run")
@@ -237,13 +261,15 @@ class Trainer:
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.heldout = state["heldout"]
+        self.heldout, (self.skipped, self.skipped_in_a_row) = state["heldout"], state["skipped"]
         self.batches.set_state(state["batches"])
 
     def run(self) -> None:
         """Train to the end of the budget; on SIGINT or SIGTERM save and raise `Interrupted`."""
         peak = matmul_peak(self.device, self.dtype)
         with RunLog(self.out, self.recipe, self.step) as log, deferred_signals() as received:
+            if self.share >= 1:  # killed between the last checkpoint and its model
+                self.write_model()
             while self.share < 1 and not received:
                 self.train_step()
                 log.advance(self.step, self.share)

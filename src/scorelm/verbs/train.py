@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +24,9 @@ class Train:
     """Options to start from: a recipe's name or a .toml file; flags override it."""
     resume: bool = False
     """Continue the run in --out from its newest checkpoint, with its own recipe."""
+    fall_back: bool = False
+    """With --resume: if a file of the newest checkpoint is damaged, continue from the newest sound one, and keep the
+    damaged one as checkpoints/damaged-STEP."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,19 @@ class TrainTokenizer:
 def train(options: Train) -> int:
     """Run the training loop in a new or an old run directory."""
     check_run_directory(options)
+    from scorelm.training import checkpoint
     from scorelm.training.data import prepare
+    from scorelm.training.logging import say
     from scorelm.training.signals import Interrupted
     from scorelm.training.trainer import Trainer
 
-    say: Callable[[str], object] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     options.out.mkdir(parents=True, exist_ok=True)
+    start = checkpoint.find(options.out / "checkpoints", options.fall_back, say) if options.resume else None
     data = prepare(options.options.data, options.out, options.resume, say)
     trainer = Trainer(options.options, options.out, data)
-    if options.resume:
-        trainer.resume()
-    (options.out / "recipe.toml").write_text(to_toml(options.options), encoding="utf-8")
+    if start is not None:
+        trainer.resume(start)
+    checkpoint.replace_file(options.out / "recipe.toml", to_toml(options.options))
     size = options.options.model.size
     count = sum(p.numel() for p in trainer.denoiser.parameters())
     say(
@@ -88,6 +92,8 @@ def check_run_directory(options: Train) -> None:
     begun = any((options.out / "checkpoints").glob("step-*"))
     if begun and not options.resume:
         raise ValueError(f"{options.out} already holds a run: add --resume to continue it, or choose another --out")
+    if options.fall_back and not options.resume:
+        raise ValueError("--fall-back is for --resume")
     if options.resume:
         if not begun:
             raise ValueError(f"nothing to resume: {options.out} has no checkpoint yet")
