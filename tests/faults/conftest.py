@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-STEPS, EVERY = 100, 3
+STEPS, EVERY = 75, 3
 FLAGS = [
     *("--model.dim", "32", "--model.layers", "2", "--model.embedding-dim", "8", "--vocab-size", "300"),
     *("--max-length", "32", "--rows", "4", "--log-every", "1", "--warmup", "3", "--sample-every", "0"),

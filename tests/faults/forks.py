@@ -24,8 +24,8 @@ from scorelm.cli import main
 from scorelm.training.trainer import Trainer
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def die(signum: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), signum)
 
 
 def no_space() -> None:
@@ -71,14 +71,14 @@ def before_step(act: Callable[[Trainer], Callable[[], None] | None]) -> None:
     Trainer.train_step = train_step
 
 
-def kill_after(step: int, seconds: float) -> None:
-    """Die so many seconds after the process has made so many steps, wherever it is then."""
+def kill_after(step: int, seconds: float, signum: int = signal.SIGKILL) -> None:
+    """Get a signal so many seconds after the process has begun its so many-th step, wherever it is then."""
     left = [step]
 
     def count(trainer: Trainer) -> None:
         left[0] -= 1
         if left[0] == 0:
-            threading.Timer(seconds, die).start()
+            threading.Timer(seconds, die, (signum,)).start()
 
     before_step(count)
 

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-DATA, STATE, MANIFEST = (rf"\.writing-\d+/{re.escape(name)}" for name in ("__0_0.distcp", "state.json", "checksums.json"))
+DATA, STATE, MANIFEST = (
+    rf"\.writing-\d+/{re.escape(name)}" for name in ("__0_0.distcp", "state.json", "checksums.json")
+)
 INSIDE = [
     [("os.mkdir", r"\.writing-", 1)],
     [("open", DATA, 1)],
@@ -31,7 +33,7 @@ INSIDE = [
 def moments() -> list[dict[str, Any]]:
     """Thirty faults: 17 inside the writing, 12 at random, and one between the last checkpoint and its model."""
     draw = random.Random(0)
-    outside = [{"kill_after": (draw.randint(1, 5), draw.uniform(0, 0.12))} for _ in range(12)]
+    outside = [{"kill_after": (draw.randint(1, 4), draw.uniform(0, 0.08))} for _ in range(12)]
     mixed = [*({"kill": moment} for moment in INSIDE), *outside]
     draw.shuffle(mixed)
     return mixed
@@ -48,10 +50,11 @@ def test_thirty_kills_lose_nothing(whole: Path, runs: Any, tools: Any, tmp_path:
         after = tools.checkpoints(out)
         assert after[-1:] >= before[-1:] and len(after) >= min(len(before), 2), (fault, before, after)
         before = after
-    assert before[-1] == tools.STEPS and tools.weights(out) != tools.weights(whole)
+    assert before[-1] == tools.STEPS
+    assert tools.weights(out) != tools.weights(whole)
     tools.real(out, "--resume")
     assert tools.weights(out) == tools.weights(whole)
-    assert sorted(p.name for p in (out / "checkpoints").iterdir())[-2:] == ["step-00000099", "step-00000100"]
+    assert sorted(p.name for p in (out / "checkpoints").iterdir())[-2:] == ["step-00000072", "step-00000075"]
     assert [line.split(', "acc')[0] for line in (out / "metrics.jsonl").read_text().splitlines()] == [
         line.split(', "acc')[0] for line in (whole / "metrics.jsonl").read_text().splitlines()
     ]
