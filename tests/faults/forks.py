@@ -21,7 +21,10 @@ from typing import Any
 import torch
 
 from scorelm.cli import main
+from scorelm.training import trainer as loop
 from scorelm.training.trainer import Trainer
+
+loop.matmul_peak = lambda *_: 1.0  # what MFU is relative to, and a third of a child's start
 
 
 def die(signum: int = signal.SIGKILL) -> None:

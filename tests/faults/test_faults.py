@@ -169,7 +169,10 @@ def test_edited_text_is_refused(runs: Any, out: Path) -> None:
 def test_steps_that_are_not_finite_change_nothing_and_are_counted(runs: Any, tools: Any, tmp_path: Path) -> None:
     bad = [5, 6, 12, 13, 14, 40]
     one, two = tmp_path / "one", tmp_path / "two"
-    assert runs(one, poison=bad)[0] == 0
+    assert runs(one, "--keep", "30", poison=bad)[0] == 0
+    states = [json.loads(p.read_text()) for p in sorted(one.glob("checkpoints/step-*/state.json"))]
+    assert [s["skipped"] for s in states[:4]] == [[0, 0], [2, 2], [2, 0], [3, 1]]
+    assert states[17]["schedule"] != states[-1]["schedule"], "the schedule is no longer fitted"
     lines = log(one)
     assert [line["skipped_steps"] for line in lines] == [sum(b <= k + 1 for b in bad) for k in range(tools.STEPS)]
     for k in bad:
