@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -31,18 +33,24 @@ class Runs:
         )
         self.errors = text.with_name("errors")
 
-    def begin(self, out: Path, *flags: str, errors: Path | None = None, **fault: Any) -> int:
-        """Start a run, or resume it if there is one; returns its process id."""
+    def begin(self, out: Path, *flags: str, errors: Path | None = None, **fault: Any) -> None:
+        """Start a run, or resume it if there is one."""
         self.errors.unlink(missing_ok=True)
         arguments = ["train", "--out", str(out)]
         arguments += ["--resume"] if any(out.glob("checkpoints/step-*")) else ["--data", str(self.text), *FLAGS]
         job = {"arguments": [*arguments, *flags], "errors": str(errors or self.errors), "fault": fault}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
-        return int(self.server.stdout.readline())
+        self.pid = int(self.server.stdout.readline())
 
-    def end(self) -> int:
-        return int(self.server.stdout.readline())
+    def end(self, patience: float = 120) -> int:
+        """The run's exit code; one that hangs is killed."""
+        watch = threading.Timer(patience, os.kill, (self.pid, signal.SIGKILL))
+        watch.start()
+        try:
+            return int(self.server.stdout.readline())
+        finally:
+            watch.cancel()
 
     def __call__(self, out: Path, *flags: str, **fault: Any) -> tuple[int, str]:
         """A run's exit code and what it said on stderr."""

@@ -216,7 +216,7 @@ def test_a_pipe_that_nobody_reads_stops_nothing(whole: Path, runs: Any, tools: A
     try:
         os.write(handle, bytes(fcntl.fcntl(handle, 1032)))  # F_GETPIPE_SZ: fills it
         runs.begin(tmp_path / "run", errors=pipe, clock=True, kill_after=(20, 0.0, signal.SIGTERM))
-        assert runs.end() == 143
+        assert runs.end(60) == 143
         runs.begin(tmp_path / "run", errors=pipe, clock=True)
         assert runs.end() == 0
     finally:
