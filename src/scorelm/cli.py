@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    """One line on stderr, then exit."""
-    print("scorelm: " + " ".join(message.split()), file=sys.stderr)
+    """One line on stderr if anyone reads it, then exit."""
+    with suppress(OSError):
+        print("scorelm: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 
 

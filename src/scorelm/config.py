@@ -158,6 +158,8 @@ class TrainingConfig(Options):
     """Decoupled weight decay, on matrices of the trunk only."""
     clip: PositiveFloat = 1.0
     """Largest gradient norm."""
+    skip_limit: NonNegativeInt = 10
+    """Steps in a row that are skipped because the loss or a gradient is not finite; the next one ends the run."""
     self_conditioning: Share = 0.5
     """Share of steps that take a first pass without gradient and feed its estimate back (score alone)."""
     likelihood_weight: Annotated[float, Field(ge=0)] = 0.0

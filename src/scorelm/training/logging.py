@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import select
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -54,12 +57,14 @@ class Window:
         self.bands = torch.zeros(2, len(BANDS) + 1, dtype=torch.float64)
 
     def add(self, denoiser: Denoiser, batch: Batch, draw: Draw, outcome: Outcome, first_pass: bool) -> None:
-        """Count a batch of this rank."""
+        """Count a batch of this rank, without its cross-entropies where one is not finite."""
         documents = runs(batch.segment)
         lengths = torch.bincount(documents.index_BL[batch.segment > 0])
         streams, norm = draw.ids_BS.shape[1] // batch.ids.shape[1], denoiser.embedding.norm
         self.flops += useful_flops(denoiser, lengths, streams, draw.live, first_pass)
         self.positions += batch.segment.numel()
+        if not outcome.cross_entropy_N.isfinite().all():
+            return
         self.live += len(outcome.sigma_N)
         self.correct += int(outcome.correct_N.sum())
         edges = torch.tensor(BANDS[::-1], dtype=torch.float32)
@@ -69,11 +74,12 @@ class Window:
         self.bands += torch.stack([count.double(), total[: len(BANDS) + 1]])
 
     def advance(self, loss: float, tokens: int, seconds: float) -> None:
-        """Count a step, by what all ranks together made."""
-        self.loss += loss
+        """Count a step, by what all ranks together made; its loss only if it is finite."""
         self.tokens += tokens
         self.seconds += seconds
-        self.steps += 1
+        if math.isfinite(loss):
+            self.loss += loss
+            self.steps += 1
 
     def summed(self, ranks: Ranks) -> Window:
         """The window with what each rank counted for itself summed over them."""
@@ -149,19 +155,28 @@ class RunLog:
         self.progress.update(self.task, loss=loss, speed=speed)
         if self.main and not self.live and time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()
-            print(
-                f"{share:4.0%}  step {metrics['step']:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  "
-                f"packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            say(
+                f"{share:4.0%}  step {metrics['step']:,}  loss {'none' if loss is None else f'{loss:.3f}'}  "
+                f"{speed:,.0f} tokens/s  packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}"
+            )
         if self.tensorboard is not None:
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self.tensorboard.add_scalar(name, value, metrics["step"])
 
     def say(self, text: str) -> None:
-        """A line on stderr above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """A line on stderr, above the bar if there is one."""
+        if self.live:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        elif self.main:
+            say(text)
+
+
+def say(text: str) -> None:
+    """A line on stderr; dropped, rather than waited for, where its reader has stopped reading or has gone."""
+    with suppress(OSError, ValueError):  # ValueError: stderr is closed, or is no file of the system
+        if select.select([], [sys.stderr.fileno()], [], 0)[1]:
+            print(text, file=sys.stderr, flush=True)
 
 
 def keep_lines_until(path: Path, step: int) -> None:

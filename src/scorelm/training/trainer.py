@@ -67,6 +67,7 @@ class Trainer:
         self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks)
         self.step, self.tokens, self.seconds, self.gradient_norm = 0, 0, 0.0, 0.0
+        self.skipped, self.skipped_in_a_row = 0, 0
         self.received: list[int] = []
         self.stopping = False
         self.heldout: dict[str, float] = {}
@@ -91,10 +92,10 @@ class Trainer:
         return self.config.lr * warm * cool
 
     def train_step(self) -> None:
-        """One optimiser step over `accumulation` batches.
+        """One optimiser step over `accumulation` batches; skipped where the loss or a gradient is not finite.
 
         Raises:
-            FloatingPointError: the loss or a gradient is not finite; the weights are as before the step.
+            FloatingPointError: more than `skip_limit` steps in a row were skipped.
         """
         started = time.perf_counter()
         drawn = draw_step(self.shards, self.objective.draw, self.recipe, self.schedule, self.step)
@@ -119,22 +120,34 @@ class Trainer:
             *observed.flatten(),
         ]
         loss, tokens, elapsed, stop, *sums = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}")
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._update(norm, np.array(sums).reshape(observed.shape))
+        else:
+            self._skip(loss, norm)
+        self.step += 1
+        if self.curve is not None and self.step % 10 == 0:
+            self.schedule = self.curve.fit()
+        self.tokens += int(tokens)
+        self.seconds += elapsed
+        self.stopping = stop > 0
+        self.window.advance(loss, int(tokens), elapsed)
+
+    def _update(self, norm: float, observed: np.ndarray) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
         for average in self.averages.values():
             average.update_parameters(self.denoiser)
-        self.step += 1
         if self.curve is not None:
-            self.curve.add(np.array(sums).reshape(observed.shape))
-            if self.step % 10 == 0:
-                self.schedule = self.curve.fit()
-        self.tokens += int(tokens)
-        self.seconds += elapsed
-        self.gradient_norm, self.stopping = norm, stop > 0
-        self.window.advance(loss, int(tokens), elapsed)
+            self.curve.add(observed)
+        self.gradient_norm, self.skipped_in_a_row = norm, 0
+
+    def _skip(self, loss: float, norm: float) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.config.skip_limit:
+            which = f"the loss is {loss:g} and the gradient norm {norm:g}, in {self.skipped_in_a_row} steps in a row"
+            raise FloatingPointError(f"step {self.step + 1}: {which}; the last checkpoint is kept")
 
     def _backward(self, draw: Draw, live: int, first_pass: bool) -> Outcome:
         """Gradients of a batch; DDP and FSDP take means over ranks, where a sum is wanted."""
@@ -172,9 +185,10 @@ class Trainer:
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "loss": w.loss / w.steps,
+            "loss": w.loss / w.steps if w.steps else None,
             "accuracy": w.correct / max(1, w.live),
             "loss_by_snr": w.by_band(),
+            "skipped_steps": self.skipped,
             "gradient_norm": self.gradient_norm,
             "parameter_norm": float(torch.stack(norms).norm()),
             "embedding_anisotropy": anisotropy(self.denoiser),
@@ -198,7 +212,7 @@ class Trainer:
                     outcome = self._loss(name, own, live, self.self_conditions)
                 losses[name] += float(outcome.cross_entropy_N.double().sum()) / live
         totals = self.ranks.sum(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
-        self.heldout = dict(zip(losses, totals, strict=True)) if live else {}
+        self.heldout = {name: loss for name, loss in zip(losses, totals, strict=True) if live and math.isfinite(loss)}
         return self.heldout
 
     def model(self) -> ScoreLM | None:
@@ -233,29 +247,35 @@ class Trainer:
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "skipped": [self.skipped, self.skipped_in_a_row],
             "heldout": self.heldout,
             "schedule": schedule_to_dict(self.schedule),
             "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
             "fingerprint": self.data.fingerprint,
         }
         checkpoint.save(self.out / "checkpoints", self.step, self._tensors(), state, self.config.keep, self.ranks)
-        lm, draft = self.model(), self.out / ".model-writing"
-        if lm is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-            lm.save_pretrained(draft)
-            checkpoint.replace_directory(draft, self.out / "model")
+        self.write_model()
 
-    def resume(self) -> None:
-        """Continue from the newest checkpoint of the run directory.
+    def write_model(self) -> None:
+        """Put the model as it is now in the place of the last one."""
+        lm, draft, final = self.model(), self.out / ".model-writing", self.out / "model"
+        if lm is None:
+            return
+        shutil.rmtree(draft, ignore_errors=True)
+        with checkpoint.all_or_nothing(draft, final):
+            lm.save_pretrained(draft)
+            checkpoint.replace_directory(draft, final)
+
+    def resume(self, start: Path) -> None:
+        """Continue from a checkpoint that `checkpoint.find` has found.
 
         Raises:
             ValueError: the text is not what the run was started with, or the checkpoint does not fit.
         """
-        newest = checkpoint.complete(self.out / "checkpoints")[-1]
-        state, tensors = checkpoint.read_state(newest), self._tensors()
+        state, tensors = checkpoint.read_state(start), self._tensors()
         if state["fingerprint"] != self.data.fingerprint:
-            raise ValueError(f"{self.recipe.data.source} has changed since {newest} was written; start a new run")
-        checkpoint.read_tensors(newest, tensors, self.ranks)
+            raise ValueError(f"{self.recipe.data.source} has changed since {start} was written; start a new run")
+        checkpoint.read_tensors(start, tensors, self.ranks)
         self.denoiser.load_state_dict(tensors["model"])
         set_optimizer_state_dict(self.denoiser, self.optimizer, tensors["optimizer"])
         for name, average in self.averages.items():
@@ -264,7 +284,7 @@ class Trainer:
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.heldout = state["heldout"]
+        self.heldout, (self.skipped, self.skipped_in_a_row) = state["heldout"], state["skipped"]
         for shard in self.shards:
             shard.batches.set_state(state["batches"][str(shard.index)])
 
@@ -272,6 +292,8 @@ class Trainer:
         """Train to the end of the budget; on SIGINT or SIGTERM save and raise `Interrupted`."""
         peak = matmul_peak(self.device, self.dtype)
         with RunLog(self.out, self.recipe, self.step, self.ranks.main) as log, deferred_signals() as self.received:
+            if self.share >= 1:  # killed between the last checkpoint and its model
+                self.write_model()
             while self.share < 1 and not self.stopping:
                 self.train_step()
                 log.advance(self.step, self.share)

@@ -29,6 +29,9 @@ class Train:
     """Options to start from: a recipe's name or a .toml file; flags override it."""
     resume: bool = False
     """Continue the run in --out from its newest checkpoint, with its own recipe."""
+    fall_back: bool = False
+    """With --resume: if a file of the newest checkpoint is damaged, continue from the newest sound one, and keep the
+    damaged one as checkpoints/damaged-STEP."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,27 @@ def train(options: Train) -> int:
 
 def train_with(options: Train, ranks: Ranks) -> int:
     """`train` as one of some ranks; the main one speaks and writes."""
+    from scorelm.training import checkpoint
     from scorelm.training.data import prepare
+    from scorelm.training.logging import say as speak
     from scorelm.training.signals import Interrupted
     from scorelm.training.trainer import Trainer
 
     def say(text: str) -> None:
         if ranks.main:
-            print(text, file=sys.stderr, flush=True)
+            speak(text)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    recipe = with_shards(options.options, ranks.world)
+    recipe, start = with_shards(options.options, ranks.world), None
+    if options.resume:
+        kept = options.out / "checkpoints"
+        start = ranks.gather(checkpoint.find(kept, options.fall_back, say) if ranks.main else None)[0]
     data = prepare(recipe.data, options.out, options.resume, say, ranks)
     trainer = Trainer(recipe, options.out, data, ranks)
-    if options.resume:
-        trainer.resume()
+    if start is not None:
+        trainer.resume(start)
     if ranks.main:
-        (options.out / "recipe.toml").write_text(to_toml(recipe), encoding="utf-8")
+        checkpoint.replace_file(options.out / "recipe.toml", to_toml(recipe))
     size = recipe.model.size
     count = sum(p.numel() for p in trainer.denoiser.parameters())
     say(
@@ -118,6 +126,8 @@ def check_run_directory(options: Train) -> None:
     """Refuse to overwrite a run that has a checkpoint, or to resume one with another model or other data."""
     if begun(options.out) and not options.resume:
         raise ValueError(f"{options.out} already holds a run: add --resume to continue it, or choose another --out")
+    if options.fall_back and not options.resume:
+        raise ValueError("--fall-back is for --resume")
     if options.resume:
         if not begun(options.out):
             raise ValueError(f"nothing to resume: {options.out} has no checkpoint yet")

@@ -1,0 +1,150 @@
+"""A process that has imported everything and forks children that run the command line, each with a fault of its own.
+
+It reads one job a line from stdin, as JSON, and answers with the child's process id and then its exit code. A forked
+child saves the seconds that imports take; all else in it is what ``python -m scorelm`` does.
+"""
+
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from scorelm.cli import main
+from scorelm.training import trainer as loop
+from scorelm.training.trainer import Trainer
+
+loop.matmul_peak = lambda *_: 1.0  # what MFU is relative to, and a third of a child's start
+
+
+def die(signum: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def at(moments: list[tuple[str, str, int]], act: Callable[[], None]) -> None:
+    """Act in the last of some moments, each of which waits for the one before: (event, pattern, how often)."""
+    left = [list(moment) for moment in moments]
+
+    def note(event: str, arguments: Sequence[Any]) -> None:
+        if left and event == left[0][0] and re.search(left[0][1], " ".join(map(str, arguments))):
+            left[0][2] -= 1
+            if left[0][2] == 0:
+                left.pop(0)
+                if not left:
+                    act()
+
+    def watched(event: str, real: Callable[..., Any], subject: Callable[..., str]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            note(event, (subject(*arguments),))
+            return real(*arguments, **named)
+
+        return call
+
+    os.fsync = watched("fsync", os.fsync, lambda handle: os.readlink(f"/proc/self/fd/{handle}"))
+    torch.save = watched("torch.save", torch.save, lambda *_: "")
+    sys.addaudithook(note)
+
+
+def before_step(act: Callable[[Trainer], Callable[[], None] | None]) -> None:
+    """Call `act` before every step, and what it returns after the step."""
+    real = Trainer.train_step
+
+    def train_step(trainer: Trainer) -> None:
+        undo = act(trainer)
+        try:
+            real(trainer)
+        finally:
+            if undo is not None:
+                undo()
+
+    Trainer.train_step = train_step
+
+
+def kill_after(step: int, seconds: float, signum: int = signal.SIGKILL) -> None:
+    """Get a signal so many seconds after the process has begun its so many-th step, wherever it is then."""
+    left = [step]
+
+    def count(trainer: Trainer) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            threading.Timer(seconds, die, (signum,)).start()
+
+    before_step(count)
+
+
+def poison(steps: list[int]) -> None:
+    """Make a weight NaN during some steps, so that their loss and gradients are."""
+
+    def spoil(trainer: Trainer) -> Callable[[], None] | None:
+        if trainer.step + 1 not in steps:
+            return None
+        weight = next(trainer.denoiser.parameters()).data.view(-1)
+        kept = weight[0].clone()
+        weight[0] = torch.nan
+        return lambda: weight[:1].copy_(kept)
+
+    before_step(spoil)
+
+
+def jumping_clock() -> None:
+    """Let the wall clock jump by years at every look, and the time between two lines on stderr pass in an instant."""
+    wall, monotonic, sign = time.time, time.monotonic, [1]
+
+    def jump() -> float:
+        sign[0] = -sign[0]
+        return wall() + sign[0] * 1e9
+
+    time.time, time.monotonic = jump, lambda: 1e6 * monotonic()
+
+
+def arm(fault: dict[str, Any]) -> None:
+    if "kill" in fault:
+        at(fault["kill"], die)
+    if "no_space" in fault:
+        at(fault["no_space"], no_space)
+    if "kill_after" in fault:
+        kill_after(*fault["kill_after"])
+    if "poison" in fault:
+        poison(fault["poison"])
+    if "clock" in fault:
+        jumping_clock()
+    if "largest_file" in fault:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault["largest_file"],) * 2)
+
+
+def child(job: dict[str, Any]) -> int:
+    for handle, path in ((0, os.devnull), (1, job["errors"] + ".stdout"), (2, job["errors"])):
+        os.dup2(os.open(path, os.O_RDWR if handle == 0 else os.O_WRONLY | os.O_CREAT), handle)
+    arm(job["fault"])
+    try:
+        main(job["arguments"])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except BaseException:
+        with suppress(OSError):
+            traceback.print_exc()
+        return 99
+    return 0
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(child(json.loads(line)))
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
