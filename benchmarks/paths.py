@@ -31,7 +31,7 @@ MASKED = ("shuffled", "surest", "bounded", "remask:0.05")
 BOUNDS = ("bounded:0.5", "bounded:2", "bounded:8")
 LIMITS = ("uniform", "ramp:1", "blocks:4", "random", "ordered")
 TEMPERATURES = (0.7, 0.85, 1.0)
-TEXTS, PRICED = 48, 60
+TEXTS, PRICED = 32, 60
 
 
 def budgets(path: str) -> tuple[int, ...]:

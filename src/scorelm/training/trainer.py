@@ -16,14 +16,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from scorelm.config import Recipe
 from scorelm.device import matmul_peak, pick_device, pick_dtype
 from scorelm.model.denoiser import Denoiser
 from scorelm.model.scorelm import Provenance, ScoreLM
-from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
-from scorelm.training import checkpoint
+from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule
+from scorelm.training import checkpoint, snapshot
 from scorelm.training.data import TrainingData
 from scorelm.training.distributed import ALONE, Ranks, gradients_stay, share_out, whole, whole_state
 from scorelm.training.draws import SHARED, draw_heldout, draw_step, generator
@@ -230,30 +229,10 @@ class Trainer:
         lm.denoiser.load_state_dict(weights)
         return lm.to(self.device).eval()
 
-    def _tensors(self) -> dict[str, Any]:
-        tensors: dict[str, Any] = {
-            "model": self.denoiser.state_dict(),
-            "optimizer": get_optimizer_state_dict(self.denoiser, self.optimizer),
-            "ema": {name.replace(".", "_"): average.state_dict() for name, average in self.averages.items()},
-        }
-        if self.curve is not None:
-            tensors["curve"] = torch.from_numpy(self.curve.sums)
-        return tensors
-
     def save(self) -> None:
         """Write a checkpoint, and the model as it is now."""
-        owned = [(str(shard.index), shard.batches.get_state()) for shard in self.shards if shard.owned]
-        state = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "skipped": [self.skipped, self.skipped_in_a_row],
-            "heldout": self.heldout,
-            "schedule": schedule_to_dict(self.schedule),
-            "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
-            "fingerprint": self.data.fingerprint,
-        }
-        checkpoint.save(self.out / "checkpoints", self.step, self._tensors(), state, self.config.keep, self.ranks)
+        tensors, state = snapshot.tensors(self), snapshot.state(self)
+        checkpoint.save(self.out / "checkpoints", self.step, tensors, state, self.config.keep, self.ranks)
         self.write_model()
 
     def write_model(self) -> None:
@@ -265,28 +244,6 @@ class Trainer:
         with checkpoint.all_or_nothing(draft, final):
             lm.save_pretrained(draft)
             checkpoint.replace_directory(draft, final)
-
-    def resume(self, start: Path) -> None:
-        """Continue from a checkpoint that `checkpoint.find` has found.
-
-        Raises:
-            ValueError: the text is not what the run was started with, or the checkpoint does not fit.
-        """
-        state, tensors = checkpoint.read_state(start), self._tensors()
-        if state["fingerprint"] != self.data.fingerprint:
-            raise ValueError(f"{self.recipe.data.source} has changed since {start} was written; start a new run")
-        checkpoint.read_tensors(start, tensors, self.ranks)
-        self.denoiser.load_state_dict(tensors["model"])
-        set_optimizer_state_dict(self.denoiser, self.optimizer, tensors["optimizer"])
-        for name, average in self.averages.items():
-            average.load_state_dict(tensors["ema"][name.replace(".", "_")])
-        self.schedule = schedule_from_dict(state["schedule"])
-        if self.curve is not None and isinstance(self.schedule, Gumbel):
-            self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.heldout, (self.skipped, self.skipped_in_a_row) = state["heldout"], state["skipped"]
-        for shard in self.shards:
-            shard.batches.set_state(state["batches"][str(shard.index)])
 
     def run(self) -> None:
         """Train to the end of the budget; on SIGINT or SIGTERM save and raise `Interrupted`."""

@@ -77,6 +77,7 @@ def train_with(options: Train, ranks: Ranks) -> int:
     from scorelm.training.data import prepare
     from scorelm.training.logging import say as speak
     from scorelm.training.signals import Interrupted
+    from scorelm.training.snapshot import restore
     from scorelm.training.trainer import Trainer
 
     def say(text: str) -> None:
@@ -91,7 +92,7 @@ def train_with(options: Train, ranks: Ranks) -> int:
     data = prepare(recipe.data, options.out, options.resume, say, ranks)
     trainer = Trainer(recipe, options.out, data, ranks)
     if start is not None:
-        trainer.resume(start)
+        restore(trainer, start)
     if ranks.main:
         checkpoint.replace_file(options.out / "recipe.toml", to_toml(recipe))
     size = recipe.model.size
