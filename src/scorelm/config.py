@@ -17,7 +17,7 @@ from pydantic import model_validator as validator
 from scorelm.untrusted import brief, exists, read_bounded
 
 Share = Annotated[float, Field(ge=0, le=1)]
-MOST_TOKENS = 65_536  # of a document: attention takes a mask of its square
+MOST_TOKENS = 32_768  # of a document: the mask of attention holds their square
 MOST_RECIPE_BYTES = 1 << 20
 ObjectiveName = Literal["score", "autoregressive", "masked"]
 ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]

@@ -150,12 +150,13 @@ class Tokenizer:
         """Return the token ids of a text, without ``<s>`` and ``</s>``.
 
         Raises:
-            ValueError: the text is not Unicode, as an argument in another encoding is.
+            ValueError: the text has lone surrogates, as an argument in another encoding than UTF-8 has.
         """
         try:
-            ids: list[int] = self._processor.encode(text)
-        except UnicodeEncodeError as error:
-            raise ValueError(f"not UTF-8 text: {brief(error.object)}") from None
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"not Unicode text: {brief(text)}") from None
+        ids: list[int] = self._processor.encode(text)
         return ids
 
     def encode_inside(self, text: str) -> list[int]:
