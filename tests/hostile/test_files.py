@@ -56,7 +56,7 @@ def damaged(whole, seed):
 
 
 @given(contents=st.binary(max_size=60) | st.integers(0, 2**32).map(lambda seed: damaged(RECIPE, seed)))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory, contents):
     path = tmp_path_factory.getbasetemp() / "fuzz.toml"
     path.write_bytes(contents)
@@ -69,7 +69,7 @@ def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory, contents):
         b"a=" + b"[" * 100_000,
         b"a=" + b"{a=" * 3000 + b"1" + b"}" * 3000,
         b"a" + b".a" * 5000 + b"=1",
-        b"[" + b"a." * 20_000 + b"a]",
+        b"[" + b"a." * 5_000 + b"a]",
         b"[model]\ndim=" + b"9" * 5000,
         b"[model]\ndim=0x" + b"f" * 100_000,
         b'["a\\nb\\u001b[31m"]\nx=1',
@@ -105,7 +105,7 @@ PIECES = st.sampled_from(["_", "___", "____", "a", " ", "light", "0", "é", "\n"
     blank_tokens=st.none() | st.sampled_from([-1, 0, 1, 3, 10**30]),
     needed=st.booleans(),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_any_text_is_a_template_or_refused(text, lengths, blank_tokens, needed):
     def fill():
         template = blank_template(text, TOKENIZER, lengths, blank_tokens, np.random.default_rng(0), needed)
@@ -149,7 +149,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 
 def check_in_a_child(folder, files):
-    """Read files in another process, which must survive them all; returns the names of those it took."""
+    """Read files in another process, which must survive them all; returns what it said of each, "" where it took it."""
     (folder / "files").mkdir()
     for name, contents in files.items():
         (folder / "files" / name).write_bytes(contents)
@@ -164,7 +164,7 @@ def check_in_a_child(folder, files):
     for name, kind, message in said:
         assert kind in ("taken", "ValueError"), (name, kind, message)
         assert kind == "taken" or clear(message, name.split(".")[0]), (name, message)
-    return {name for name, kind, _ in said if kind == "taken"}
+    return {name: message for name, _, message in said}
 
 
 def parquet(**columns):
@@ -196,7 +196,6 @@ MALICIOUS = {
     "digits.jsonl": b'{"text":' + b"9" * 5000 + b"}",
     "header.csv": b'"te\nxt",y\na,b\n',
     "quote.csv": b'text\n"' + b"x\n" * 1000,
-    "columns.csv": b"a" + b",x" * 5000 + b"\n",
     "empty.txt.xz": b"",
     "cut.txt.xz": WHOLE[".txt.xz"][:-9],
     "bomb.txt.xz": lzma.compress(bytes(100 << 20), preset=1),
@@ -209,15 +208,18 @@ MALICIOUS = {
 
 
 def test_malicious_files_are_refused(tmp_path):
-    assert check_in_a_child(tmp_path, MALICIOUS) == set()
+    said = check_in_a_child(tmp_path, MALICIOUS)
+    assert all(said.values()), said
+    assert "expands" in said["bomb.txt.xz"] and "larger than" in said["large.model"]
 
 
 def test_damaged_files_are_taken_or_refused_and_no_process_dies(tmp_path):
     whole = {f"whole{kind}": contents for kind, contents in WHOLE.items()}
     bad = {f"bad{seed}{kind}": damaged(contents, seed) for kind, contents in WHOLE.items() for seed in range(15)}
     noise = {f"noise{seed}{kind}": random.Random(seed).randbytes(99 * seed) for kind in WHOLE for seed in range(3)}
-    found = check_in_a_child(tmp_path, whole | bad | noise)
-    assert whole.keys() <= found and len(found) < len(whole | bad)
+    whole["wide.csv"] = b"text" + b",x" * 5_000 + b"\nthe light" + b",1" * 5_000 + b"\n"
+    taken_files = {name for name, message in check_in_a_child(tmp_path, whole | bad | noise).items() if not message}
+    assert whole.keys() <= taken_files and len(taken_files) < len(whole | bad)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):

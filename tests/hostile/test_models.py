@@ -63,7 +63,7 @@ def damaged(whole, seed):
 
 
 @given(name=st.sampled_from(FILES), seed=st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_a_damaged_model_generates_or_is_refused(saved, bad, name, seed):
     lm = load(saved, bad, name, damaged((saved / name).read_bytes(), seed))
     if lm is not None and lm.objective == "score":
@@ -83,7 +83,7 @@ PLACES = [
 
 
 @given(place=st.sampled_from(PLACES), value=JSON)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_value_anywhere_in_the_config_is_taken_or_refused(saved, bad, place, value):
     config = json.loads((saved / "config.json").read_text())
     table = config
@@ -103,26 +103,23 @@ def nested(depth):
     [
         (b'"dim": 16', b'"dim": ' + b"9" * 5000),
         (b'"dim": 16', b'"dim": "' + b"x" * 10**6 + b'"'),
-        (b'"dim": 16', b'"dim": ' + nested(900)),
+        (b'"dim": 16', b'"dim": ' + nested(100_000)),
         (b'"format": 1', b'"' + b"k" * 10**5 + b'": 1'),
         (b'"gumbel"', b'"' + b"x" * 10**6 + b'"'),
-        (b'"gumbel"', nested(900)),
         (b'"lengths": [', b'"lengths": [' + b"0," * 100_000),
-        (b'"lengths": [', b'"lengths": [' + b"[]," * 3_000_000),
+        (b'"lengths": [', b'"lengths": [' + b" " * (1 << 22)),
     ],
     ids=lambda part: repr(part[:20]),
 )
 def test_a_config_that_nests_or_counts_without_end_is_refused(saved, bad, old, new):
     whole = (saved / "config.json").read_bytes()
-    assert old in whole
-    assert load(saved, bad, "config.json", whole.replace(old, new)) is None
+    assert old in whole and load(saved, bad, "config.json", whole.replace(old, new)) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38, 1e300])
 def test_weights_that_would_overflow_are_refused(saved, bad, value):
     weights = load_file(saved / "model.safetensors")
-    weights["context.weight"] = weights["context.weight"].double()
-    weights["context.weight"][1, 1] = value
+    weights["context.weight"] = torch.full_like(weights["context.weight"], value, dtype=torch.float64)
     save_file(weights, bad / "model.safetensors")
     assert load(saved, bad, "model.safetensors", (bad / "model.safetensors").read_bytes()) is None
 
@@ -136,10 +133,8 @@ def entry(shape, end=0, kind="F32"):
     [
         nested(100_000),
         b'{"__metadata__":' + nested(50_000) + b"}",
-        b"{}" + b" " * (1 << 24),
         {"prior": entry([2**40], 2**42)},
         {"prior": entry([2**63, 2**63])},
-        {"prior": entry([-1])},
         {"prior": entry([1] * 100_000 + [0])},
         {"prior": entry([0], 0, "a\nb")},
         {"a\nb\x1b": entry([0])},
@@ -151,6 +146,13 @@ def entry(shape, end=0, kind="F32"):
 def test_a_header_that_lies_or_has_no_end_is_refused(saved, bad, header):
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     assert load(saved, bad, "model.safetensors", struct.pack("<Q", len(header)) + header) is None
+
+
+def test_a_header_of_endless_spaces_is_refused(saved, bad):
+    whole = (saved / "model.safetensors").read_bytes()
+    size, spaces = int.from_bytes(whole[:8], "little"), 1 << 24
+    padded = struct.pack("<Q", size + spaces) + whole[8 : 8 + size] + b" " * spaces + whole[8 + size :]
+    assert load(saved, bad, "model.safetensors", padded) is None
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -214,21 +216,16 @@ for words in json.loads(sys.stdin.read()):
 def test_the_command_line_refuses_in_one_line_with_code_2(saved, tmp_path):
     commands = []
     for name in FILES:
-        for kind, contents in {"noise": b"\xff\n" * 99, "cut": (saved / name).read_bytes()[:-7]}.items():
-            path = shutil.copytree(saved, tmp_path / f"{kind}-{name}")
-            (path / name).write_bytes(contents)
-            commands.append(["sample" if kind == "cut" else "info", str(path)])
+        for verb, contents in {"info": b"\xff\n" * 99, "sample": (saved / name).read_bytes()[:-7]}.items():
+            (shutil.copytree(saved, tmp_path / f"{verb}-{name}") / name).write_bytes(contents)
+            commands.append([verb, str(tmp_path / f"{verb}-{name}")])
     (tmp_path / "deep.toml").write_bytes(b"a" + b".a" * 5000 + b"=1")
-    (tmp_path / "deep.jsonl").write_bytes(b'{"text":' + b"[" * 50_000)
     out = ["--out", str(tmp_path / "out")]
     commands += [
         ["train", *out, "--recipe", str(tmp_path / "deep.toml")],
-        ["train", *out, "--recipe", "x" * 5000],
-        ["train", *out, "--data", str(tmp_path / "deep.jsonl")],
         ["train", *out, "--lr", "inf"],
         ["sample", "x" * 5000 + "/y/z"],
         ["sample", str(saved), "--prompt", "\udcff"],
-        ["infill", str(saved), "\udcff ____"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS], input=json.dumps(commands), capture_output=True, text=True, timeout=120
