@@ -38,7 +38,7 @@ def module_level_imports(path: Path) -> set[str]:
 def test_imports_point_downwards(path: Path) -> None:
     room = path.relative_to(SOURCE).parts[0]
     if room in ALLOWED:
-        assert module_level_imports(path) <= ALLOWED[room]
+        assert module_level_imports(path) <= ALLOWED[room] | {"untrusted"}  # which imports nothing of scorelm
 
 
 def test_noise_and_model_never_import_training() -> None:

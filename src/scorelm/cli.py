@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(explain(error), 2)
     except (ValueError, FloatingPointError) as error:
         fail(str(error), 1 if isinstance(error, FloatingPointError) else 2)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
         fail("not enough memory: ask for fewer or shorter texts, or train a smaller model", 1)
     except BrokenPipeError:  # the reader of stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

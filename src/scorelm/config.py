@@ -14,7 +14,11 @@ import tyro
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from pydantic import model_validator as validator
 
+from scorelm.untrusted import brief, exists, read_bounded
+
 Share = Annotated[float, Field(ge=0, le=1)]
+MOST_TOKENS = 32_768  # of a document: the mask of attention holds their square
+MOST_RECIPE_BYTES = 1 << 20
 ObjectiveName = Literal["score", "autoregressive", "masked"]
 ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]
 
@@ -25,9 +29,9 @@ def named(name: str, *aliases: str) -> Any:
 
 
 class Options(BaseModel):
-    """Base of all options: immutable, unknown names refused, attribute docstrings kept as descriptions."""
+    """Base of all options: immutable, finite, unknown names refused, attribute docstrings kept as descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(Options):
@@ -45,7 +49,7 @@ class DataConfig(Options):
     """Size of the vocabulary, when a tokenizer is trained."""
     byte_fallback: bool = True
     """Whether a trained tokenizer spells unknown characters in bytes, so that any text round-trips."""
-    max_length: Annotated[int, Field(ge=4), named("max-length")] = 64
+    max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
     """Tokens in a packed row; longer documents are cut at a random window."""
 
 
@@ -216,23 +220,23 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix != ".toml":
         path = recipe_directory() / f"{name}.toml"
-    if not path.is_file():
+    if not exists(path) or path.is_dir():
         known = ", ".join(sorted(p.stem for p in recipe_directory().glob("*.toml")))
-        raise ValueError(f"no recipe {name!r}: give a .toml file or one of {known}")
+        raise ValueError(f"no recipe {brief(repr(name))}: give a .toml file or one of {known}")
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
+        return Recipe.model_validate(tomllib.loads(read_bounded(path, MOST_RECIPE_BYTES).decode("utf-8")))
     except ValidationError as error:
         raise ValueError(f"{path}: {explain(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not TOML: {brief(str(error))}") from None
 
 
 def explain(error: ValidationError) -> str:
     """The first problem of a validation error in one line: `model.dim: Input should be ... (got 'x')`."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (got {first['input']!r})" if where and first["type"] != "value_error" else message
+    where = brief(".".join(str(part) for part in first["loc"]))
+    message = brief(first["msg"].removeprefix("Value error, "))
+    return f"{where}: {message} (got {brief(first['input'])})" if where and first["type"] != "value_error" else message
 
 
 def to_toml(options: Options) -> str:

@@ -154,7 +154,7 @@ def test_cut_utf8_names_the_byte(tmp_path):
 
 def test_missing_field_lists_the_fields(tmp_path):
     bad("has no field 'text'; its fields are id, body", written(tmp_path / "a.csv", field="body"))
-    bad("field 'id' of .* holds int64, not text", written(tmp_path / "a.jsonl"), field="id")
+    bad("field 'id' of .* holds int, not text", written(tmp_path / "a.jsonl"), field="id")
 
 
 def test_unparsable_files(tmp_path):

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from scorelm.config import ModelConfig, ObjectiveName, Options, explain
+from scorelm.config import MOST_TOKENS, ModelConfig, ObjectiveName, Options, explain
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import Schedule, schedule_from_dict, schedule_to_dict
 from scorelm.text.tokenizer import Tokenizer
+from scorelm.untrusted import brief, exists, read_bounded
 
 if TYPE_CHECKING:
     from scorelm.sampling.sample import Sample
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
 REAL = ("F16", "BF16", "F32", "F64")
 KINDS = {"score": "A score-based diffusion", "masked": "A masked diffusion", "autoregressive": "An autoregressive"}
 FILES = ("config.json", "model.safetensors", "tokenizer.model")
+MOST_MANIFEST_BYTES = 1 << 22
+MOST_HEADER_BYTES = 1 << 23
+LARGEST_WEIGHT = 1e6  # products of larger ones may not be finite in float32
 
 
 class Provenance(Options):
     """How a model came about."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     data: str = ""
     steps: int = 0
@@ -47,7 +53,7 @@ class Manifest(Options):
     objective: ObjectiveName = "score"
     model: ModelConfig
     vocab_size: int = Field(ge=4, le=10_000_000)
-    lengths: list[Annotated[int, Field(ge=0, le=2**53)]] = Field(min_length=4, max_length=10_000_000)
+    lengths: list[Annotated[int, Field(ge=0, le=2**53)]] = Field(min_length=4, max_length=MOST_TOKENS + 1)
     schedule: dict[str, Any]
     provenance: Provenance = Provenance()
 
@@ -140,7 +146,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
             ValueError: no such model, or files that are missing, damaged or of another shape; names the file.
         """
         directory = Path(path)
-        if not directory.is_dir():
+        if not (exists(directory) and directory.is_dir()):
             directory = download(str(path), hub_options)
         for name in FILES:
             if not (directory / name).is_file():
@@ -190,11 +196,11 @@ def download(name: str, options: dict[str, Any]) -> Path:
 def read_manifest(path: Path) -> Manifest:
     """Read and validate config.json."""
     try:
-        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Manifest.model_validate(json.loads(read_bounded(path, MOST_MANIFEST_BYTES).decode("utf-8")))
     except ValidationError as error:
         raise ValueError(f"{path}: {explain(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {brief(str(error))}") from None
 
 
 def read_weights(path: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
@@ -202,17 +208,27 @@ def read_weights(path: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         expected = {k: list(v.shape) for k, v in Denoiser(manifest.model, manifest.vocab_size).state_dict().items()}
     try:
+        with path.open("rb") as header:
+            if int.from_bytes(header.read(8), "little") > MOST_HEADER_BYTES:
+                raise ValueError(f"{path} is damaged: its header is larger than {MOST_HEADER_BYTES:,} bytes")
         with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            found = {name: part.get_shape() for name, part in parts.items()}
-            for name in sorted(expected.keys() | found.keys()):
-                if expected.get(name) != found.get(name):
-                    raise ValueError(
-                        f"{path} does not fit config.json: {name} has shape {found.get(name, 'none')}, "
-                        f"expected {expected.get(name, 'none')}"
-                    )
-                if parts[name].get_dtype() not in REAL:
-                    raise ValueError(f"{path} is damaged: {name} holds {parts[name].get_dtype()}, not real numbers")
-            return {name: file.get_tensor(name) for name in found}
+            check_header({name: file.get_slice(name) for name in file.keys()}, expected, path)  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in expected}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {brief(str(error))}") from None
+    for name, weight in weights.items():
+        if not weight.abs().max() <= LARGEST_WEIGHT:  # nor is a NaN
+            raise ValueError(f"{path} is damaged: {name} holds numbers that are not finite or above {LARGEST_WEIGHT:g}")
+    return weights
+
+
+def check_header(parts: dict[str, Any], expected: dict[str, list[int]], path: Path) -> None:
+    """Refuse tensors of other names, shapes or kinds of number than are expected, before any is read."""
+    for name in sorted(expected.keys() | parts.keys()):
+        found, wanted = parts[name].get_shape() if name in parts else "none", expected.get(name, "none")
+        if found != wanted:
+            raise ValueError(
+                f"{path} does not fit config.json: {brief(name)} has shape {brief(found)}, expected {wanted}"
+            )
+        if (kind := parts[name].get_dtype()) not in REAL:
+            raise ValueError(f"{path} is damaged: {name} holds {kind}, not real numbers")

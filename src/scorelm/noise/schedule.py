@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorelm.untrusted import brief
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):
@@ -185,11 +187,11 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
         ValueError: unknown shape, missing or unknown values, or values that give no rising levels.
     """
     numbers = {k: v for k, v in values.items() if k != "shape"}
-    shape = SHAPES.get(str(values.get("shape")))
+    shape = SHAPES.get(brief(values.get("shape")))
     if shape is None or set(numbers) != {f.name for f in fields(shape)}:
-        raise ValueError(f"not a noise schedule: {values!r}")
+        raise ValueError(f"not a noise schedule: {brief(values)}")
     if not all(type(v) in (int, float) and (v > 0 or name == "mu") for name, v in numbers.items()):
-        raise ValueError(f"a noise schedule needs numbers, all but mu above 0, got {values!r}")
+        raise ValueError(f"a noise schedule needs numbers, all but mu above 0, got {brief(values)}")
     try:
         schedule = shape(**{name: float(v) for name, v in numbers.items()})
         sigma = schedule.sigma(torch.linspace(0, 1, 9, dtype=torch.float64))
@@ -197,7 +199,7 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
     except (ArithmeticError, ValueError):  # a number too large or small for its formula
         rises = False
     if not rises:
-        raise ValueError(f"a noise schedule must rise from sigma_min to sigma_max, both finite, got {values!r}")
+        raise ValueError(f"a noise schedule must rise from sigma_min to sigma_max, both finite, got {brief(values)}")
     return schedule
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scorelm.text.tokenizer import BOS, EOS, Tokenizer
+from scorelm.untrusted import brief
 
 Template = list[int | None]
 """Token ids of a whole document, ``<s>`` first; None is a free position."""
@@ -95,7 +96,7 @@ def blank_template(
     """
     pieces = BLANK.split(text)
     if len(pieces) < 2 and needed:
-        raise ValueError(f"no blank in {text!r}: write ____ where text is to be filled in")
+        raise ValueError(f"no blank in {brief(repr(text))}: write ____ where text is to be filled in")
     if blank_tokens is not None and blank_tokens < 1:
         raise ValueError(f"a blank takes 1 token or more, got {blank_tokens}")
     first, *later = pieces

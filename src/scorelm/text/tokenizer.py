@@ -15,6 +15,8 @@ from pathlib import Path
 
 import sentencepiece
 
+from scorelm.untrusted import brief, read_bounded
+
 BOS, EOS, PAD, UNK = 0, 1, 2, 3
 
 _SPECIAL = {"bos": BOS, "eos": EOS, "pad": PAD, "unk": UNK}
@@ -23,6 +25,7 @@ _BYTES = 256
 _LONGEST_LINE = 1 << 30  # bytes; SentencePiece drops longer lines, and takes no larger limit
 _LEAST_COVERAGE = 0.98  # SentencePiece takes no smaller one
 _ERRORS_ONLY = 2
+_MOST_BYTES = 1 << 24  # of a model file: three times the largest in use
 
 
 class Tokenizer:
@@ -37,7 +40,7 @@ class Tokenizer:
         """Wrap a loaded SentencePiece model; use ``train``, ``load`` or ``from_bytes`` instead.
 
         Raises:
-            ValueError: the special ids of the model are not the ones above.
+            ValueError: the special ids of the model are not the ones above, or its vocabulary is not UTF-8.
         """
         found = {name: getattr(processor, f"{name}_id")() for name in _SPECIAL}
         if found != _SPECIAL:
@@ -45,6 +48,11 @@ class Tokenizer:
                 f"its special ids are {_listed(found)} (-1 is absent), but {_listed(_SPECIAL)} are required: "
                 "train a new tokenizer with these ids"
             )
+        try:
+            processor.id_to_piece(list(range(processor.vocab_size())))
+            processor.decode(list(range(processor.vocab_size())))
+        except UnicodeDecodeError:
+            raise ValueError("its vocabulary is not UTF-8") from None
         self._processor = processor
 
     @classmethod
@@ -111,7 +119,7 @@ class Tokenizer:
             ValueError: the file cannot be read, is damaged, or has other special ids; names the file.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes())
+            return cls.from_bytes(read_bounded(Path(path), _MOST_BYTES))
         except OSError as error:
             raise ValueError(f"cannot read tokenizer {path}: {error.strerror}") from None
         except ValueError as error:
@@ -139,7 +147,15 @@ class Tokenizer:
         return size
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, without ``<s>`` and ``</s>``."""
+        """Return the token ids of a text, without ``<s>`` and ``</s>``.
+
+        Raises:
+            ValueError: the text has lone surrogates, as an argument in another encoding than UTF-8 has.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"not Unicode text: {brief(text)}") from None
         ids: list[int] = self._processor.encode(text)
         return ids
 

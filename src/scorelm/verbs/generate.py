@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from scorelm.config import named
+from scorelm.untrusted import brief, exists
 
 if TYPE_CHECKING:
     from scorelm.model.scorelm import ScoreLM
@@ -112,7 +113,7 @@ def open_model(path: Path | str) -> ScoreLM:
     if path == DEFAULT_MODEL and not DEFAULT_MODEL.is_dir():
         raise ValueError(f"{DEFAULT_MODEL} is not there yet: name a model, or run scorelm demo")
     inside = Path(path) / "model"
-    return ScoreLM.from_pretrained(inside if (inside / "config.json").is_file() else path)
+    return ScoreLM.from_pretrained(inside if exists(inside / "config.json") else path)
 
 
 def produce(lm: ScoreLM, how: Generation, title: str, request: Callable[..., list[Any]]) -> int:
@@ -197,6 +198,6 @@ def info(options: Info) -> int:
             print(
                 f"{name.replace('_', ' '):<20} {value:,}"
                 if isinstance(value, int)
-                else f"{name.replace('_', ' '):<20} {value}"
+                else f"{name.replace('_', ' '):<20} {brief(value)}"
             )
     return 0

@@ -1,0 +1,229 @@
+"""Hostile recipes, corpora, tokenizers and texts: each is taken, or refused with a ValueError of one printable line."""
+
+import io
+import json
+import lzma
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scorelm.config import load_recipe
+from scorelm.text.conditioning import blank_template
+from scorelm.text.corpus import load_corpus
+from scorelm.text.tokenizer import Tokenizer
+
+LINES = [f"line {number} of the light and the darkness" for number in range(40)]
+TOKENIZER = Tokenizer.train(LINES, 300)
+RECIPE = (
+    b"[data]\nsource = 'kjv'\nholdout = 0.1\n[model]\ndim = 64\n[noise]\nblock_sizes = [1, 0]\n[training]\nlr = 1e-3\n"
+)
+
+
+def clear(message, name):
+    """Whether an error says in one short printable line what it is about."""
+    return name in message and message.isprintable() and len(message) < 1000
+
+
+def taken(action, name):
+    """Whether an action succeeds; otherwise it must refuse as it should, and any other exception is the test's."""
+    try:
+        action()
+    except ValueError as error:
+        assert type(error) is ValueError and clear(str(error), name), repr(error)
+        return False
+    return True
+
+
+def damaged(whole, seed):
+    """A copy with bytes replaced, cut out, repeated or put in."""
+    draw, contents = random.Random(seed), whole
+    for _ in range(draw.choice([1, 1, 2, 5])):
+        place = draw.randrange(len(contents) + 1)
+        new = draw.choice([b"", draw.randbytes(1), draw.randbytes(8), b"\xff" * 4, b"\n", b'"', b"[", whole[:60]])
+        contents = contents[:place] + new + contents[place + draw.choice([0, 1, 4, len(new), 10**9]) :]
+    return contents
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@given(contents=st.binary(max_size=60) | st.integers(0, 2**32).map(lambda seed: damaged(RECIPE, seed)))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_bytes_are_a_recipe_or_refused(tmp_path_factory, contents):
+    path = tmp_path_factory.getbasetemp() / "fuzz.toml"
+    path.write_bytes(contents)
+    taken(lambda: load_recipe(str(path)), "fuzz.toml")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"a=" + b"[" * 100_000,
+        b"a=" + b"{a=" * 3000 + b"1" + b"}" * 3000,
+        b"a" + b".a" * 5000 + b"=1",
+        b"[" + b"a." * 5_000 + b"a]",
+        b"[model]\ndim=" + b"9" * 5000,
+        b"[model]\ndim=0x" + b"f" * 100_000,
+        b'["a\\nb\\u001b[31m"]\nx=1',
+        b'[model]\ndim="' + b"x" * 100_000 + b'"',
+        b"[training]\nlr=inf",
+        b"[noise]\nsigma_max=nan",
+        b"[noise.mixture]\nshared=inf",
+        b"[data]\nmax_length=10000000000000",
+        b"#" * (1 << 21),
+    ],
+    ids=lambda contents: repr(contents[:24]),
+)
+def test_recipes_that_nest_or_count_without_end_are_refused(tmp_path, contents):
+    (tmp_path / "bad.toml").write_bytes(contents)
+    assert not taken(lambda: load_recipe(str(tmp_path / "bad.toml")), "bad.toml")
+
+
+@pytest.mark.parametrize(
+    "name", ["\0", "x" * 5000, "x" * 5000 + ".toml", "a\nb", "../../etc/passwd", ".", "\ud800", ""]
+)
+def test_names_that_are_no_recipe_are_refused(name):
+    assert not taken(lambda: load_recipe(name), "no recipe")
+
+
+# --- texts with blanks ------------------------------------------------------------------------------------------------
+
+PIECES = st.sampled_from(["_", "___", "____", "a", " ", "light", "0", "é", "\n", "\0", "\u2581", "\ud800", "😀"])
+
+
+@given(
+    text=st.lists(PIECES, max_size=30).map("".join),
+    lengths=st.sampled_from([[0] * 4 + [1] * 60, [0] * 64, [1] * 5]),
+    blank_tokens=st.none() | st.sampled_from([-1, 0, 1, 3, 10**30]),
+    needed=st.booleans(),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_text_is_a_template_or_refused(text, lengths, blank_tokens, needed):
+    def fill():
+        template = blank_template(text, TOKENIZER, lengths, blank_tokens, np.random.default_rng(0), needed)
+        assert 2 <= len(template) < len(lengths) and (None in template) == ("____" in text)
+
+    taken(fill, "")
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, "a ____" * 10_000, "_" * 10**6 + "a" * 10**5])
+def test_long_texts_are_refused_in_few_words(text):
+    lengths, rng = [1] * 64, np.random.default_rng(0)
+    assert not taken(lambda: blank_template(text, TOKENIZER, lengths, None, rng), "")
+
+
+# --- files that native code reads: in a process of their own ----------------------------------------------------------
+
+CHILD = """
+import json, resource, sys
+from pathlib import Path
+from scorelm.text.corpus import load_corpus, tokenise
+from scorelm.text.tokenizer import Tokenizer
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
+def use(path):
+    if path.suffix == ".model":
+        tokenizer = Tokenizer.load(path)
+        tokenizer.decode(range(tokenizer.vocab_size))
+        for text in ("", "the light 12", "\\u2581 _ \\u2603", "x" * 500):
+            tokenizer.decode([*tokenizer.encode_document(text), *tokenizer.encode_inside(text)])
+    else:
+        tokenise(load_corpus(str(path), holdout=0), Tokenizer.load(sys.argv[2]), max_length=10_000)
+
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        use(path)
+        said = ["taken", ""]
+    except Exception as error:
+        said = [type(error).__name__, str(error)]
+    print(json.dumps([path.name, *said]), flush=True)
+"""
+
+
+def check_in_a_child(folder, files):
+    """Read files in another process, which must survive them all; returns what it said of each, "" where it took it."""
+    (folder / "files").mkdir()
+    for name, contents in files.items():
+        (folder / "files" / name).write_bytes(contents)
+    TOKENIZER.save(folder / "own.model")
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder / "files"), str(folder / "own.model")],
+        env=os.environ | {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, len(said)) == (0, len(files)), (done.returncode, said[-1:], done.stderr[-500:])
+    for name, kind, message in said:
+        assert kind in ("taken", "ValueError"), (name, kind, message)
+        assert kind == "taken" or clear(message, name.split(".")[0]), (name, message)
+    return {name: message for name, _, message in said}
+
+
+def parquet(**columns):
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+WHOLE = {
+    ".txt": "\n".join(LINES).encode(),
+    ".txt.xz": lzma.compress("\n".join(LINES).encode()),
+    ".jsonl": "".join(json.dumps({"id": 1, "text": line}) + "\n" for line in LINES).encode(),
+    ".json": json.dumps([{"text": line} for line in LINES]).encode(),
+    ".csv": ("id,text\n" + "".join(f'1,"{line}"\n' for line in LINES)).encode(),
+    ".parquet": parquet(text=LINES, id=list(range(40))),
+    ".model": TOKENIZER.to_bytes(),
+}
+MALICIOUS = {
+    "null.json": b"null",
+    "deep.json": b"[" * 100_000,
+    "nested.jsonl": b'{"text":' * 50_000 + b"1" + b"}" * 50_000,
+    "aside.jsonl": b'{"text":"a","x":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "scalar.json": b"3",
+    "strings.json": b'["a","b"]',
+    "number.jsonl": b'{"text":"a"}\n{"text":1}',
+    "surrogate.jsonl": b'{"text":"\\ud800"}',
+    "key.jsonl": b'{"a\\nb":"x"}',
+    "keys.jsonl": b"{" + b",".join(b'"%d":1' % key for key in range(3000)) + b"}",
+    "digits.jsonl": b'{"text":' + b"9" * 5000 + b"}",
+    "header.csv": b'"te\nxt",y\na,b\n',
+    "quote.csv": b'text\n"' + b"x\n" * 1000,
+    "empty.txt.xz": b"",
+    "cut.txt.xz": WHOLE[".txt.xz"][:-9],
+    "bomb.txt.xz": lzma.compress(bytes(100 << 20), preset=1),
+    "utf8.parquet": parquet(text=pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())),
+    "name.parquet": parquet(**{"a\nb": ["x"]}),
+    "huge.parquet": b"PAR1" + b"\xff" * 100 + (2**31).to_bytes(4, "little") + b"PAR1",
+    "utf8.model": TOKENIZER.to_bytes().replace("\u2581".encode(), b"\xff\xfe\xfd"),
+    "large.model": bytes((1 << 24) + 1),
+}  # fmt: skip
+
+
+def test_malicious_files_are_refused(tmp_path):
+    said = check_in_a_child(tmp_path, MALICIOUS)
+    assert all(said.values()), said
+    assert "expands" in said["bomb.txt.xz"] and "larger than" in said["large.model"]
+
+
+def test_damaged_files_are_taken_or_refused_and_no_process_dies(tmp_path):
+    whole = {f"whole{kind}": contents for kind, contents in WHOLE.items()}
+    bad = {f"bad{seed}{kind}": damaged(contents, seed) for kind, contents in WHOLE.items() for seed in range(15)}
+    noise = {f"noise{seed}{kind}": random.Random(seed).randbytes(99 * seed) for kind in WHOLE for seed in range(3)}
+    whole["wide.csv"] = b"text" + b",x" * 5_000 + b"\nthe light" + b",1" * 5_000 + b"\n"
+    taken_files = {name for name, message in check_in_a_child(tmp_path, whole | bad | noise).items() if not message}
+    assert whole.keys() <= taken_files and len(taken_files) < len(whole | bad)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    for name in ("pipe.txt", "pipe.model"):
+        os.mkfifo(tmp_path / name)
+    assert not taken(lambda: load_corpus(str(tmp_path / "pipe.txt")), "pipe.txt")
+    assert not taken(lambda: Tokenizer.load(tmp_path / "pipe.model"), "pipe.model")
