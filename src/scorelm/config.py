@@ -182,6 +182,8 @@ class TrainingConfig(Options):
     """Steps between checkpoints."""
     keep: PositiveInt = 2
     """Checkpoints kept."""
+    async_save: bool = False
+    """Write checkpoints from a copy in memory while training goes on."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
     sample_every: NonNegativeInt = 1000

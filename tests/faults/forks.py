@@ -86,6 +86,16 @@ def kill_after(step: int, seconds: float, signum: int = signal.SIGKILL) -> None:
     before_step(count)
 
 
+def slow_disk(seconds: float) -> None:
+    """Wait whenever a checkpoint's file is opened."""
+
+    def wait(event: str, arguments: Sequence[Any]) -> None:
+        if event == "open" and re.search(r"/\.writing-\d+/", str(arguments[0])):
+            time.sleep(seconds)
+
+    sys.addaudithook(wait)
+
+
 def poison(steps: list[int]) -> None:
     """Make a weight NaN during some steps, so that their loss and gradients are."""
 
@@ -118,6 +128,8 @@ def arm(fault: dict[str, Any]) -> None:
         at(fault["no_space"], no_space)
     if "kill_after" in fault:
         kill_after(*fault["kill_after"])
+    if "slow_disk" in fault:
+        slow_disk(fault["slow_disk"])
     if "poison" in fault:
         poison(fault["poison"])
     if "clock" in fault:

@@ -70,6 +70,16 @@ def test_a_write_that_fails_ends_in_one_line_and_the_run_resumes(whole: Path, ru
     assert tools.weights(out) == tools.weights(whole)
 
 
+def test_a_thread_that_fails_to_write_ends_in_one_line_too(runs: Any, tools: Any, out: Path) -> None:
+    for fault in FAILING_WRITES[1:4]:
+        before = tools.checkpoints(out)
+        code, errors = runs(out, "--async-save", **fault)
+        assert code == 1, (fault, code, errors)
+        assert_one_line(errors, "could not be written", "No space left")
+        assert tools.checkpoints(out)[-1] >= before[-1], fault
+        assert not list((out / "checkpoints").glob(".writing-*"))
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of six megabytes."""

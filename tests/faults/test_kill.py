@@ -39,6 +39,21 @@ def moments() -> list[dict[str, Any]]:
     return mixed
 
 
+def test_kills_while_a_thread_writes_lose_nothing(whole: Path, runs: Any, tools: Any, tmp_path: Path) -> None:
+    """Half of the moments inside, with --async-save, on a disk so slow that steps go on meanwhile."""
+    out, before = tmp_path / "killed", list[int]()
+    for moment in INSIDE[:12:2]:
+        code, errors = runs(out, "--async-save", kill=moment, slow_disk=0.05)
+        assert code == -9, (moment, code, errors)
+        after = tools.checkpoints(out)
+        assert after[-1:] >= before[-1:], (moment, before, after)
+        before = after
+    assert 0 < before[-1] < tools.STEPS
+    assert runs(out, "--async-save", slow_disk=0.05)[0] == 0
+    assert tools.weights(out) == tools.weights(whole)
+    assert tools.checkpoints(out) == [tools.STEPS - tools.EVERY, tools.STEPS]
+
+
 def test_thirty_kills_lose_nothing(whole: Path, runs: Any, tools: Any, tmp_path: Path) -> None:
     out, last = tmp_path / "killed", [("os.rename", rf"/step-0*{tools.STEPS}", 1), ("open", r"\.model-writing/", 1)]
     faults = [*moments(), {"kill": last}]

@@ -105,6 +105,18 @@ def test_a_run_goes_on_with_other_ranks(runs: Path, tmp_path: Path, name: str, r
             torch.testing.assert_close(weights(out)[key], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_checkpoints_written_meanwhile_are_the_same(text: Path, runs: Path, tmp_path: Path, parallel: str) -> None:
+    """Two ranks write their first checkpoint in threads, and the run goes on from it bit for bit."""
+    whole, flags = runs / {"ddp": "2", "fsdp": "fsdp"}[parallel], [*FLAGS, "--shards", "2", "--parallel", parallel]
+    scorelm(2, "train", "--data", str(text), "--out", str(tmp_path / "run"), *flags, "--async-save")
+    assert losses(tmp_path / "run") == losses(whole)
+    out = interrupted(tmp_path / "run", tmp_path / "interrupted")
+    scorelm(2, "train", "--out", str(out), "--resume", "--async-save")
+    assert losses(out) == losses(whole)
+    assert all(torch.equal(weights(out)[key], value) for key, value in weights(whole).items())
+
+
 def test_a_shared_out_checkpoint_goes_on_as_copies(runs: Path, tmp_path: Path) -> None:
     out = interrupted(runs / "fsdp", tmp_path / "run")
     scorelm(1, "train", "--out", str(out), "--resume", "--parallel", "ddp")

@@ -13,10 +13,12 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
+import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -32,38 +34,76 @@ def complete(directory: Path) -> list[Path]:
     return sorted(p for p in directory.glob(f"{PREFIX}*") if p.is_dir())
 
 
-def save(
-    directory: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], keep: int, ranks: Ranks = ALONE
-) -> None:
-    """Write a checkpoint beside the others, then rename it into place; delete all but the newest `keep`.
+class Saver:
+    """Writes the checkpoints of a run, each beside the others and then renamed into place; keeps the newest few.
 
     Args:
         directory: the run's ``checkpoints/``.
-        step: optimiser steps made.
-        tensors: nested dict of tensors.
-        state: everything else, as JSON values.
         keep: how many checkpoints to keep, at least 1.
         ranks: who takes part; each writes what it holds, to a directory that all of them see.
-
-    Raises:
-        OSError: it could not be written, for want of space or otherwise; the others are as they were.
+        later: write from a copy, in a thread, while training goes on.
     """
-    final, draft = directory / f"{PREFIX}{step:08d}", directory / f".writing-{step:08d}"
-    if ranks.gather(ranks.main and is_there(final))[0]:
-        return
-    with all_or_nothing(draft, final), one_process():
-        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(draft), no_dist=ranks.world == 1)
-        if ranks.main:
-            write_durably(draft / "state.json", json.dumps(state))
+
+    def __init__(self, directory: Path, keep: int, ranks: Ranks = ALONE, later: bool = False) -> None:
+        self.directory, self.keep, self.ranks = directory, keep, ranks
+        self.thread = ThreadPoolExecutor(1) if later else None
+        self.group = dist.new_group(backend="gloo") if later and ranks.world > 1 else None
+        self.writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.finish()
+
+    def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """Write a checkpoint, or begin to, after the one before is there.
+
+        Args:
+            step: optimiser steps made.
+            tensors: nested dict of tensors.
+            state: everything else, as JSON values.
+
+        Raises:
+            OSError: it, or the one before, could not be written, for want of space or otherwise; the others are whole.
+        """
+        self.finish()
+        final, draft = self.directory / f"{PREFIX}{step:08d}", self.directory / f".writing-{step:08d}"
+        if self.ranks.gather(self.ranks.main and is_there(final))[0]:
+            return
+        one_process()
+        disk, alone, text = FileSystemWriter(draft), self.ranks.world == 1, json.dumps(state)
+        if self.thread is None:
+            self._write(lambda: state_dict_saver.save(tensors, storage_writer=disk, no_dist=alone), draft, final, text)
+            self.ranks.wait()
+        else:
+            copied = state_dict_saver.async_save(tensors, storage_writer=disk, process_group=self.group, no_dist=alone)
+            self.writing = self.thread.submit(self._write, cast("Future[Any]", copied).result, draft, final, text)
+
+    def _write(self, tensors_written: Callable[[], object], draft: Path, final: Path, state: str) -> None:
+        with all_or_nothing(draft, final):
+            tensors_written()
+            if not self.ranks.main:
+                return
+            write_durably(draft / "state.json", state)
             seal(draft)
             draft.rename(final)
-            sync(directory)
-    if ranks.main:
-        for old in complete(directory)[:-keep]:
-            doomed = directory / f".writing-{old.name}"  # not to be taken for a checkpoint when half deleted
+            sync(self.directory)
+        for old in complete(self.directory)[: -self.keep]:
+            doomed = self.directory / f".writing-{old.name}"  # not to be taken for a checkpoint when half deleted
             old.rename(doomed)
             shutil.rmtree(doomed)
-    ranks.wait()
+
+    def poll(self) -> None:
+        """Raise what a writing that has ended in the meantime has to raise; see `save`."""
+        if self.writing is not None and self.writing.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that was begun is there; see `save` for errors."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
 
 
 def is_there(final: Path) -> bool:
@@ -196,12 +236,9 @@ def set_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(aside)
 
 
-@contextmanager
-def one_process() -> Iterator[None]:
+def one_process() -> None:
     """Silence DCP's remark that there is no process group, which is as intended."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 def sync(directory: Path) -> None:
@@ -226,8 +263,8 @@ def read_tensors(checkpoint: Path, tensors: dict[str, Any], ranks: Ranks = ALONE
         ValueError: the checkpoint has other tensors or shapes, or is damaged; names the checkpoint.
     """
     try:
-        with one_process():
-            state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=ranks.world == 1)
+        one_process()
+        state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=ranks.world == 1)
     except (Exception, CheckpointException) as error:
         raise ValueError(f"{checkpoint} does not fit this run or is damaged: {innermost(error)}") from None
 

@@ -65,6 +65,7 @@ class Trainer:
         )
         self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks)
+        self.saver = checkpoint.Saver(out / "checkpoints", self.config.keep, ranks, self.config.async_save)
         self.step, self.tokens, self.seconds, self.gradient_norm = 0, 0, 0.0, 0.0
         self.skipped, self.skipped_in_a_row = 0, 0
         self.received: list[int] = []
@@ -232,7 +233,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, and the model as it is now."""
         tensors, state = snapshot.tensors(self), snapshot.state(self)
-        checkpoint.save(self.out / "checkpoints", self.step, tensors, state, self.config.keep, self.ranks)
+        self.saver.save(self.step, tensors, state)
         self.write_model()
 
     def write_model(self) -> None:
@@ -248,11 +249,13 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the budget; on SIGINT or SIGTERM save and raise `Interrupted`."""
         peak = matmul_peak(self.device, self.dtype)
-        with RunLog(self.out, self.recipe, self.step, self.ranks.main) as log, deferred_signals() as self.received:
+        log, signals = RunLog(self.out, self.recipe, self.step, self.ranks.main), deferred_signals()
+        with log, signals as self.received, self.saver:
             if self.share >= 1:  # killed between the last checkpoint and its model
                 self.write_model()
             while self.share < 1 and not self.stopping:
                 self.train_step()
+                self.saver.poll()
                 log.advance(self.step, self.share)
                 done = self.share >= 1
                 if self.step % self.config.log_every == 0 or done:
