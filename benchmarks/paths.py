@@ -29,7 +29,7 @@ BUDGETS = (8, 16, 32, 64, 128, 256)
 SCORE = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy", "surest", "bounded", "remask:0.05")
 MASKED = ("shuffled", "surest", "bounded", "remask:0.05")
 BOUNDS = ("bounded:0.5", "bounded:2", "bounded:8")
-LIMITS = ("uniform", "ramp:1", "blocks:4", "random", "ordered")
+LIMITS = ("uniform", "ramp:1", "blocks:4", "random", "blocks:1", "ordered")
 TEMPERATURES = (0.7, 0.85, 1.0)
 TEXTS, PRICED = 32, 60
 
@@ -90,11 +90,17 @@ def lines(kept: Kept, kind: str, seeds: list[int]) -> dict[str, list[dict[str, A
 def style(name: str) -> dict[str, Any]:
     """One colour for a path, dashes for the masked model."""
     model, path = name.split(" ")
-    order = (*SCORE, *BOUNDS, "blocks:1")
-    single = path in (*BOUNDS, "blocks:1")
-    return {"color": f"C{order.index(path) % 10}", "linestyle": "--" if model == "masked" else "-",
-            "marker": "*" if single else "o", "markersize": 7 if single else 4,
-            "label": path if model == "score" else name}  # fmt: skip
+    order, single = (*SCORE, *BOUNDS, "blocks:1"), path in (*BOUNDS, "blocks:1")
+    drawn = {"color": f"C{order.index(path) % 10}", "linestyle": "--" if model == "masked" else "-", "marker": "o",
+             "markersize": 4, "label": path if model == "score" else name}  # fmt: skip
+    return drawn | {"linestyle": "none", "marker": "*", "markersize": 7, "label": f"{path} in 256"} if single else drawn
+
+
+def evaluations(axis: Any) -> None:
+    """A logarithmic axis of powers of two."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def price_picture(found: dict[str, list[dict[str, Any]]], limits: dict[str, float], target: Path) -> None:
@@ -110,10 +116,9 @@ def price_picture(found: dict[str, list[dict[str, Any]]], limits: dict[str, floa
         axis.annotate(
             name, (1, nats), xycoords=("axes fraction", "data"), fontsize=8, color="0.4", va="bottom", ha="right"
         )
-    axis.set_xscale("log", base=2)
+    evaluations(axis)
     axis.set_xlabel("evaluations of the model for a text (grey: limit of small steps, or token by token)")
     axis.set_ylabel("price of held-out text, nats per token")
-    axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
     figure.savefig(target, dpi=130)
 
@@ -125,14 +130,14 @@ def quality_picture(found: dict[str, list[dict[str, Any]]], real: dict[str, floa
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, points in found.items():
-        for axis, column in ((left, "perplexity"), (right, "entropy")):
-            axis.errorbar([p["nfe"]["mean"] for p in points], [p[column]["mean"] for p in points],
-                          [p[column]["half"] for p in points], capsize=2, **style(name))  # fmt: skip
+        nfe = [p["nfe"]["mean"] for p in points]
+        perplexity = [p["perplexity"] for p in points]
+        left.errorbar(nfe, [p["mean"] for p in perplexity], [p["half"] for p in perplexity], capsize=2, **style(name))
+        right.plot(nfe, [p["entropy"]["mean"] for p in points], **style(name))
     for axis, column in ((left, "perplexity"), (right, "entropy")):
         axis.axhline(real[column], color="0.6", linewidth=1)
-        axis.set_xscale("log", base=2)
+        evaluations(axis)
         axis.set_xlabel("evaluations of the model for a text")
-        axis.spines[["top", "right"]].set_visible(False)
     left.set_yscale("log")
     left.set_ylabel("perplexity under the judge (grey: real text)")
     right.set_ylabel("entropy of the words in a text, nats (grey: real text)")

@@ -24,7 +24,7 @@ SHOWN, SHOWN_TEMPERATURE = 8, 0.8  # texts of each path that a report shows
 """Texts that are generated together."""
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 BUDGETS = (8, 16, 32, 64, 128)
-PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy")
+PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "bounded")
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def prices(lm: ScoreLM, texts: Sequence[str], watch: Callable[[str], object]) ->
     which: dict[str, tuple[tuple[str, int | None], ...]] = {
         "score": (
             ("uniform", None), ("ramp:1", None), ("blocks:4", None), ("ordered", None), ("random", None),
-            ("uniform", 64), ("confidence", 64), ("shuffled", 64),
+            ("uniform", 64), ("confidence", 64), ("bounded", 64),
         ),
-        "masked": (("random", None), ("shuffled", 64), ("shuffled", 16)),
+        "masked": (("random", None), ("bounded", 64), ("bounded", 16)),
         "autoregressive": (("ordered", None),),
     }  # fmt: skip
     found = []
@@ -129,7 +129,7 @@ def frontier(lm: ScoreLM, examiner: Examiner, n: int, seed: int, steps: int) -> 
 def effort(lm: ScoreLM, examiner: Examiner, n: int, seed: int, watch: Callable[[str], object]) -> list[dict[str, Any]]:
     """Quality against evaluations, for each path that the model knows."""
     found = []
-    for path in {"score": PATHS, "masked": ("shuffled",), "autoregressive": ("blocks:1",)}[lm.objective]:
+    for path in {"score": PATHS, "masked": ("shuffled", "bounded"), "autoregressive": ("blocks:1",)}[lm.objective]:
         for steps in BUDGETS if lm.objective != "autoregressive" else (1,):
             watch(f"{path} in {steps} steps")
             made = generated(lm, n, seed, path=path, steps=steps)

@@ -70,7 +70,7 @@ class Options:
 
 
 def make_options(
-    path: str = "shuffled",
+    path: str = "bounded",
     solver: str = "posterior",
     steps: int = 64,
     halt: str | None = None,
@@ -86,7 +86,8 @@ def make_options(
     """How to generate, in words and numbers: what `sample` and `infill` take by keyword.
 
     Args:
-        path: ``uniform``, ``ramp:SLOPE``, ``blocks:SIZE``, ``shuffled``, ``confidence:NATS`` or ``entropy:NATS``.
+        path: ``bounded:NATS``, ``surest``, ``shuffled``, ``remask:SHARE``, ``uniform``, ``ramp:SLOPE``,
+            ``blocks:SIZE``, ``confidence:NATS`` or ``entropy:NATS``; numbers may be left out.
         solver: ``posterior:TOP_K,TOP_P``, ``renoise``, ``ancestral:ETA``, ``sde:CHURN,S_NOISE,S_MIN,S_MAX``, ``euler``,
             ``heun`` or ``dpmpp_2m``; numbers may be left out.
         steps: evaluations of the denoiser; ``blocks`` takes at least one a block, and guidance more.

@@ -68,7 +68,7 @@ def sampler(lm: ScoreLM, options: Options) -> type[Sampler]:
         ValueError: a path that the model was not trained for.
     """
     if lm.objective == "masked" and not options.path.jumps:
-        raise ValueError(f"a masked model knows no noise but all or none: use shuffled, not {options.path.name}")
+        raise ValueError(f"a masked model knows no noise but all or none: use bounded, not {options.path.name}")
     if lm.objective != "autoregressive":
         return Sampler
     if options.path.block != 1:
@@ -82,7 +82,7 @@ def sampler(lm: ScoreLM, options: Options) -> type[Sampler]:
 
 def own_path(lm: ScoreLM, path: str | None) -> str:
     """The path asked for, or the one that suits the model."""
-    return path or ("blocks:1" if lm.objective == "autoregressive" else "shuffled")
+    return path or ("blocks:1" if lm.objective == "autoregressive" else "bounded")
 
 
 def check_choice(of: int, choose: str) -> None:
@@ -137,7 +137,7 @@ def sample(
         best_of: draw so many rows for each sample and keep one.
         choose: by minimum Bayes risk (``mbr``), or the most frequent text (``vote``).
         watch: called with every `StepRecord`.
-        path: see `scorelm.sampling.options.make_options`, as for the rest; by default ``shuffled``, and for an
+        path: see `scorelm.sampling.options.make_options`, as for the rest; by default ``bounded``, and for an
             autoregressive model ``blocks:1``.
         how: solver, steps, temperature and so on.
 

@@ -30,9 +30,9 @@ class Generation:
     steps: int = 64
     """Most evaluations of the model; blocks takes one a block or more, and guidance as many again."""
     path: str | None = None
-    """Order in which noise is removed: uniform, ramp:SLOPE (earlier first), blocks:SIZE (left to right), shuffled (the
-    default), confidence:NATS (the sure ones faster), entropy:NATS, bounded or bounded:NATS (the surest at once, as many
-    as an entropy bound allows), surest (equally many a step) or remask:SHARE."""
+    """Order in which noise is removed: bounded or bounded:NATS (the surest at once, as many as an entropy bound
+    allows; the default), surest (equally many a step), shuffled (random), remask:SHARE, uniform (all together),
+    ramp:SLOPE (earlier first), blocks:SIZE (left to right), confidence:NATS (the sure ones faster) or entropy:NATS."""
     nats_per_step: float | None = None
     """On confidence and entropy: what a step may spend in each text; the number of steps is then an outcome."""
     solver: str = "posterior"

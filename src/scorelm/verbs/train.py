@@ -174,8 +174,8 @@ def demo(options: Demo) -> int:
 
 DEMO_SAMPLES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Word by word, left to right", {"n": 4, "path": "blocks:1", "temperature": 0.7}),
-    ("All tokens together", {"n": 3, "path": "uniform", "temperature": 0.7}),
-    ("The sure ones first", {"n": 3, "path": "confidence", "temperature": 0.7}),
+    ("The surest words first, several at once (the default)", {"n": 3, "path": "bounded", "temperature": 0.7}),
+    ("All words together", {"n": 3, "path": "uniform", "temperature": 0.7}),
 )
 DEMO_BLANKS = ("And God said, Let there be ____: and there was light.", "And ____ went up to Jerusalem ____.")
 
