@@ -352,7 +352,7 @@ def test_ramp_takes_no_more_than_its_steps(lm):
 
 def test_watch_sees_every_record(lm):
     seen = []
-    samples = lm.generate(n=2, steps=5, watch=seen.append)
+    samples = lm.generate(n=2, path="uniform", steps=5, watch=seen.append)
     assert [record.step for record in seen] == [1, 2, 3, 4, 5]
     for row, one in enumerate(samples):
         assert seen[-1].ids_BL[row, : len(one.ids)].tolist() == one.ids
@@ -571,8 +571,9 @@ def test_blocks_write_beyond_the_training_length(lm):
 
 
 def test_the_best_of_several_is_one_of_them(lm):
-    many = lm.generate(["the"], n=6, steps=3, temperature=3.0)
-    one, two = lm.generate(["the"], n=2, best_of=3, steps=3, temperature=3.0)
+    how = {"path": "uniform", "steps": 3, "temperature": 3.0}
+    many = lm.generate(["the"], n=6, **how)
+    one, two = lm.generate(["the"], n=2, best_of=3, **how)
     assert one.text in [s.text for s in many[:3]] and two.text in [s.text for s in many[3:]]
     assert (one.nfe, two.nfe) == (9, 9)
     for bad in ({"best_of": 0}, {"choose": "coin"}):
