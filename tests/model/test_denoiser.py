@@ -6,7 +6,7 @@ from torch import nn
 
 from scorelm.config import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.model.denoiser import Denoiser, in_reading_order, rows, score
+from scorelm.model.denoiser import Denoiser, in_reading_order, lowered, rows, score
 
 V, E = 50, 16
 INF = math.inf
@@ -323,6 +323,21 @@ def test_gradient_against_finite_differences():
             parameter.add_(step * along)
         numeric, analytic = float(up - down) / (2 * float(step)), float((parameter.grad * along).sum())
         assert numeric == pytest.approx(analytic, rel=0.05, abs=1e-4), name
+
+
+@BOTH
+def test_a_lowered_copy_answers_as_autocast_does(conditioning):
+    denoiser = trained_like(conditioning)
+    sigma_BL = torch.tensor([[0.0, 0.5, 1.0, 2.0, INF, 0.0]]).expand(3, -1)
+    _, x_BLE = noisy(denoiser, sigma_BL)
+    low = lowered(denoiser, torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        one, other = (d(x_BLE, sigma_BL, whole(3, 6)) for d in (denoiser, low))
+    assert one.dtype == other.dtype == torch.float32
+    torch.testing.assert_close(other, one, rtol=0.05, atol=0.05)
+    matrices = [m.weight for m in low.modules() if isinstance(m, nn.Linear)]
+    assert {w.dtype for w in (*matrices, low.token_in)} == {torch.bfloat16}
+    assert {w.dtype for w in denoiser.parameters()} == {torch.float32}
 
 
 def test_rows_of_a_matrix_and_their_gradient():

@@ -38,7 +38,7 @@ def previous(ids_BL: Tensor, position_BL: Tensor) -> Tensor:
 
 def hidden(denoiser: Denoiser, previous_BL: Tensor, layout: Layout) -> Tensor:
     """The trunk's output for the tokens before every position, [B, L, D]."""
-    h_BLD = denoiser.token_in[previous_BL]
+    h_BLD = denoiser.token_in[previous_BL].float()
     result_BLD: Tensor = denoiser.trunk(h_BLD, torch.zeros(previous_BL.shape, device=h_BLD.device), layout)
     return result_BLD
 

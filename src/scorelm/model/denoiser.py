@@ -7,6 +7,7 @@ the soft token ``softmax(evidence + prior)`` and its output is a Bayesian update
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ class Denoiser(nn.Module):
         live_BL = (sigma_BL > 0) & (layout.segment_BL > 0)
         context_free_NV = evidence(x_BLE[live_BL], sigma_BL[live_BL], table_VE, self.prior)
         soft_ND = (context_free_NV.softmax(-1) @ self.token_in).float()
-        given_MD = self.token_in[nearest_token(x_BLE[~live_BL], table_VE)]
+        given_MD = self.token_in[nearest_token(x_BLE[~live_BL], table_VE)].float()
         h_BLD = in_reading_order(soft_ND, given_MD, live_BL)
         if self_cond_BLE is not None:
             h_BLD = h_BLD + self.self_condition(self_cond_BLE)
@@ -91,6 +92,16 @@ class Denoiser(nn.Module):
         """Score interpolation (CDCD, eq. 5): the posterior mean ``x0 = softmax(logits) @ table``, [..., E], fp32."""
         with torch.autocast(logits.device.type, enabled=False):
             return logits.softmax(-1) @ self.embedding.table()
+
+
+def lowered(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
+    """A copy, for inference under autocast, whose matrices are in `dtype` already and not converted in every pass."""
+    low = deepcopy(denoiser)
+    for module in low.modules():
+        if isinstance(module, nn.Linear):
+            module.to(dtype)
+    low.token_in.data = low.token_in.data.to(dtype)
+    return low
 
 
 class DifferentRows(torch.autograd.Function):

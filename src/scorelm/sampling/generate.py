@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scorelm.device import pick_dtype
 from scorelm.model.attention import CLEAN, Layout
-from scorelm.model.denoiser import Denoiser
+from scorelm.model.denoiser import Denoiser, lowered
 from scorelm.noise.plan import Observation, Plan, to_sigma
 from scorelm.noise.schedule import Schedule
 from scorelm.sampling.cache import BlockCache, finished_blocks
@@ -83,10 +83,10 @@ class Sampler:
         seeds: Sequence[int],
         options: Options,
     ) -> None:
-        self.denoiser, self.options = denoiser, options
-        self.table_VE = denoiser.embedding.table()
+        self.table_VE, self.options = denoiser.embedding.table(), options
         device = self.table_VE.device
         dtype = pick_dtype(options.precision, device)
+        self.denoiser = denoiser if dtype == torch.float32 else lowered(denoiser, dtype)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         self.state, self.layout = start(denoiser.embedding, templates, options.path)
         self.prompt_BL = ~self.state.free_BL & self.state.real_BL & (self.layout.block_BL > 0)
@@ -107,10 +107,9 @@ class Sampler:
         self.packed: tuple[tuple[int, ...], Tensor] = ((), self.prompt_BL)
         self.cache: BlockCache | None = None
         if options.path.block and options.guidance.one_pass:
-            size = denoiser.size
-            self.cache = BlockCache(
-                size.layers, size.heads, size.dim // size.heads, options.window, self.prompt_BL.shape, device, dtype,
-            )  # fmt: skip
+            dim, layers, heads, _ = denoiser.size
+            shape = self.prompt_BL.shape
+            self.cache = BlockCache(layers, heads, dim // heads, options.window, shape, device, dtype)
 
     def records(self) -> Iterator[StepRecord]:
         """Step along the path to its end."""
