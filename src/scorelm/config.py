@@ -174,6 +174,8 @@ class TrainingConfig(Options):
     """Decays of the weight averages; the one that is best on held-out text becomes the model."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the processor multiplies it natively, else float32."""
+    compile: bool = False
+    """Compile the trunk's layers with torch.compile, which on a CPU needs a C++ compiler and half a minute."""
     device: str = "auto"
     """A torch device; auto takes CUDA where there is one."""
     seed: NonNegativeInt = 0

@@ -1,5 +1,6 @@
 """The visibility rule, and what it promises about logits: no leak between documents, blocks or streams."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -102,7 +103,7 @@ def test_attention_is_softmax_attention_over_what_is_visible(short, monkeypatch)
         nn.init.normal_(parameter)
     layout = packed([3, 4], 8, block=2)
     h = torch.randn(1, 8, 8, dtype=torch.float64)
-    found = attention(h, AttentionInputs(layout, 8, 2))[0]
+    found = attention(h, AttentionInputs(layout, 4))[0]
     visible = visibility(layout)[0]
     q, k, v = (part.view(8, 2, 4) for part in (h[0] @ attention.qkv.weight.T).split(8, dim=-1))
 
@@ -124,6 +125,22 @@ def test_attention_is_softmax_attention_over_what_is_visible(short, monkeypatch)
             weight = (torch.stack(products) / 2).softmax(0)
             mixed.append(sum(w * v[key, head] for w, key in zip(weight, keys, strict=True)))
         torch.testing.assert_close(found[query], attention.out.weight @ torch.cat(mixed), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU is compiled with g++")
+def test_flex_attention_is_the_same_function(monkeypatch):
+    """Through its CPU backend, which computes no gradients: packed documents, two streams, rows that are not of 128."""
+    layout = stacked(packed([70, 3, 60, 200], 400, block=4), packed([350], 400))
+    layout = Layout.two_streams(layout.segment_BL, layout.position_BL, layout.block_BL)
+    q, k, v = torch.randn(3, 2, 800, 2, 16, generator=torch.Generator().manual_seed(0))
+    expected = AttentionInputs(layout, 16).attend(q, k, v)
+    monkeypatch.setattr("scorelm.model.attention.FLEX", ("cpu",))
+    inputs = AttentionInputs(layout, 16)
+    with torch.no_grad():
+        found = inputs.attend(q, k, v)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert int(inputs.blocks.kv_num_blocks[0].sum()) < 49 / 2  # of 7 x 7 blocks, those with a pair that sees
 
 
 # --- documents --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 
 from scorelm.config import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.model.denoiser import Denoiser, in_reading_order, lowered, rows, score
+from scorelm.model.denoiser import Denoiser, Places, in_chunks, lowered, rows, score
 
 V, E = 50, 16
 INF = math.inf
@@ -348,7 +349,32 @@ def test_rows_of_a_matrix_and_their_gradient():
     assert torch.autograd.gradcheck(lambda t: rows(t, place), x)
 
 
-def test_live_and_given_positions_are_put_together_in_reading_order():
-    live = torch.tensor([[True, False, False], [True, True, False]])
-    noisy, given = torch.arange(3.0)[:, None] + 10, torch.arange(3.0)[:, None] + 20
-    assert in_reading_order(noisy, given, live)[..., 0].tolist() == [[10, 20, 21], [11, 12, 22]]
+def test_places_of_each_kind_and_the_order_that_puts_them_together():
+    sigma = torch.tensor([[2.0, 0.0, INF], [INF, 1.0, INF]])
+    layout = replace(whole(2, 3), segment_BL=torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    places = Places.of(sigma, layout)
+    assert [t.tolist() for t in places[:4]] == [[0, 4], [2, 3], [1, 5], [0, 2, 3, 4]]
+    assert torch.cat(places[:3])[places.order_P].tolist() == list(range(6))
+
+
+def test_chunks_are_the_whole_and_so_are_their_gradients(monkeypatch):
+    gen = torch.Generator().manual_seed(0)
+    x, other = (torch.randn(11, 4, dtype=torch.float64, generator=gen).requires_grad_() for _ in range(2))
+    weight = torch.randn(4, 6, dtype=torch.float64, generator=gen).requires_grad_()
+    sizes = []
+
+    def function(x_NE, other_NE):
+        sizes.append(len(x_NE))
+        return (x_NE @ weight).softmax(-1) * other_NE.sum(-1, keepdim=True)
+
+    def value_and_gradients():
+        value = in_chunks(function, 6, x, other)
+        return value, *torch.autograd.grad(value.pow(2).sum(), (x, other, weight))
+
+    expected = value_and_gradients()
+    assert sizes == [11]
+    monkeypatch.setattr("scorelm.model.denoiser.CHUNK", 4 * 6 + 5)
+    found = value_and_gradients()
+    assert sizes[1:4] == [4, 4, 3] and sorted(sizes[4:]) == [3, 4, 4]  # once more for the gradient
+    for one, other_one in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other_one, rtol=1e-12, atol=1e-12)

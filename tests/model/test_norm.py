@@ -29,7 +29,7 @@ def test_nothing_is_normalised_to_nothing():
 
 
 def test_rotated_norm_and_its_gradient():
-    x, turn = inputs(2, 5, 2, 3, 8), rotation(POSITION, 8).to(torch.complex128)
+    x, turn = inputs(2, 5, 2, 3, 8), rotation(POSITION, 8).double()
     normalised = x / x.pow(2).mean(-1, keepdim=True).sqrt()
     torch.testing.assert_close(unit_rms_rotated(x, turn), rotate(normalised, turn))
     assert torch.autograd.gradcheck(lambda t: unit_rms_rotated(t, turn), x)

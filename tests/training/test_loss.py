@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from scorelm.config import Mixture, ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.attention import CLEAN, NOISY
-from scorelm.model.denoiser import Denoiser
+from scorelm.model.denoiser import Denoiser, Places
 from scorelm.noise.schedule import Gumbel, make_schedule
 from scorelm.text.tokenizer import BOS, EOS, PAD
 from scorelm.training.loss import Batch, add_noise, draw_noise, likelihood_term, score_loss, z_term
@@ -288,6 +289,65 @@ def test_self_conditioning_feeds_the_first_estimate_back_without_gradient():
     expected.backward()
     for name, parameter in denoiser.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def gradients(denoiser, draw, **how):
+    denoiser.zero_grad()
+    outcome = score_loss(denoiser, draw, live=draw.live, schedule=SCHEDULE, **{"config": PLAIN} | how)
+    outcome.loss.backward()
+    return outcome, [p.grad.clone() for p in denoiser.parameters()]
+
+
+def assert_same(found, expected):
+    """The loss and every gradient."""
+    torch.testing.assert_close(found[0].loss, expected[0].loss, rtol=1e-5, atol=0)
+    for one, other in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_the_loss_in_chunks_of_the_vocabulary_is_the_loss(streams, monkeypatch):
+    denoiser, config = trained_like(), TrainingConfig(z_loss=0.1, likelihood_weight=0.1)
+    draw = draw_noise(pack(6), noise(streams=streams), SCHEDULE, rng(1)).with_noise(E, rng(2))
+    expected = gradients(denoiser, draw, config=config, self_conditioned=True)
+    monkeypatch.setattr("scorelm.model.denoiser.CHUNK", 10 * V)
+    assert_same(gradients(denoiser, draw, config=config, self_conditioned=True), expected)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_narrower_rows_hold_the_same_documents(streams):
+    """Rows of 512 whose longest document takes 64 become rows of 64, or of 128 with two streams, with the same loss."""
+    denoiser, batch = trained_like(), pack(3, width=512)
+    draw = draw_noise(batch, noise(streams=streams), SCHEDULE, rng(1)).with_noise(E, rng(2))
+    found = draw.on(torch.device("cpu"))
+    assert found.ids_BS.shape[1] == 64 and found.live == draw.live
+    padding = found.layout.segment_BL == 0
+    assert int((~padding).sum()) == int((draw.layout.segment_BL > 0).sum()) and padding.float().mean() < 0.2
+    assert_same(gradients(denoiser, found, self_conditioned=True), gradients(denoiser, draw, self_conditioned=True))
+
+
+def test_rows_stay_where_a_document_takes_more_than_half():
+    draw = draw_noise(pack(4, width=24), noise(streams=1), SCHEDULE, rng(1)).with_noise(E, rng(2))
+    assert torch.equal(draw.on(torch.device("cpu")).ids_BS, draw.ids_BS)
+
+
+@pytest.mark.parametrize("self_conditioned", [False, True])
+def test_nothing_in_a_step_waits_for_the_device(self_conditioned):
+    """On fake tensors, which have no values, reading one is an error: so no host waits for a GPU here."""
+    with FakeTensorMode() as mode:
+        denoiser = trained_like()
+    draw = draw_noise(pack(4), noise(), SCHEDULE, rng(1)).with_noise(E, rng(2)).on(torch.device("cpu"))
+    places = Places(*map(mode.from_tensor, draw.places))
+    draw = draw.map(mode.from_tensor)
+    with mode:
+        outcome = score_loss(
+            denoiser, draw._replace(places=places), SCHEDULE, PLAIN, live=100, self_conditioned=self_conditioned
+        )
+        outcome.loss.backward()
+        nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        with pytest.raises(DynamicOutputShapeException):  # what the places are found before for
+            score_loss(denoiser, draw, SCHEDULE, PLAIN, live=100)
+    assert all(p.grad is not None for p in denoiser.parameters())
 
 
 def test_terms_are_added_with_their_weights():

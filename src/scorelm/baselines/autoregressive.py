@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from scorelm.config import NoiseConfig, TrainingConfig
 from scorelm.model.attention import Layout
-from scorelm.model.denoiser import Denoiser
+from scorelm.model.denoiser import Denoiser, Places, in_chunks, rows
 from scorelm.noise.schedule import Schedule
 from scorelm.sampling.generate import Sampler
 from scorelm.sampling.options import Options
@@ -59,15 +59,19 @@ def next_token_loss(
     self_conditioned: bool = False,
 ) -> Outcome:
     """Cross-entropy of every target given the tokens before it, summed and divided by `live`."""
-    target_BL = draw.sigma_BS > 0
+    places = draw.places or Places.of(draw.sigma_BS, draw.layout)
     h_BLD = hidden(denoiser, previous(draw.ids_BS, draw.layout.position_BL), draw.layout)
-    logits_NV, ids_N = next_token(denoiser, h_BLD[target_BL]), draw.ids_BS[target_BL]
-    cross_entropy_N = F.cross_entropy(logits_NV, ids_N, reduction="none")
-    correct_N = logits_NV.detach().argmax(-1) == ids_N
-    return Outcome(
-        cross_entropy_N.sum() / max(live, 1), cross_entropy_N.detach(), draw.sigma_BS[target_BL],
-        draw.shared_BS[target_BL], correct_N,
-    )  # fmt: skip
+    ids_N, sigma_N, shared_N = (t.flatten()[places.live_N] for t in (draw.ids_BS, draw.sigma_BS, draw.shared_BS))
+
+    def terms(h_ND: Tensor, ids_N: Tensor) -> Tensor:
+        logits_NV = next_token(denoiser, h_ND)
+        cross_entropy_N = F.cross_entropy(logits_NV, ids_N, reduction="none")
+        return torch.stack([cross_entropy_N, (logits_NV.argmax(-1) == ids_N).float()], 1)
+
+    h_ND = rows(h_BLD.flatten(0, 1), places.live_N)
+    cross_entropy_N, correct_N = in_chunks(terms, len(denoiser.prior), h_ND, ids_N).unbind(1)
+    loss = cross_entropy_N.sum() / max(live, 1)
+    return Outcome(loss, cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
 
 class AutoregressiveSampler(Sampler):

@@ -6,18 +6,23 @@ token) and everything between (block diffusion, BD3-LM, arXiv 2503.09573, with a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scorelm.model.norm import product_dtype
 from scorelm.model.rope import rotation, unit_rms_rotated
 
 CLEAN, NOISY = 0, 1
-SHORT = 256
+SHORT = 1024
 """Longest row, in positions, whose attention is computed by batched products on a CPU."""
+FLEX = ("cuda",)
+"""Kinds of device whose attention skips blocks of positions that do not see each other."""
 
 
 @dataclass
@@ -57,6 +62,11 @@ class Layout:
     past: Past | None = None
     """What is computed already; queries see it by the same rule."""
 
+    @property
+    def marks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Segment, block and stream: what visibility is a rule about."""
+        return self.segment_BL, self.block_BL, self.stream_BL
+
     @classmethod
     def two_streams(cls, segment_BL: Tensor, position_BL: Tensor, block_BL: Tensor) -> Layout:
         """Every row twice, a clean copy and then a noisy one, [B, 2 L]: what block diffusion trains on."""
@@ -89,47 +99,73 @@ def visibility(layout: Layout) -> Tensor:
     A query sees a key iff they share the segment and either share stream and block, or the key is clean and in an
     earlier block. Padding sees padding only.
     """
-    own = (layout.segment_BL, layout.block_BL, layout.stream_BL)
-    query = [t[:, :, None] for t in own]
-    key = [t[:, None, :] for t in own]
-    if layout.past is not None:
-        past = layout.past.layout
-        pairs = zip((past.segment_BL, past.block_BL, past.stream_BL), own, strict=True)
-        key = [torch.cat(pair, 1)[:, None, :] for pair in pairs]
-    same_block = (query[1] == key[1]) & (query[2] == key[2])
-    clean_before = (key[2] == CLEAN) & (key[1] < query[1])
-    return (query[0] == key[0]) & (same_block | clean_before)
+    own = layout.marks
+    past = layout.past.layout.marks if layout.past is not None else tuple(t[:, :0] for t in own)
+    key = [torch.cat(pair, 1)[:, None, :] for pair in zip(past, own, strict=True)]
+    return sees([t[:, :, None] for t in own], key)
+
+
+def sees(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """The rule of `visibility` for marks (segment, block, stream) that broadcast against each other."""
+    (segment, block, stream), (key_segment, key_block, key_stream) = query, key
+    same_block = (block == key_block) & (stream == key_stream)
+    clean_before = (key_stream == CLEAN) & (key_block < block)
+    return (segment == key_segment) & (same_block | clean_before)
+
+
+def block_mask(layout: Layout) -> Any:
+    """`visibility` as FlexAttention takes it: the rule, and which blocks of 128 x 128 positions have pairs that see."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    marks, (rows, length) = layout.marks, layout.segment_BL.shape
+
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return sees([t[b, q] for t in marks], [t[b, k] for t in marks])
+
+    return create_block_mask(rule, rows, None, length, length, device=layout.segment_BL.device.type)
+
+
+@cache
+def flex() -> Callable[..., Tensor]:
+    """FlexAttention, compiled: without that it is slower than what it replaces."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
 
 
 class AttentionInputs:
-    """What all layers share for one layout: who sees whom and the rotation angles, computed once a forward pass."""
+    """What all layers share for one layout: who sees whom and the rotation angles, computed once a forward pass.
 
-    def __init__(self, layout: Layout, dim: int, heads: int) -> None:
-        self.rotation_BLK = rotation(layout.position_BL, dim // heads)
-        self.past = layout.past
-        self.mask_B1LL = visibility(layout)[:, None]
-        self.bias_XLL: Tensor | None = None
-        if layout.position_BL.device.type == "cpu" and self.mask_B1LL.shape[-1] <= SHORT:
-            bias_B1LL = torch.zeros(self.mask_B1LL.shape).masked_fill_(~self.mask_B1LL, -torch.inf)
-            self.bias_XLL = bias_B1LL.expand(-1, heads, -1, -1).flatten(0, 1)
+    Who sees whom is a mask of FlexAttention, one of the fused attention, or a bias for batched products.
+    """
+
+    def __init__(self, layout: Layout, head_dim: int) -> None:
+        self.rotation_BLK2 = rotation(layout.position_BL, head_dim)
+        self.past, device = layout.past, layout.position_BL.device.type
+        self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
+        if device in FLEX and self.past is None:
+            self.blocks = block_mask(layout)
+            return
+        mask_B1LL = visibility(layout)[:, None]
+        if device == "cpu" and mask_B1LL.shape[-1] <= SHORT:
+            bias_B1LL = torch.zeros(mask_B1LL.shape).masked_fill_(~mask_B1LL, -torch.inf)
+            self.bias_B1LL = bias_B1LL.to(product_dtype(bias_B1LL))
+        else:
+            self.mask_B1LL = mask_B1LL
 
     def attend(self, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
-        """``softmax(q k / sqrt(K)) v`` over what is visible, [B, L, H, K].
-
-        By PyTorch's fused attention, or for short rows on a CPU by plain batched products, which are faster there; X
-        is rows times heads.
-        """
+        """``softmax(q k / sqrt(K)) v`` over what is visible, [B, L, H, K]."""
         if self.past is not None:
             k_BLHK, v_BLHK = self.past.before(k_BLHK, v_BLHK)
         q, k, v = (t.transpose(1, 2) for t in (q_BLHK, k_BLHK, v_BLHK))
-        if self.bias_XLL is None:
+        if self.blocks is not None:
+            seen: Tensor = flex()(q, k, v, block_mask=self.blocks)
+            return seen.transpose(1, 2)
+        if self.bias_B1LL is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask_B1LL).transpose(1, 2)
-        if self.bias_XLL.dtype != q.dtype:
-            self.bias_XLL = self.bias_XLL.to(q.dtype)
-        shape, scale = q.shape, q.shape[-1] ** -0.5
-        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
-        weight_XLL = torch.baddbmm(self.bias_XLL, q, k.mT, alpha=scale).softmax(-1)
-        return torch.bmm(weight_XLL, v).view(shape).transpose(1, 2)
+        weight_BHLL: Tensor = (q * q.shape[-1] ** -0.5 @ k.mT).add_(self.bias_B1LL).softmax(-1)
+        return (weight_BHLL @ v).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -144,6 +180,6 @@ class Attention(nn.Module):
 
     def forward(self, h_BLD: Tensor, inputs: AttentionInputs) -> Tensor:
         qk, v = self.qkv(h_BLD).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
-        q, k = unit_rms_rotated(qk, inputs.rotation_BLK).unbind(2)
+        q, k = unit_rms_rotated(qk, inputs.rotation_BLK2).unbind(2)
         result: Tensor = self.out(inputs.attend(q, k, v.squeeze(2)).flatten(2))
         return result

@@ -7,16 +7,44 @@ the soft token ``softmax(evidence + prior)`` and its output is a Bayesian update
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from scorelm.config import ModelConfig
 from scorelm.model.attention import Layout
 from scorelm.model.embedding import Embedding, evidence, nearest_token
 from scorelm.model.transformer import Transformer
+
+CHUNK = 2**24
+"""Most numbers of an array [N, V] that are held at a time where all of it is not asked for."""
+
+
+class Places(NamedTuple):
+    """Which of the B L positions, counted row after row, are of which kind."""
+
+    noisy_U: Tensor
+    """Sigma above 0 and finite."""
+    blank_J: Tensor
+    """Sigma inf: no evidence."""
+    given_M: Tensor
+    """Sigma 0, and padding."""
+    live_N: Tensor
+    """Noisy and blank ones together."""
+    order_P: Tensor
+    """For each position, its place where noisy, blank and given ones stand one kind after the other."""
+
+    @classmethod
+    def of(cls, sigma_BL: Tensor, layout: Layout) -> Places:
+        """Found from noise levels and segments; on a GPU the host waits for it."""
+        live_P, blank_P = ((sigma_BL > 0) & (layout.segment_BL > 0)).flatten(), (sigma_BL == torch.inf).flatten()
+        kinds = (live_P & ~blank_P, live_P & blank_P, ~live_P, live_P)
+        noisy_U, blank_J, given_M, live_N = (kind_P.nonzero().squeeze(1) for kind_P in kinds)
+        return cls(noisy_U, blank_J, given_M, live_N, torch.cat([noisy_U, blank_J, given_M]).argsort())
 
 
 class Posterior(NamedTuple):
@@ -58,17 +86,36 @@ class Denoiser(nn.Module):
 
     def live(self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, self_cond_BLE: Tensor | None = None) -> Posterior:
         """The posterior at the live positions alone: `forward` without the work for those that are given already."""
-        table_VE = self.embedding.table()
-        live_BL = (sigma_BL > 0) & (layout.segment_BL > 0)
-        context_free_NV = evidence(x_BLE[live_BL], sigma_BL[live_BL], table_VE, self.prior)
-        soft_ND = (context_free_NV.softmax(-1) @ self.token_in).float()
-        given_MD = self.token_in[nearest_token(x_BLE[~live_BL], table_VE)].float()
-        h_BLD = in_reading_order(soft_ND, given_MD, live_BL)
+        places, (x_PE, sigma_P) = Places.of(sigma_BL, layout), (x_BLE.flatten(0, 1), sigma_BL.flatten())
+        h_ND = self.hidden(x_BLE, sigma_BL, layout, places, self_cond_BLE)
+        logits_NV, context_free_NV = self.read_out(h_ND, x_PE[places.live_N], sigma_P[places.live_N])
+        return Posterior(logits_NV, context_free_NV, (sigma_BL > 0) & (layout.segment_BL > 0))
+
+    def hidden(
+        self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, places: Places, self_cond_BLE: Tensor | None = None
+    ) -> Tensor:
+        """The trunk's output at the live positions, [N, D], from every position's soft token.
+
+        Positions without evidence have one soft token, the prior's, and given ones have their own token.
+        """
+        table_VE, (x_PE, sigma_P) = self.embedding.table(), (x_BLE.flatten(0, 1), sigma_BL.flatten())
+
+        def soft(x_UE: Tensor, sigma_U: Tensor) -> Tensor:
+            return evidence(x_UE, sigma_U, table_VE, self.prior).softmax(-1) @ self.token_in
+
+        noisy_UD = in_chunks(soft, len(table_VE), rows(x_PE, places.noisy_U), sigma_P[places.noisy_U])
+        blank_JD = (self.prior.softmax(-1)[None] @ self.token_in).expand(len(places.blank_J), -1)
+        given_MD = self.token_in[nearest_token(x_PE[places.given_M], table_VE)]
+        soft_PD = torch.cat([part.float() for part in (noisy_UD, blank_JD, given_MD)])
+        h_BLD = rows(soft_PD, places.order_P).view(*sigma_BL.shape, -1)
         if self_cond_BLE is not None:
             h_BLD = h_BLD + self.self_condition(self_cond_BLE)
-        h_BLD = self.trunk(h_BLD, sigma_BL, layout)
-        context_NV = self.context(rows(h_BLD.flatten(0, 1), live_BL.flatten().nonzero().squeeze(1)))
-        return Posterior(context_free_NV + context_NV, context_free_NV, live_BL)
+        return rows(self.trunk(h_BLD, sigma_BL, layout).flatten(0, 1), places.live_N)
+
+    def read_out(self, h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the posterior, and the part of them without context, [N, V] each in fp32."""
+        context_free_NV = evidence(x_NE, sigma_N, self.embedding.table(), self.prior)
+        return context_free_NV + self.context(h_ND), context_free_NV
 
     def forward(self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, self_cond_BLE: Tensor | None = None) -> Tensor:
         """Logits of the posterior over every position's token, [B, L, V] in fp32.
@@ -127,11 +174,16 @@ def rows(x: Tensor, place: Tensor) -> Tensor:
     return chosen
 
 
-def in_reading_order(live_ND: Tensor, given_MD: Tensor, live_BL: Tensor) -> Tensor:
-    """What stands at the live positions and at the others, put together: [B, L, D]."""
-    live = live_BL.flatten()
-    place = torch.where(live, live.cumsum(0) - 1, len(live_ND) + (~live).cumsum(0) - 1)
-    return rows(torch.cat([live_ND, given_MD]), place).view(*live_BL.shape, -1)
+def in_chunks(function: Callable[..., Tensor], vocabulary: int, *rows_N: Tensor) -> Tensor:
+    """A function of N rows, whose work has the size [N, V], in chunks of at most `CHUNK` numbers.
+
+    Where there is more than one chunk, each is computed again for its gradient instead of kept.
+    """
+    size = max(1, CHUNK // vocabulary)
+    if len(rows_N[0]) <= size:
+        return function(*rows_N)
+    chunks = zip(*(torch.split(t, size) for t in rows_N), strict=True)
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
 
 
 def score(x_BLE: Tensor, x0_BLE: Tensor, sigma_BL: Tensor) -> Tensor:

@@ -46,6 +46,11 @@ class UnitRMS(torch.autograd.Function):
 
 def unit_rms(x: Tensor) -> Tensor:
     """Divide by the root mean square over the last axis; under autocast, answer in its precision."""
-    kind = x.device.type
-    y: Tensor = UnitRMS.apply(x, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)  # type: ignore[no-untyped-call]
+    y: Tensor = UnitRMS.apply(x, product_dtype(x))  # type: ignore[no-untyped-call]
     return y
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of `x` is computed in: autocast's precision, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -14,6 +14,7 @@ from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.embedding import Embedding
 from scorelm.noise.plan import Path
 from scorelm.text.conditioning import Template
+from scorelm.text.packing import first_fit
 from scorelm.text.tokenizer import BOS, EOS, PAD
 
 
@@ -143,20 +144,5 @@ def pack(extents: Sequence[int], length: int) -> Tensor:
     Row b fills `extents[b]` columns from its first; rows share a row of the model, which is as long as the longest
     extent, so that short ones waste nothing (first-fit decreasing).
     """
-    width = max(extents)
-    bins: list[list[np.ndarray]] = []
-    used: list[int] = []
-    for row in sorted(range(len(extents)), key=lambda r: -extents[r]):
-        extent = extents[row]
-        if not extent:
-            continue
-        place = next((k for k, n in enumerate(used) if n + extent <= width), len(bins))
-        if place == len(bins):
-            bins.append([])
-            used.append(0)
-        bins[place].append(np.arange(row * length, row * length + extent))
-        used[place] += extent
-    index_RW = np.full((len(bins), width), -1)
-    for place, parts in enumerate(bins):
-        index_RW[place, : used[place]] = np.concatenate(parts)
-    return torch.from_numpy(index_RW)
+    pieces = [np.arange(row * length, row * length + extent) for row, extent in enumerate(extents) if extent]
+    return torch.from_numpy(first_fit(pieces, max(extents)))

@@ -74,6 +74,23 @@ def packing_efficiency(batch: Mapping[str, Ids]) -> float:
     return float(np.mean(np.asarray(batch["segment"]) > 0))
 
 
+def first_fit(pieces: Sequence[Ids], width: int) -> Ids:
+    """Put pieces, the longest first, each into the first row with room for it: [R, width] of ids, padded by -1."""
+    found: list[list[Ids]] = []
+    used: list[int] = []
+    for piece in sorted(pieces, key=len, reverse=True):
+        place = next((k for k, n in enumerate(used) if n + len(piece) <= width), len(found))
+        if place == len(found):
+            found.append([])
+            used.append(0)
+        found[place].append(piece)
+        used[place] += len(piece)
+    index_RW = np.full((len(found), width), -1)
+    for place, parts in enumerate(found):
+        index_RW[place, : used[place]] = np.concatenate(parts)
+    return index_RW
+
+
 class _Documents:
     """Random access to token ids, without a copy where Arrow already holds them."""
 

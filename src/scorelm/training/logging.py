@@ -30,21 +30,23 @@ BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
 """Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; the last band ends at no evidence."""
 
 
-def useful_flops(denoiser: Denoiser, lengths: Tensor, streams: int, live: int, first_pass: bool) -> float:
+def useful_flops(denoiser: Denoiser, lengths: Tensor, streams: int, noisy: int, live: int, first_pass: bool) -> float:
     """FLOPs that a training step needs: 2 per weight and token forward, twice that backward, attention likewise.
 
     Args:
         denoiser: the model.
         lengths: lengths of the documents in the batch; padding is not counted.
         streams: copies of each document.
-        live: positions with logits.
+        noisy: positions with a soft token of their own: sigma above 0 and finite.
+        live: positions with logits: sigma above 0.
         first_pass: whether a self-conditioning pass (forward only) was made.
     """
     trunk = sum(p.numel() for p in denoiser.trunk.parameters() if p.ndim == 2)
-    vocab = denoiser.token_in.numel() + denoiser.context.weight.numel() + 2 * denoiser.embedding.weight.numel()
+    table = denoiser.embedding.weight.numel()
+    vocabulary = noisy * (table + denoiser.token_in.numel()) + live * denoiser.context.weight.numel()
     dim, layers = denoiser.token_in.shape[1], len(denoiser.trunk.blocks)
     tokens, pairs = streams * int(lengths.sum()), streams * int((lengths**2).sum())
-    forward = 2.0 * (trunk * tokens + vocab * live) + 4.0 * dim * layers * pairs
+    forward = 2.0 * (trunk * tokens + vocabulary) + 4.0 * dim * layers * pairs
     return forward * (4 if first_pass else 3)
 
 
@@ -61,16 +63,16 @@ class Window:
         documents = runs(batch.segment)
         lengths = torch.bincount(documents.index_BL[batch.segment > 0])
         streams, norm = draw.ids_BS.shape[1] // batch.ids.shape[1], denoiser.embedding.norm
-        self.flops += useful_flops(denoiser, lengths, streams, draw.live, first_pass)
+        self.flops += useful_flops(denoiser, lengths, streams, draw.noisy, draw.live, first_pass)
         self.positions += batch.segment.numel()
         if not outcome.cross_entropy_N.isfinite().all():
             return
         self.live += len(outcome.sigma_N)
         self.correct += int(outcome.correct_N.sum())
         edges = torch.tensor(BANDS[::-1], dtype=torch.float32)
-        band = len(BANDS) - torch.bucketize(norm / outcome.sigma_N.cpu().float(), edges)
+        band = len(BANDS) - torch.bucketize(norm / outcome.sigma_N.float(), edges)
         count = torch.bincount(band, minlength=len(BANDS) + 1)[: len(BANDS) + 1]
-        total = torch.bincount(band, outcome.cross_entropy_N.cpu().double(), minlength=len(BANDS) + 1)
+        total = torch.bincount(band, outcome.cross_entropy_N.double(), minlength=len(BANDS) + 1)
         self.bands += torch.stack([count.double(), total[: len(BANDS) + 1]])
 
     def advance(self, loss: float, tokens: int, seconds: float) -> None:

@@ -7,18 +7,24 @@ their own. Everything random comes from one generator per step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from scorelm.config import NoiseConfig, TrainingConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout, twice
-from scorelm.model.denoiser import Denoiser
+from scorelm.model.denoiser import Denoiser, Places, in_chunks, rows
 from scorelm.noise.levels import document_blocks, draw_levels, given_spans, runs
 from scorelm.noise.schedule import Schedule
+from scorelm.text.packing import first_fit
 from scorelm.text.tokenizer import BOS, EOS
+
+MULTIPLE = 64
+"""Of positions, that the width of narrowed rows is a multiple of: few widths are few shapes to prepare kernels for."""
 
 
 class Batch(NamedTuple):
@@ -40,6 +46,8 @@ class Draw(NamedTuple):
     """Weights of the cross-entropies, where they differ."""
     eps_BSE: Tensor | None = None
     """Standard normal noise for the forward process."""
+    places: Places | None = None
+    """Where positions of each kind are, once the draw is where it is computed."""
 
     def with_noise(self, size: int, rng: torch.Generator) -> Draw:
         """The draw with its noise, for embeddings of that size."""
@@ -51,10 +59,50 @@ class Draw(NamedTuple):
         layout = self.layout.map(change)
         return Draw(change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS), layout, weight, eps)
 
+    def on(self, device: torch.device) -> Draw:
+        """The draw on a device, with its places, which are found here so that the device need not be waited for."""
+        draw = narrowed(self) if device.type == "cpu" else self
+        places = Places.of(draw.sigma_BS, draw.layout)
+
+        def move(t: Tensor) -> Tensor:
+            return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
+
+        return draw.map(move)._replace(places=Places(*map(move, places)))
+
     @property
     def live(self) -> int:
         """Positions that the loss is computed at."""
         return int(((self.sigma_BS > 0) & (self.layout.segment_BL > 0)).sum())
+
+    @property
+    def noisy(self) -> int:
+        """Those of them that have some evidence."""
+        return self.live - int((self.sigma_BS == torch.inf).sum())
+
+
+def narrowed(draw: Draw) -> Draw:
+    """The same documents in narrower rows, where the longest takes half of a row or less.
+
+    A row's attention costs the square of its length, whoever sees whom in it, unless blocks of it are skipped.
+    """
+    segment_BS = draw.layout.segment_BL
+    length = segment_BS.shape[1]
+    document_P = (segment_BS + (segment_BS.amax() + 1) * torch.arange(len(segment_BS))[:, None]).flatten()
+    place_N = (segment_BS.flatten() > 0).nonzero().squeeze(1)
+    _, extent_D = torch.unique(document_P[place_N], return_counts=True)
+    width = -(-int(extent_D.max()) // MULTIPLE) * MULTIPLE if len(extent_D) else length
+    if 2 * width > length:
+        return draw
+    pieces = place_N[document_P[place_N].argsort(stable=True)].numpy()
+    index_RW = torch.from_numpy(first_fit(np.split(pieces, extent_D.cumsum(0)[:-1].numpy()), width))
+    real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
+
+    def taken(t_BS: Tensor) -> Tensor:
+        return t_BS.flatten(0, 1)[at_RW]
+
+    found = draw.map(taken)
+    layout = replace(found.layout, segment_BL=torch.where(real_RW, document_P[at_RW], 0))
+    return found._replace(sigma_BS=found.sigma_BS.where(real_RW, 0.0), layout=layout)
 
 
 class Outcome(NamedTuple):
@@ -65,6 +113,10 @@ class Outcome(NamedTuple):
     sigma_N: Tensor
     shared_N: Tensor
     correct_N: Tensor
+
+    def on_host(self) -> Outcome:
+        """Without gradients, on the CPU, which waits for the device."""
+        return Outcome(*(t.detach().cpu() for t in self))
 
 
 def draw_noise(batch: Batch, config: NoiseConfig, schedule: Schedule, rng: torch.Generator) -> Draw:
@@ -119,33 +171,39 @@ def score_loss(
         live: the number to divide by: live positions of all batches of the step.
         self_conditioned: take a first pass without gradient and feed its estimate back (arXiv 2208.04202).
     """
+    places = draw.places or Places.of(draw.sigma_BS, draw.layout)
     e_BSE = denoiser.embedding(draw.ids_BS)
     assert draw.eps_BSE is not None
     x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
+    e_NE, x_NE = (rows(t_BSE.flatten(0, 1), places.live_N) for t_BSE in (e_BSE, x_BSE))
+    ids_N, sigma_N, shared_N = (t.flatten()[places.live_N] for t in (draw.ids_BS, draw.sigma_BS, draw.shared_BS))
+    weight_N = torch.ones_like(sigma_N) if draw.weight_BS is None else draw.weight_BS.flatten()[places.live_N]
+    vocabulary = len(denoiser.prior)
     self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step
+
+    def estimate(h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor) -> Tensor:
+        return denoiser.estimate(denoiser.read_out(h_ND, x_NE, sigma_N)[0])
+
+    def terms(h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor, e_NE: Tensor, ids_N: Tensor, weight_N: Tensor) -> Tensor:
+        logits_NV, context_free_NV = denoiser.read_out(h_ND, x_NE, sigma_N)
+        cross_entropy_N = F.cross_entropy(logits_NV, ids_N, reduction="none") * weight_N
+        loss_N = cross_entropy_N
+        if config.likelihood_weight:
+            x0_NE = denoiser.estimate(logits_NV)
+            loss_N = loss_N + config.likelihood_weight * likelihood_term(e_NE, x0_NE, sigma_N, schedule)
+        if config.z_loss:
+            loss_N = loss_N + config.z_loss * z_term(logits_NV, context_free_NV)
+        return torch.stack([loss_N, cross_entropy_N, (logits_NV.argmax(-1) == ids_N).float()], 1)
+
     if self_conditioned:
         with torch.no_grad():
-            first = denoiser.live(x_BSE, draw.sigma_BS, draw.layout)
-            self_cond_BSE[first.live_BL] = denoiser.estimate(first.logits_NV)
-    posterior = denoiser.live(x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE)
-    live_BS = posterior.live_BL
-    ids_N, sigma_N = draw.ids_BS[live_BS], draw.sigma_BS[live_BS]
-    cross_entropy_N = F.cross_entropy(posterior.logits_NV, ids_N, reduction="none")
-    if draw.weight_BS is not None:
-        cross_entropy_N = cross_entropy_N * draw.weight_BS[live_BS]
-    loss_N = cross_entropy_N
-    if config.likelihood_weight:
-        x0_NE = denoiser.estimate(posterior.logits_NV)
-        loss_N = loss_N + config.likelihood_weight * likelihood_term(e_BSE[live_BS], x0_NE, sigma_N, schedule)
-    if config.z_loss:
-        loss_N = loss_N + config.z_loss * z_term(posterior.logits_NV, posterior.context_free_NV)
-    return Outcome(
-        loss_N.sum() / max(live, 1),
-        cross_entropy_N.detach(),
-        sigma_N,
-        draw.shared_BS[live_BS],
-        posterior.logits_NV.detach().argmax(-1) == ids_N,
-    )
+            h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places)
+            x0_NE = in_chunks(estimate, vocabulary, h_ND, x_NE, sigma_N)
+            self_cond_BSE.flatten(0, 1).index_copy_(0, places.live_N, x0_NE)
+    h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, self_cond_BSE)
+    terms_N3 = in_chunks(terms, vocabulary, h_ND, x_NE, sigma_N, e_NE, ids_N, weight_N)
+    loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
+    return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
 
 def likelihood_term(e_NE: Tensor, x0_NE: Tensor, sigma_N: Tensor, schedule: Schedule) -> Tensor:

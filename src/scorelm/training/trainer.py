@@ -57,6 +57,9 @@ class Trainer:
         self.losses = {
             name: self._share_out(cast(Denoiser, average.module), False) for name, average in self.averages.items()
         }
+        if self.config.compile:
+            for block in self.denoiser.trunk.blocks:
+                block.compile()
         self.losses["weights"] = self._share_out(self.denoiser, True)
         self.optimizer = make_optimizer(self.denoiser, self.config)
         noise, size = recipe.noise, recipe.model.embedding_dim
@@ -103,15 +106,17 @@ class Trainer:
         chance = float(torch.rand((), generator=generator(self.config.seed, self.step, SHARED)))
         first_pass = self.self_conditions and chance < self.config.self_conditioning
         self.optimizer.zero_grad(set_to_none=True)
-        loss, tokens, observed = 0.0, 0, np.zeros((2, EntropyCurve.BINS))
-        for k, (batch, draw) in enumerate(drawn):
+        outcomes = []
+        for k, (_, draw) in enumerate(drawn):
             with gradients_stay(self.losses["weights"], k < len(drawn) - 1):
-                outcome = self._backward(draw, live, first_pass)
-            loss += float(outcome.loss.detach())
+                outcomes.append(self._backward(draw, live, first_pass))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)))
+        loss, tokens, observed = 0.0, 0, np.zeros((2, EntropyCurve.BINS))
+        for (batch, draw), outcome in zip(drawn, (o.on_host() for o in outcomes), strict=True):
+            loss += float(outcome.loss)
             tokens += int((batch.segment > 0).sum())
             observed += self._observed(outcome)
             self.window.add(self.denoiser, batch, draw, outcome, first_pass)
-        norm = float(whole(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)))
         mine = [
             loss,
             tokens,
@@ -157,10 +162,9 @@ class Trainer:
 
     def _loss(self, name: str, draw: Draw, live: int, first_pass: bool) -> Outcome:
         """The loss of the weights, or of one of their averages."""
-        draw = draw.map(lambda t: t.to(self.device))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outcome: Outcome = self.losses[name](
-                draw, self.schedule, self.config, live=live, self_conditioned=first_pass
+                draw.on(self.device), self.schedule, self.config, live=live, self_conditioned=first_pass
             )
         return outcome
 
