@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from runs import Kept, heldout, recipe, seconds, settle, trained
 from scorelm.evaluation.price import price
-from scorelm.model.denoiser import Denoiser, Posterior
+from scorelm.model.denoiser import Denoiser
 
 NONE = dict.fromkeys(("shared", "independent", "spread", "ramp", "prefix", "absorbing", "ordered"), 0.0)
 ARMS: dict[str, dict[str, Any]] = {
@@ -47,18 +49,18 @@ PATHS = ("uniform", "blocks:4", "random", "ordered")
 @contextmanager
 def variant(arm: str) -> Iterator[None]:
     """The denoiser without its output prior, for the arm that asks for it: logits are the context's alone."""
-    whole = Denoiser.live
+    whole = Denoiser.read_out
 
-    def context_alone(self: Denoiser, *arguments: Any) -> Posterior:
-        logits_NV, context_free_NV, live_BL = whole(self, *arguments)
-        return Posterior(logits_NV - context_free_NV + self.prior, context_free_NV, live_BL)
+    def context_alone(self: Denoiser, h_ND: Tensor, *evidence: Tensor) -> tuple[Tensor, Tensor]:
+        _, context_free_NV = whole(self, h_ND, *evidence)
+        return self.context(h_ND) + self.prior, context_free_NV
 
     if arm == "without output prior":
-        Denoiser.live = context_alone  # type: ignore[method-assign]
+        Denoiser.read_out = context_alone  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Denoiser.live = whole  # type: ignore[method-assign]
+        Denoiser.read_out = whole  # type: ignore[method-assign]
 
 
 def measure(kept: Kept, arm: str, seed: int, steps: int) -> None:

@@ -22,7 +22,7 @@ import torch
 import collectives
 from runs import RESULTS
 from scorelm.config import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig, load_recipe
-from scorelm.model.denoiser import Denoiser
+from scorelm.model.denoiser import CHUNK, Denoiser
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import prepare
 from scorelm.training.logging import useful_flops
@@ -72,20 +72,22 @@ def on_meta(recipe: Recipe) -> Denoiser:
         return Denoiser(recipe.model, recipe.data.vocab_size)
 
 
-def live_share(recipe: Recipe) -> float:
-    """Share of a row's positions that have logits, as training draws them; one document a row."""
+def shares(recipe: Recipe) -> tuple[float, float]:
+    """Shares of a row's positions that have logits, and that have some evidence, as training draws them.
+
+    One document a row.
+    """
     draw = collectives.drawn(recipe.data.max_length, 2_000, recipe.data.vocab_size, recipe.noise, seed=0)
-    return draw.live / (2_000 * recipe.data.max_length)
+    positions = 2_000 * recipe.data.max_length
+    return draw.live / positions, draw.noisy / positions
 
 
-def flops_per_token(recipe: Recipe, live: float) -> float:
+def flops_per_token(recipe: Recipe, live: float, noisy: float) -> float:
     """Useful FLOPs of training for each real token, averaged over steps with and without a self-conditioning pass."""
     denoiser, length = on_meta(recipe), recipe.data.max_length
     lengths = torch.full((1_000,), length)
-    counts = [
-        useful_flops(denoiser, lengths, recipe.noise.streams, round(live * 1_000 * length), first_pass)
-        for first_pass in (False, True)
-    ]
+    places = round(noisy * 1_000 * length), round(live * 1_000 * length)
+    counts = [useful_flops(denoiser, lengths, recipe.noise.streams, *places, first) for first in (False, True)]
     share = recipe.training.self_conditioning
     return (counts[0] * (1 - share) + counts[1] * share) / (1_000 * length)
 
@@ -95,19 +97,23 @@ def state_bytes(count: int, averages: int, world: int) -> float:
     return 4 * count * (4 + averages) / world
 
 
-def activation_bytes(config: ModelConfig, vocab_size: int, rows: int, length: int, streams: int, live: int) -> float:
+def activation_bytes(config: ModelConfig, rows: int, length: int, streams: int, live: int) -> float:
     """What autocast to bfloat16 keeps for the backward pass: per layer and position, and per live position.
 
     A layer keeps, at each position, two normalised inputs (2 D bytes each), queries, keys and values (6 D), turned
-    and normalised queries and keys (4 D), the attention's output (2 D) and SwiGLU's four intermediates (8 hidden);
-    scales of the norms and log-partition functions (8 + 12 heads); and attention's mask as a bias (2 S). The last norm
-    and the rotation are kept once. A live position keeps posterior and softmax in fp32 and one copy in bfloat16 (10 V).
+    and normalised queries and keys (4 D), the attention's output (2 D) and SwiGLU's four intermediates (8 hidden); and
+    scales of the norms and log-partition functions (8 + 12 heads). The last norm and the rotation are kept once. A live
+    position keeps the trunk's output (2 D): what has the vocabulary's size is computed again, chunk by chunk.
     """
     dim, layers, heads, hidden = config.size
-    seen = streams * length
-    layer = 16 * dim + 8 * hidden + 8 + 12 * heads + 2 * seen
+    layer = 16 * dim + 8 * hidden + 8 + 12 * heads
     once = 2 * dim + 4 * dim / heads
-    return rows * seen * (layers * layer + once) + live * (10 * vocab_size + 2 * dim)
+    return rows * streams * length * (layers * layer + once) + live * 2 * dim
+
+
+def mask_bytes(layers: int, rows: int, seen: int) -> int:
+    """What each layer keeps besides with the fused attention of a CPU, its mask as a bias; FlexAttention has none."""
+    return 2 * layers * rows * seen**2
 
 
 def working_bytes(run: Run) -> float:
@@ -124,7 +130,10 @@ def working_bytes(run: Run) -> float:
 
 
 def memory(run: Run, live: float) -> dict[str, float]:
-    """GB of one GPU at the fullest moment, the end of the forward pass, where the loss holds another 10 V."""
+    """GB of one GPU at the fullest moment, the end of the forward pass, where the loss works on its first chunk.
+
+    For each of the chunk's numbers it holds, forward and backward, four arrays in fp32 and two in bfloat16.
+    """
     recipe = run.recipe
     vocab, length, rows = recipe.data.vocab_size, recipe.data.max_length, recipe.training.rows
     shards = run.world if run.kind == "fsdp" else 1
@@ -132,8 +141,8 @@ def memory(run: Run, live: float) -> dict[str, float]:
     parts = {
         "state": state_bytes(count, len(recipe.training.ema), shards),
         "unsharded": working_bytes(run),
-        "activations": activation_bytes(recipe.model, vocab, rows, length, recipe.noise.streams, alive),
-        "loss": 10 * vocab * alive,
+        "activations": activation_bytes(recipe.model, rows, length, recipe.noise.streams, alive),
+        "loss": 20 * min(CHUNK, vocab * alive),
     }
     return {name: size / 1e9 for name, size in parts.items()} | {"total": sum(parts.values()) / 1e9}
 
@@ -171,9 +180,9 @@ def sent_per_step(run: Run) -> float:
 
 def computed(run: Run) -> dict[str, Any]:
     """All that follows from the configuration and the stated hardware."""
-    live = live_share(run.recipe)
+    live, noisy = shares(run.recipe)
     count = sum(parameters(run.recipe.model, run.recipe.data.vocab_size))
-    per_token, step_tokens = flops_per_token(run.recipe, live), run.positions * run.rounds * run.world
+    per_token, step_tokens = flops_per_token(run.recipe, live, noisy), run.positions * run.rounds * run.world
     checkpoint, sent = state_bytes(count, len(run.recipe.training.ema), 1) - 4 * count, sent_per_step(run)
     link = NVLINK if run.world <= NODE else NETWORK
     speeds = {}
@@ -188,7 +197,8 @@ def computed(run: Run) -> dict[str, Any]:
     return {
         "gpus": run.world, "kind": run.kind, "parameters": count, "rows": run.recipe.training.rows,
         "rounds": run.rounds, "tokens_per_step": step_tokens, "steps": run.recipe.training.steps,
-        "live_share": live, "flops_per_token": per_token, "memory_GB": memory(run, live), "at_mfu": speeds,
+        "live_share": live, "noisy_share": noisy, "flops_per_token": per_token, "memory_GB": memory(run, live),
+        "at_mfu": speeds,
         "sent_GB_per_rank_and_step": sent / 1e9, "communication_seconds": sent / link,
         "checkpoint_GB": checkpoint / 1e9, "checkpoint_seconds": checkpoint / STORAGE,
     }  # fmt: skip
@@ -218,7 +228,7 @@ def activations_against_formula() -> list[dict[str, float]]:
         config = ModelConfig(dim=128, layers=layers, heads=2)
         draw = collectives.drawn(160, 2, vocab_size, NoiseConfig(), seed=0)
         kept = collectives.saved_for_backward(config, vocab_size, draw)
-        formula = activation_bytes(config, vocab_size, 2, 160, 2, draw.live)
+        formula = activation_bytes(config, 2, 160, 2, draw.live) + mask_bytes(layers, 2, 320)
         report.append({"layers": layers, "vocab_size": vocab_size, "measured": kept, "formula": formula})
     return report
 

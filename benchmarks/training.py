@@ -1,40 +1,58 @@
-"""Training speed: real tokens/s and model FLOPs utilisation at the reference's size, with a profile, and packing.
+"""Training speed: real tokens/s, model FLOPs utilisation (MFU), memory, where the time goes, and how it grows.
 
-    .venv/bin/python benchmarks/training.py        # about 3 minutes on 2 cores; writes benchmarks/results/training.json
+    .venv/bin/python benchmarks/training.py      # about 25 minutes on 2 cores
 
-MFU is useful FLOPs (6 per trunk weight and token, attention, vocabulary products at live positions; padding not
-counted) over the fastest square matrix product measured in the same run. Variants are interleaved; medians of 7.
+Writes benchmarks/results/training.json, each figure as soon as it is there, and training.png; delete the JSON to
+measure anew. MFU is useful FLOPs (6 per trunk weight and token, attention inside documents, vocabulary products where
+the loss needs them; padding not counted) over the fastest square bfloat16 product measured in the same round. Kinds
+of one size and length are interleaved; medians of 5 rounds. The peer is an autoregressive loop in the manner of nanoGPT
+on PyTorch's own `nn.TransformerEncoderLayer`, whose rows are text without gaps.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from runs import RESULTS, Kept, settle, training
 from scorelm.config import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
-from scorelm.device import matmul_peak
-from scorelm.memory import keep_freed_memory
+from scorelm.device import matmul_peak, pick_dtype
+from scorelm.memory import bound_kernel_caches, keep_freed_memory
 from scorelm.text.packing import packed_rows, packing_efficiency
 from scorelm.text.tokenizer import PAD
 from scorelm.training.data import TrainingData, prepare
+from scorelm.training.draws import draw_step
 from scorelm.training.trainer import Trainer
 
-ROUNDS, STEPS = 7, 3
-KINDS = ("1 stream", "2 streams", "1 stream, padded, float32, FiLM")
-"""The last has the choices of the reference project, in this code."""
+ROUNDS = 5
+LAYERS = {128: 4, 256: 6, 512: 8, 768: 12}
+POSITIONS = {128: 4096, 256: 4096, 512: 2048, 768: 2048}
+"""Of a step, by width."""
+LENGTHS, LONG = (64, 128, 512), (64, 128, 256, 512, 1024, 2048)
+BATCHES = (4, 8, 16, 32, 64, 128, 256)
+CPU = torch.device("cpu")
 GROUPS = {
     "matrix products": ("aten::mm", "aten::addmm"),
-    "attention products": ("aten::bmm", "aten::baddbmm"),
+    "attention": (
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
     "optimiser and averages": ("aten::_fused_adamw_", "aten::lerp_", "aten::_foreach_lerp_"),
 }
 
@@ -49,7 +67,7 @@ class Padded:
         batch = {name: np.zeros(self.shape, np.int64) for name in ("ids", "segment", "position")}
         batch["ids"] += PAD
         for row in range(self.shape[0]):
-            ids = self.documents[self.next]["ids"][: self.shape[1]]
+            ids = self.documents[self.next % len(self.documents)]["ids"][: self.shape[1]]
             self.next += 1
             batch["ids"][row, : len(ids)] = ids
             batch["segment"][row, : len(ids)] = 1
@@ -57,39 +75,170 @@ class Padded:
         return batch
 
 
-def trainer(kind: str, data: TrainingData, out: Path) -> Trainer:
-    """A run at the reference's size, self-conditioning off; every kind takes 4,096 positions a step."""
-    streams: Literal[1, 2] = 2 if kind == "2 streams" else 1
-    plain = kind == "1 stream, padded, float32, FiLM"
+class Peer:
+    """A GPT: learned positions, pre-norm layers with GELU, a loop of autocast, AdamW and clipping."""
+
+    def __init__(self, dim: int, length: int, rows: int, data: TrainingData) -> None:
+        torch.manual_seed(0)
+        self.device, self.dtype, vocabulary = CPU, pick_dtype("auto", CPU), data.tokenizer.vocab_size
+        norm = nn.LayerNorm(dim, bias=False)
+        layer = nn.TransformerEncoderLayer(
+            dim, max(1, dim // 64), 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True, bias=False
+        )
+        self.parts = nn.ModuleDict({
+            "token": nn.Embedding(vocabulary, dim), "position": nn.Embedding(length, dim),
+            "trunk": nn.TransformerEncoder(layer, LAYERS[dim], norm, enable_nested_tensor=False),
+            "head": nn.Linear(dim, vocabulary, bias=False),
+        })  # fmt: skip
+        self.optimizer = torch.optim.AdamW(self.parts.parameters(), lr=1e-3, fused=True)
+        self.mask = nn.Transformer.generate_square_subsequent_mask(length)
+        stream = np.concatenate([np.asarray(ids) for ids in data.documents.train[:20_000]["ids"]])
+        self.text, self.shape, self.at = torch.from_numpy(stream), (rows, length), 0
+        matrices = sum(p.numel() for p in self.parts["trunk"].parameters() if p.ndim == 2) + vocabulary * dim
+        pairs = LAYERS[dim] * (length + 1) / 2
+        self.flops_per_token = 6 * matrices + 12 * dim * pairs
+        self.tokens, self.seconds = 0, 0.0
+
+    def train_step(self) -> None:
+        """One step on the next rows of the text."""
+        started, (rows, length) = time.perf_counter(), self.shape
+        if self.at + rows * length >= len(self.text):
+            self.at = 0
+        window = self.text[self.at : self.at + rows * length + 1]
+        self.at += rows * length
+        ids, targets = window[:-1].view(rows, length), window[1:].view(rows, length)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            h = self.parts["token"](ids) + self.parts["position"](torch.arange(length))
+            logits: Tensor = self.parts["head"](self.parts["trunk"](h, self.mask, is_causal=True))
+        F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
+        self.optimizer.step()
+        self.tokens += rows * length
+        self.seconds += time.perf_counter() - started
+
+    def metrics(self, peak: float) -> dict[str, float]:
+        """Speed since the last call."""
+        rate, self.tokens, self.seconds = self.tokens / self.seconds, 0, 0.0
+        return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / peak}
+
+
+def trainer(
+    data: TrainingData,
+    dim: int,
+    length: int,
+    streams: Any = 1,
+    positions: int | None = None,
+    padded: bool = False,
+    film: bool = False,
+    **options: Any,
+) -> Trainer:
+    """A run on rows that hold `positions` in all of its streams."""
+    rows = max(1, (positions or POSITIONS[dim]) // length // streams)
     recipe = Recipe(
-        model=ModelConfig(dim=256, layers=6, noise_conditioning="film" if plain else "none"),
+        data=DataConfig(max_length=length),
+        model=ModelConfig(dim=dim, layers=LAYERS[dim], noise_conditioning="film" if film else "none"),
         noise=NoiseConfig(streams=streams),
-        training=TrainingConfig(
-            steps=10**6, self_conditioning=0.0, rows=64 // streams, precision="float32" if plain else "auto"
-        ),
+        training=TrainingConfig(**{"steps": 10**6, "self_conditioning": 0.0, "rows": rows} | options),
     )
-    run = Trainer(recipe, out, data)
-    if plain:
-        run.batches = Padded(data, 64, recipe.data.max_length)
+    run = Trainer(recipe, Path(tempfile.mkdtemp()), data)
+    if padded:
+        run.shards[0].batches = Padded(data, rows, length)
     return run
 
 
-def measure(run: Trainer, peak: float) -> dict[str, float]:
-    """A few steps: real tokens/s and MFU."""
-    for _ in range(STEPS):
-        run.train_step()
-    line = run.metrics(peak)
-    return {"tokens_per_second": line["tokens_per_second"], "mfu": line["mfu"]}
+def measured(runs: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Interleaved rounds of a few steps of every kind."""
+    for run in runs.values():
+        for _ in range(2):
+            run.train_step()
+        run.metrics(1.0)
+    rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in runs}
+    for _ in range(ROUNDS):
+        for kind, run in runs.items():
+            peak = matmul_peak(CPU, run.dtype)
+            for _ in range(steps):
+                run.train_step()
+            line = run.metrics(peak)
+            rounds[kind].append({name: line[name] for name in ("tokens_per_second", "mfu")} | {"gemm_peak": peak})
+    return {
+        kind: {name: statistics.median(r[name] for r in found) for name in found[0]}
+        | {"tokens_per_second_all": [round(r["tokens_per_second"]) for r in found]}
+        for kind, found in rounds.items()
+    }
 
 
-def profile(run: Trainer) -> dict[str, float]:
-    """Share of a step's time by kind of operation."""
+def shares(run: Trainer) -> dict[str, float]:
+    """Share of a step's time by kind of operation, and of drawing its data and noise."""
     with torch.profiler.profile() as trace:
         run.train_step()
     times = {event.key: event.self_cpu_time_total for event in trace.key_averages()}
     total = sum(times.values())
-    shares = {group: sum(times.get(name, 0) for name in names) / total for group, names in GROUPS.items()}
-    return shares | {"elementwise, softmax, copies": 1 - sum(shares.values())}
+    found = {group: sum(times.get(name, 0) for name in names) / total for group, names in GROUPS.items()}
+    found["elementwise, softmax, copies"] = 1 - sum(found.values())
+    draws, whole = [], []
+    for _ in range(10):
+        started = time.perf_counter()
+        draw_step(run.shards, run.objective.draw, run.recipe, run.schedule, run.step)
+        drawn = time.perf_counter()
+        run.train_step()
+        draws.append(drawn - started)
+        whole.append(time.perf_counter() - drawn)
+    return found | {"data and noise, of a step": statistics.median(draws) / statistics.median(whole)}
+
+
+def cell(data: TrainingData, dim: int, length: int) -> dict[str, Any]:
+    """All kinds of one size and length."""
+    runs: dict[str, Any] = {
+        "1 stream": trainer(data, dim, length),
+        "2 streams": trainer(data, dim, length, 2),
+        "1 stream, padded": trainer(data, dim, length, padded=True),
+        "peer": Peer(dim, length, POSITIONS[dim] // length, data),
+    }
+    if (dim, length) == (256, 64):  # the size of the reference project, and the choices that it made, in this code
+        runs |= {
+            "1 stream, compiled": trainer(data, dim, length, compile=True),
+            "1 stream, self-conditioning in every step": trainer(data, dim, length, self_conditioning=1.0),
+            "1 stream, float32": trainer(data, dim, length, precision="float32"),
+            "1 stream, padded, float32, FiLM": trainer(data, dim, length, padded=True, film=True, precision="float32"),
+        }
+    found = measured(runs, {128: 8, 256: 3, 512: 2, 768: 1}[dim])
+    for kind in ("1 stream", "2 streams"):
+        found[kind]["share_of_time"] = shares(runs[kind])
+    return found
+
+
+def peak_memory(dim: int, length: int, text: str) -> float:
+    """Most memory that three steps take beyond what was held before them, MB, in a process of its own."""
+    command = [sys.executable, __file__, "--memory", str(dim), str(length), text]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def memory(dim: int, length: int, text: str) -> None:
+    """What `peak_memory` runs."""
+    run = trainer(load(text, length), dim, length)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the most that was held is counted from here
+    before = held("VmRSS")
+    for _ in range(3):
+        run.train_step()
+    print(held("VmHWM") - before)
+
+
+def held(name: str) -> float:
+    """A figure of this process's memory, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def load(text: str, length: int) -> TrainingData:
+    """The embedded corpus, or the same text in documents of 80 verses, which are longer than a row."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "long.txt"
+        verses = training()
+        source.write_text("".join(" ".join(verses[k : k + 80]) + "\n" for k in range(0, len(verses), 80)), "utf-8")
+        config = DataConfig(source="kjv" if text == "verses" else str(source), max_length=length)
+        return prepare(config, Path(folder), False, lambda line: print(line, file=sys.stderr))
 
 
 def elementwise_ms() -> float:
@@ -103,49 +252,72 @@ def elementwise_ms() -> float:
     return 1e3 * statistics.median(times)
 
 
-def main() -> None:
+def machine() -> dict[str, Any]:
+    """Where this was measured, and what it can do at best."""
     before = elementwise_ms()
     keep_freed_memory()
-    after = elementwise_ms()
-    cpu, peaks = torch.device("cpu"), {}
-    for dtype in (torch.float32, torch.bfloat16):
-        peaks[str(dtype).removeprefix("torch.")] = matmul_peak(cpu, dtype) / 1e9
-    with tempfile.TemporaryDirectory() as folder:
-        data = prepare(DataConfig(), Path(folder), False, lambda text: print(text, file=sys.stderr))
-        runs = {kind: trainer(kind, data, Path(folder)) for kind in KINDS}
-        for run in runs.values():
-            measure(run, 1.0)
-        rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in runs}
-        for _ in range(ROUNDS):
-            for kind, run in runs.items():
-                rounds[kind].append(measure(run, matmul_peak(run.device, run.dtype)))
-        shares = {kind: profile(run) for kind, run in runs.items()}
-    packing = {}
+    return {
+        "processor": torch.cpu.get_capabilities().get("cpu_name"),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "gemm_peak_gflops": {name: matmul_peak(CPU, getattr(torch, name)) / 1e9 for name in ("float32", "bfloat16")},
+        "add_33MB_ms": {"default malloc": before, "freed memory kept": elementwise_ms()},
+    }  # fmt: skip
+
+
+def picture(values: dict[str, Any], target: Path) -> None:
+    """MFU by size and length beside the peer's; speed and memory against length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    names = [f"{dim} x {length}" for dim in LAYERS for length in LENGTHS]
+    for k, kind in enumerate(("1 stream", "2 streams", "1 stream, padded", "peer")):
+        heights = [100 * values[f"size {name}"][kind]["mfu"] for name in names]
+        left.bar(np.arange(len(names)) + 0.2 * (k - 1.5), heights, 0.2, label=kind)
+    left.set_xticks(range(len(names)), names, rotation=90)
+    left.set(ylabel="MFU, %", title="width x length")
+    left.legend(frameon=False, fontsize=8)
+    for text in ("verses", "long"):
+        label = "short documents (verses)" if text == "verses" else "documents longer than a row"
+        speed = [values[f"length {length}, {text}"]["1 stream"]["tokens_per_second"] for length in LONG]
+        middle.plot(LONG, speed, "o-", label=label)
+        right.plot(LONG, [values[f"memory {length}, {text}"] for length in LONG], "o-", label=label)
+    middle.set(ylabel="real tokens/s, width 256", xlabel="length", xscale="log", ylim=(0, None))
+    right.set(ylabel="memory of a step, MB", xlabel="length", xscale="log", ylim=(0, None))
+    for axes in (middle, right):
+        axes.set_xticks(LONG, [str(length) for length in LONG])
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(target, dpi=130)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--memory"]:
+        bound_kernel_caches()
+        memory(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        return
+    kept = Kept("training.json")
+    kept.get("machine", machine)
+    settle()
+    for length in LENGTHS:
+        data = load("verses", length)
+        for dim in LAYERS:
+            kept.get(f"size {dim} x {length}", lambda: cell(data, dim, length))  # noqa: B023
+            kept.get(f"memory of size {dim} x {length}", lambda: peak_memory(dim, length, "verses"))  # noqa: B023
+    for text in ("verses", "long"):
+        for length in LONG:
+            data = load(text, length)
+            kept.get(f"length {length}, {text}", lambda: measured({"1 stream": trainer(data, 256, length)}, 3))  # noqa: B023
+            kept.get(f"memory {length}, {text}", lambda: peak_memory(256, length, text))  # noqa: B023
+    data = load("verses", 64)
+    runs = {f"{rows} rows": trainer(data, 256, 64, positions=64 * rows) for rows in BATCHES}
+    kept.get("batch", lambda: measured(runs, 2))
     for length in (64, 128, 256):
         batches = islice(packed_rows(data.documents.train, max_length=length, rows=32, seed=0, epochs=1), 300)
-        packing[length] = statistics.mean(packing_efficiency(batch) for batch in batches)
-    result = {
-        "command": "python benchmarks/training.py",
-        "machine": {"processor": torch.cpu.get_capabilities().get("cpu_name"), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "gemm_peak_gflops": peaks,
-        "add_33MB_ms": {"default malloc": before, "freed memory kept": after},
-        "size": "dim 256, 6 layers, length 64, vocabulary 2048, self-conditioning off",
-        "training": {
-            kind: {
-                "tokens_per_second": statistics.median(r["tokens_per_second"] for r in rounds[kind]),
-                "tokens_per_second_all": [round(r["tokens_per_second"]) for r in rounds[kind]],
-                "mfu": statistics.median(r["mfu"] for r in rounds[kind]),
-                "share_of_time": shares[kind],
-            }
-            for kind in rounds
-        },
-        "packing_efficiency": packing,
-    }  # fmt: skip
-    target = Path(__file__).parent / "results" / "training.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+        kept.get(f"packing {length}", lambda: statistics.mean(packing_efficiency(batch) for batch in batches))  # noqa: B023
+    picture(kept.values, RESULTS / "training.png")
+    print(json.dumps(kept.values, indent=1))
 
 
 if __name__ == "__main__":

@@ -84,15 +84,31 @@ class Denoiser(nn.Module):
         with torch.no_grad():
             self.prior.copy_(frequency_V.log())
 
-    def live(self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, self_cond_BLE: Tensor | None = None) -> Posterior:
-        """The posterior at the live positions alone: `forward` without the work for those that are given already."""
+    def live(
+        self,
+        x_BLE: Tensor,
+        sigma_BL: Tensor,
+        layout: Layout,
+        self_cond_BLE: Tensor | None = None,
+        ids_BL: Tensor | None = None,
+    ) -> Posterior:
+        """The posterior at the live positions alone: `forward` without the work for those that are given already.
+
+        `ids_BL` are the tokens of given positions, where they are known and need not be read from `x_BLE`.
+        """
         places, (x_PE, sigma_P) = Places.of(sigma_BL, layout), (x_BLE.flatten(0, 1), sigma_BL.flatten())
-        h_ND = self.hidden(x_BLE, sigma_BL, layout, places, self_cond_BLE)
+        h_ND = self.hidden(x_BLE, sigma_BL, layout, places, self_cond_BLE, ids_BL)
         logits_NV, context_free_NV = self.read_out(h_ND, x_PE[places.live_N], sigma_P[places.live_N])
         return Posterior(logits_NV, context_free_NV, (sigma_BL > 0) & (layout.segment_BL > 0))
 
     def hidden(
-        self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, places: Places, self_cond_BLE: Tensor | None = None
+        self,
+        x_BLE: Tensor,
+        sigma_BL: Tensor,
+        layout: Layout,
+        places: Places,
+        self_cond_BLE: Tensor | None = None,
+        ids_BL: Tensor | None = None,
     ) -> Tensor:
         """The trunk's output at the live positions, [N, D], from every position's soft token.
 
@@ -105,7 +121,9 @@ class Denoiser(nn.Module):
 
         noisy_UD = in_chunks(soft, len(table_VE), rows(x_PE, places.noisy_U), sigma_P[places.noisy_U])
         blank_JD = (self.prior.softmax(-1)[None] @ self.token_in).expand(len(places.blank_J), -1)
-        given_MD = self.token_in[nearest_token(x_PE[places.given_M], table_VE)]
+        at_M = places.given_M
+        given_M = nearest_token(x_PE[at_M], table_VE) if ids_BL is None else ids_BL.flatten()[at_M]
+        given_MD = self.token_in[given_M]
         soft_PD = torch.cat([part.float() for part in (noisy_UD, blank_JD, given_MD)])
         h_BLD = rows(soft_PD, places.order_P).view(*sigma_BL.shape, -1)
         if self_cond_BLE is not None:

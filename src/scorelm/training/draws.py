@@ -75,7 +75,7 @@ def joined(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
     def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
         return None if tensors[0] is None else torch.cat([t for t in tensors if t is not None])
 
-    ids, sigma, shared, layouts, weights, eps = zip(*draws, strict=True)
+    ids, sigma, shared, layouts, weights, eps, _ = zip(*draws, strict=True)
     names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
     segment, position, block, stream = (torch.cat([getattr(layout, name) for layout in layouts]) for name in names)
     layout = Layout(segment, position, block, stream)

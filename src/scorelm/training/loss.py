@@ -197,10 +197,10 @@ def score_loss(
 
     if self_conditioned:
         with torch.no_grad():
-            h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places)
+            h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, None, draw.ids_BS)
             x0_NE = in_chunks(estimate, vocabulary, h_ND, x_NE, sigma_N)
             self_cond_BSE.flatten(0, 1).index_copy_(0, places.live_N, x0_NE)
-    h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, self_cond_BSE)
+    h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, self_cond_BSE, draw.ids_BS)
     terms_N3 = in_chunks(terms, vocabulary, h_ND, x_NE, sigma_N, e_NE, ids_N, weight_N)
     loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
     return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
