@@ -61,6 +61,13 @@ class Layout:
     """CLEAN (0) or NOISY (1)."""
     past: Past | None = None
     """What is computed already; queries see it by the same rule."""
+    _inputs: dict[int, AttentionInputs] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def inputs(self, head_dim: int) -> AttentionInputs:
+        """What all layers of all passes over this layout share, computed once."""
+        if head_dim not in self._inputs:
+            self._inputs[head_dim] = AttentionInputs(self, head_dim)
+        return self._inputs[head_dim]
 
     @property
     def marks(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -160,13 +160,13 @@ class Denoiser(nn.Module):
 
 
 def lowered(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
-    """A copy, for inference under autocast, whose matrices are in `dtype` already and not converted in every pass."""
-    low = deepcopy(denoiser)
-    for module in low.modules():
-        if isinstance(module, nn.Linear):
-            module.to(dtype)
-    low.token_in.data = low.token_in.data.to(dtype)
-    return low
+    """A copy, for inference under autocast, whose matrices are in `dtype` already and not converted in every pass.
+
+    The other weights are shared with the original.
+    """
+    matrices = [module.weight for module in denoiser.modules() if isinstance(module, nn.Linear)] + [denoiser.token_in]
+    kept = {id(p): p for p in denoiser.parameters()} | {id(p): nn.Parameter(p.to(dtype), False) for p in matrices}
+    return deepcopy(denoiser, kept)
 
 
 class DifferentRows(torch.autograd.Function):

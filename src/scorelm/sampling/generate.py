@@ -7,7 +7,7 @@ its end and return text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from scorelm.sampling.guidance import guided, keep_likeliest
 from scorelm.sampling.halting import Mind, entropy_of
 from scorelm.sampling.options import Options
 from scorelm.sampling.solver import Estimate, Step, tempered
-from scorelm.sampling.state import RowDraws, pack, shuffle, start
+from scorelm.sampling.state import RowDraws, shuffle, side_by_side, start
 from scorelm.text.conditioning import Template
 from scorelm.text.tokenizer import BOS, EOS, PAD, UNK
 
@@ -104,7 +104,7 @@ class Sampler:
         self.halts = options.halting.start() if options.halting else None
         self.seen: Mind | None = None
         self.entropy_BL = self.change_BL = self.confidence_BL = torch.zeros_like(self.state.sigma_BL)
-        self.packed: tuple[tuple[int, ...], Tensor] = ((), self.prompt_BL)
+        self.packed: tuple[tuple[int, ...], Tensor, Layout] = ((), self.prompt_BL, self.layout)
         self.cache: BlockCache | None = None
         if options.path.block and options.guidance.one_pass:
             dim, layers, heads, _ = denoiser.size
@@ -248,23 +248,20 @@ class Sampler:
         self.state.nfe_B += reach_BL.any(1)
         if self.cache is not None:
             return self.once_cached(x_BLE, sigma_BL, reach_BL, x0_BLE)
-        extents, length = tuple(reach_BL.sum(1).tolist()), reach_BL.shape[1]
+        extents = tuple(reach_BL.sum(1).tolist())
         if extents != self.packed[0]:
-            self.packed = extents, pack(extents, length).to(reach_BL.device)
-        index_RW = self.packed[1]
-        real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
+            self.packed = extents, *side_by_side(self.layout, extents)
+        _, at_RW, layout = self.packed
 
         def packed(t_BL: Tensor) -> Tensor:
             return t_BL.flatten(0, 1)[at_RW]
 
-        stream_BL = self.layout.stream_BL
         if self.options.path.block:
             stream_BL = finished_blocks(self.layout.block_BL, self.state.sigma_BL)
-        segment_RW = torch.where(real_RW, at_RW // length + 1, 0)
-        layout = Layout(segment_RW, packed(self.layout.position_BL), packed(self.layout.block_BL), packed(stream_BL))
-        sigma_RW = torch.where(real_RW, packed(sigma_BL), 0.0)
-        closed_RW = self.closed_B[at_RW // length]
-        logits_NV, live_RW = self.live(packed(x_BLE), sigma_RW, layout, packed(x0_BLE), closed_RW)
+            layout = replace(layout, stream_BL=packed(stream_BL))
+        sigma_RW = torch.where(layout.segment_BL > 0, packed(sigma_BL), 0.0)
+        closed_RW, ids_RW = self.closed_B[at_RW // reach_BL.shape[1]], packed(self.state.ids_BL)
+        logits_NV, live_RW = self.live(packed(x_BLE), sigma_RW, layout, packed(x0_BLE), closed_RW, ids_RW)
         return logits_NV[at_RW[live_RW].argsort()]
 
     def once_cached(self, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor, x0_BLE: Tensor) -> Tensor:
@@ -280,17 +277,18 @@ class Sampler:
         )
         sigma_RW = torch.where(real_RW, sigma_BL[row_RW, at_RW], 0.0)
         closed_RW = self.closed_B[row_RW].expand_as(at_RW)
-        logits_NV, _ = self.live(x_BLE[row_RW, at_RW], sigma_RW, layout, x0_BLE[row_RW, at_RW], closed_RW)
+        x_RWE, x0_RWE, ids_RW = (t[row_RW, at_RW] for t in (x_BLE, x0_BLE, self.state.ids_BL))
+        logits_NV, _ = self.live(x_RWE, sigma_RW, layout, x0_RWE, closed_RW, ids_RW)
         cache.keep(past, row_R, column_RW, real_RW & (stream_RW == CLEAN))
         return logits_NV
 
     def live(
-        self, x_RWE: Tensor, sigma_RW: Tensor, layout: Layout, x0_RWE: Tensor, closed_RW: Tensor
+        self, x_RWE: Tensor, sigma_RW: Tensor, layout: Layout, x0_RWE: Tensor, closed_RW: Tensor, ids_RW: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits of the noisy positions and where they are."""
         self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
         with self.autocast:
-            logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE)
+            logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE, ids_RW)
         return self.ruled_out(logits_NV, closed_RW[live_RW]), live_RW
 
     def ruled_out(self, logits_NV: Tensor, closed_N: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -146,3 +146,12 @@ def pack(extents: Sequence[int], length: int) -> Tensor:
     """
     pieces = [np.arange(row * length, row * length + extent) for row, extent in enumerate(extents) if extent]
     return torch.from_numpy(first_fit(pieces, max(extents)))
+
+
+def side_by_side(layout: Layout, extents: Sequence[int]) -> tuple[Tensor, Layout]:
+    """The first columns of each row in dense rows of the model: where each position is taken from, and their layout."""
+    length = layout.position_BL.shape[1]
+    index_RW = pack(extents, length).to(layout.position_BL.device)
+    at_RW = index_RW.clamp(min=0)
+    found = layout.map(lambda t_BL: t_BL.flatten(0, 1)[at_RW])
+    return at_RW, replace(found, segment_BL=torch.where(index_RW >= 0, at_RW // length + 1, 0))
