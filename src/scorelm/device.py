@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 
 import torch
@@ -28,6 +29,19 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
             native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def check_compiler(device: torch.device) -> None:
+    """See that what torch.compile calls for a CPU is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    from torch._inductor.config import cpp
+
+    names = [name for name in cpp.cxx if name]
+    if device.type == "cpu" and not any(map(shutil.which, names)):
+        raise ValueError(f"compiling for a CPU needs a C++ compiler, and there is no {' or '.join(names)}")
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

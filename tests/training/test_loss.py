@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from scorelm.config import Mixture, ModelConfig, NoiseConfig, TrainingConfig
-from scorelm.model.attention import CLEAN, NOISY
+from scorelm.model.attention import CLEAN, NOISY, block_mask
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.noise.schedule import Gumbel, make_schedule
 from scorelm.text.tokenizer import BOS, EOS, PAD
@@ -340,6 +340,7 @@ def test_nothing_in_a_step_waits_for_the_device(self_conditioned):
     places = Places(*map(mode.from_tensor, draw.places))
     draw = draw.map(mode.from_tensor)
     with mode:
+        block_mask(draw.layout)
         outcome = score_loss(
             denoiser, draw._replace(places=places), SCHEDULE, PLAIN, live=100, self_conditioned=self_conditioned
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,3 +177,21 @@ def test_bfloat16_autocast_trains(text: Path, tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     losses = [line["loss"] for line in lines(tmp_path / "bf16")]
     assert sum(losses[-3:]) < sum(losses[:3])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs g++")
+def test_compiled_layers_learn_the_same(text: Path, tmp_path: Path) -> None:
+    for name, more in (("eager", ()), ("compiled", ("--compile",))):
+        process = start(text, tmp_path / name, "--steps", "6", *more)
+        _, errors = process.communicate()
+        assert process.returncode == 0 and "Warning" not in errors, errors
+    eager, compiled = ([line["loss"] for line in lines(tmp_path / name)] for name in ("eager", "compiled"))
+    assert compiled == pytest.approx(eager, rel=1e-4) and compiled != eager
+
+
+def test_compiling_without_a_compiler_is_refused(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    process = start(text, tmp_path / "run", "--steps", "6", "--compile")
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].endswith("needs a C++ compiler, and there is no no-such-compiler")

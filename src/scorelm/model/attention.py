@@ -129,7 +129,7 @@ def block_mask(layout: Layout) -> Any:
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return sees([t[b, q] for t in marks], [t[b, k] for t in marks])
 
-    return create_block_mask(rule, rows, None, length, length, device=layout.segment_BL.device.type)
+    return create_block_mask(rule, rows, None, length, length, device=str(layout.segment_BL.device))
 
 
 @cache
@@ -151,7 +151,7 @@ class AttentionInputs:
         self.rotation_BLK2 = rotation(layout.position_BL, head_dim)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
-        if device in FLEX and self.past is None:
+        if device in FLEX and self.past is None and head_dim >= 16:  # its kernels take no smaller heads
             self.blocks = block_mask(layout)
             return
         mask_B1LL = visibility(layout)[:, None]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from scorelm.config import Recipe
-from scorelm.device import matmul_peak, pick_device, pick_dtype
+from scorelm.device import check_compiler, matmul_peak, pick_device, pick_dtype
 from scorelm.model.denoiser import Denoiser
 from scorelm.model.scorelm import Provenance, ScoreLM
 from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule
@@ -58,6 +58,7 @@ class Trainer:
             name: self._share_out(cast(Denoiser, average.module), False) for name, average in self.averages.items()
         }
         if self.config.compile:
+            check_compiler(self.device)
             for block in self.denoiser.trunk.blocks:
                 block.compile()
         self.losses["weights"] = self._share_out(self.denoiser, True)
