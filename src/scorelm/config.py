@@ -152,6 +152,8 @@ class TrainingConfig(Options):
     """Under torchrun: a copy of the model in every process (ddp), or its weights shared out among them (fsdp)."""
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up for one step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all weights, or muon for the trunk's matrices, at three times the rate, with adamw for the rest."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate of AdamW."""
     warmup: NonNegativeInt = 50

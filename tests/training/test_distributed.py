@@ -123,6 +123,19 @@ def test_a_shared_out_checkpoint_goes_on_as_copies(runs: Path, tmp_path: Path) -
     assert losses(out) == pytest.approx(losses(runs / "1"), rel=1e-5)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_muon_is_the_same_on_two_ranks_and_goes_on_bit_for_bit(text: Path, tmp_path: Path, parallel: str) -> None:
+    """To the rounding of its bfloat16 iterations, which see whole matrices even where a rank holds half of each."""
+    flags = ("--data", str(text), *FLAGS, "--shards", "2", "--optimizer", "muon")
+    scorelm(1, "train", "--out", str(tmp_path / "one"), *flags)
+    scorelm(2, "train", "--out", str(tmp_path / "two"), *flags, "--parallel", parallel)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    out = interrupted(tmp_path / "two", tmp_path / "again")
+    scorelm(2, "train", "--out", str(out), "--resume")
+    assert losses(out) == losses(tmp_path / "two")
+    assert all(torch.equal(weights(out)[key], value) for key, value in weights(tmp_path / "two").items())
+
+
 def test_too_many_ranks_or_shards_are_refused(data: TrainingData) -> None:
     for shards, world, says in ((3, 1, "3 shards"), (1, 9, "9 ranks")):
         with pytest.raises(ValueError, match=says):

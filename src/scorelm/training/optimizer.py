@@ -1,4 +1,4 @@
-"""The optimiser of a run: fused AdamW (arXiv 1711.05101)."""
+"""The optimisers of a run: fused AdamW (arXiv 1711.05101), and as an option Muon for the trunk's matrices."""
 
 from __future__ import annotations
 
@@ -9,19 +9,44 @@ import torch
 from scorelm.config import TrainingConfig
 from scorelm.model.denoiser import Denoiser
 
+MUON_LR = 3.0
+"""Learning rate of Muon in units of AdamW's, its updates being as large as AdamW's at the same rate."""
 
-def make_optimizer(denoiser: Denoiser, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW with decay on the trunk's matrices only."""
-    decayed = {id(p) for p in denoiser.trunk.parameters() if p.ndim == 2}
+
+def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """What steps together, with decay on the trunk's matrices only.
+
+    ``adamw``: one for all weights. ``muon``: the trunk's matrices by orthogonalised momentum (Muon, with the scale of
+    arXiv 2502.16982), the rest by AdamW, which comes first.
+    """
+    matrices = [p for p in denoiser.trunk.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in denoiser.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in denoiser.parameters() if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": [p for p in denoiser.parameters() if id(p) not in chosen], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
-    for p in denoiser.parameters():  # moments for every parameter from the start, so that every checkpoint has them
-        optimizer.state[p] = {
-            "step": torch.zeros((), device=p.device),
-            "exp_avg": torch.zeros_like(p),
-            "exp_avg_sq": torch.zeros_like(p),
-        }
-    return optimizer
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        del groups[0]
+        muon = torch.optim.Muon(
+            matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        for p in matrices:  # state for every parameter from the start, so that every checkpoint has it
+            muon.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+        optimizers.append(muon)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    for group in adamw.param_groups:
+        for p in group["params"]:
+            adamw.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    return [adamw, *optimizers]
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """Give each its rate, by AdamW's."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (MUON_LR if isinstance(optimizer, torch.optim.Muon) else 1.0)

@@ -19,7 +19,7 @@ def tensors(run: Trainer) -> dict[str, Any]:
     """Weights, moments, averages and the curve that the schedule is fitted to; each rank's own part."""
     found: dict[str, Any] = {
         "model": run.denoiser.state_dict(),
-        "optimizer": get_optimizer_state_dict(run.denoiser, run.optimizer),
+        "optimizer": get_optimizer_state_dict(run.denoiser, run.optimizers),
         "ema": {name.replace(".", "_"): average.state_dict() for name, average in run.averages.items()},
     }
     if run.curve is not None:
@@ -53,7 +53,7 @@ def restore(run: Trainer, start: Path) -> None:
         raise ValueError(f"{run.recipe.data.source} has changed since {start} was written; start a new run")
     checkpoint.read_tensors(start, found, run.ranks)
     run.denoiser.load_state_dict(found["model"])
-    set_optimizer_state_dict(run.denoiser, run.optimizer, found["optimizer"])
+    set_optimizer_state_dict(run.denoiser, run.optimizers, found["optimizer"])
     for name, average in run.averages.items():
         average.load_state_dict(found["ema"][name.replace(".", "_")])
     run.schedule = schedule_from_dict(kept["schedule"])

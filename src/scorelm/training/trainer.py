@@ -30,7 +30,7 @@ from scorelm.training.ema import averages
 from scorelm.training.logging import RunLog, Window, anisotropy
 from scorelm.training.loss import Draw, Outcome
 from scorelm.training.objective import OBJECTIVES, Loss
-from scorelm.training.optimizer import make_optimizer
+from scorelm.training.optimizer import make_optimizers, set_learning_rate
 from scorelm.training.signals import Interrupted, deferred_signals
 
 
@@ -62,7 +62,7 @@ class Trainer:
             for block in self.denoiser.trunk.blocks:
                 block.compile()
         self.losses["weights"] = self._share_out(self.denoiser, True)
-        self.optimizer = make_optimizer(self.denoiser, self.config)
+        self.optimizers = make_optimizers(self.denoiser, self.config)
         noise, size = recipe.noise, recipe.model.embedding_dim
         self.schedule: Schedule = make_schedule(
             noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max
@@ -106,7 +106,7 @@ class Trainer:
         live = int(self.ranks.sum(torch.tensor(sum(draw.live for _, draw in drawn))))
         chance = float(torch.rand((), generator=generator(self.config.seed, self.step, SHARED)))
         first_pass = self.self_conditions and chance < self.config.self_conditioning
-        self.optimizer.zero_grad(set_to_none=True)
+        self.denoiser.zero_grad(set_to_none=True)
         outcomes = []
         for k, (_, draw) in enumerate(drawn):
             with gradients_stay(self.losses["weights"], k < len(drawn) - 1):
@@ -139,9 +139,9 @@ class Trainer:
         self.window.advance(loss, int(tokens), elapsed)
 
     def _update(self, norm: float, observed: np.ndarray) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.step()
+        set_learning_rate(self.optimizers, self.learning_rate())
+        for optimizer in self.optimizers:
+            optimizer.step()
         for average in self.averages.values():
             average.update_parameters(self.denoiser)
         if self.curve is not None:
@@ -197,7 +197,7 @@ class Trainer:
             "gradient_norm": self.gradient_norm,
             "parameter_norm": float(torch.stack(norms).norm()),
             "embedding_anisotropy": anisotropy(self.denoiser),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": w.tokens / w.seconds,
             "packing_efficiency": w.tokens / w.positions,
             "mfu": w.flops / w.seconds / (peak * self.ranks.world),
