@@ -321,6 +321,7 @@ def test_narrower_rows_hold_the_same_documents(streams):
     draw = draw_noise(batch, noise(streams=streams), SCHEDULE, rng(1)).with_noise(E, rng(2))
     found = draw.on(torch.device("cpu"))
     assert found.ids_BS.shape[1] == 64 and found.live == draw.live
+    assert found.noisy == draw.noisy == len(found.places.noisy_U) and found.live == len(found.places.live_N)
     padding = found.layout.segment_BL == 0
     assert int((~padding).sum()) == int((draw.layout.segment_BL > 0).sum()) and padding.float().mean() < 0.2
     assert_same(gradients(denoiser, found, self_conditioned=True), gradients(denoiser, draw, self_conditioned=True))

@@ -77,7 +77,7 @@ class Draw(NamedTuple):
     @property
     def noisy(self) -> int:
         """Those of them that have some evidence."""
-        return self.live - int((self.sigma_BS == torch.inf).sum())
+        return int(((self.sigma_BS > 0) & (self.sigma_BS < torch.inf) & (self.layout.segment_BL > 0)).sum())
 
 
 def narrowed(draw: Draw) -> Draw:
