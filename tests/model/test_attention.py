@@ -136,7 +136,7 @@ def test_flex_attention_is_the_same_function(monkeypatch):
     q, k, v = torch.randn(3, 2, 800, 2, 16, generator=torch.Generator().manual_seed(0))
     expected = AttentionInputs(layout, 16).attend(q, k, v)
     monkeypatch.setattr("scorelm.model.attention.FLEX", ("cpu",))
-    inputs = AttentionInputs(layout, 16)
+    inputs = AttentionInputs(layout, 16, training=True)
     with torch.no_grad():
         found = inputs.attend(q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """What only a GPU can show: the same loss and gradients as on the CPU, and no wait for the device inside a step."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,14 @@ from scorelm.training.loss import Batch, draw_noise, score_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 V, E = 64, 16
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The vocabulary in several chunks; and whatever happens, waiting is allowed again afterwards."""
+    monkeypatch.setattr("scorelm.model.denoiser.CHUNK", 100 * V)
+    yield
+    torch.cuda.set_sync_debug_mode("default")
 
 
 def outcome(device: str, waiting: str = "default") -> tuple[float, list[torch.Tensor]]:

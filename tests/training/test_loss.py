@@ -13,6 +13,7 @@ from scorelm.model.denoiser import Denoiser, Places
 from scorelm.noise.schedule import Gumbel, make_schedule
 from scorelm.text.tokenizer import BOS, EOS, PAD
 from scorelm.training.loss import Batch, add_noise, draw_noise, likelihood_term, score_loss, z_term
+from scorelm.training.objective import OBJECTIVES
 
 V, E = 50, 16
 INF = math.inf
@@ -325,6 +326,16 @@ def test_narrower_rows_hold_the_same_documents(streams):
     padding = found.layout.segment_BL == 0
     assert int((~padding).sum()) == int((draw.layout.segment_BL > 0).sum()) and padding.float().mean() < 0.2
     assert_same(gradients(denoiser, found, self_conditioned=True), gradients(denoiser, draw, self_conditioned=True))
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "masked"])
+def test_the_peers_learn_the_same_in_narrower_rows(name):
+    denoiser, objective = trained_like(), OBJECTIVES[name]
+    draw = objective.draw(pack(3, width=512), noise(), SCHEDULE, rng(1)).with_noise(E, rng(2))
+    found = draw.on(torch.device("cpu"))
+    assert found.ids_BS.shape[1] == 64
+    losses = [objective.loss(denoiser, d, SCHEDULE, PLAIN, live=draw.live).loss.item() for d in (found, draw)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_rows_stay_where_a_document_takes_more_than_half():

@@ -19,10 +19,14 @@ def test_every_weight_has_one_rule_and_only_matrices_of_the_trunk_decay(name: st
             for p in group["params"]:
                 assert id(p) not in found and optimizer.state[p]
                 found[id(p)] = (type(optimizer), group["weight_decay"], group["lr"])
+    layers = {id(p) for p in denoiser.trunk.blocks.parameters()}
     matrices = {id(p) for p in denoiser.trunk.parameters() if p.ndim == 2}
-    inside = (torch.optim.Muon, 0.3, MUON_LR * 1e-2) if name == "muon" else (torch.optim.AdamW, 0.3, 1e-2)
+    assert layers < matrices  # FiLM's are no part of Muon
     for p in denoiser.parameters():
-        assert found[id(p)] == (inside if id(p) in matrices else (torch.optim.AdamW, 0.0, 1e-2))
+        if name == "muon" and id(p) in layers:
+            assert found[id(p)] == (torch.optim.Muon, 0.3, MUON_LR * 1e-2)
+        else:
+            assert found[id(p)] == (torch.optim.AdamW, 0.3 if id(p) in matrices else 0.0, 1e-2)
 
 
 def test_a_first_step_of_muon_is_orthogonal_and_of_the_size_of_adamw() -> None:

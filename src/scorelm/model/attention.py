@@ -22,7 +22,7 @@ CLEAN, NOISY = 0, 1
 SHORT = 1024
 """Longest row, in positions, whose attention is computed by batched products on a CPU."""
 FLEX = ("cuda",)
-"""Kinds of device whose attention skips blocks of positions that do not see each other."""
+"""Kinds of device on which training skips blocks of positions that do not see each other."""
 
 
 @dataclass
@@ -61,13 +61,16 @@ class Layout:
     """CLEAN (0) or NOISY (1)."""
     past: Past | None = None
     """What is computed already; queries see it by the same rule."""
-    _inputs: dict[int, AttentionInputs] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _inputs: dict[tuple[int, bool, bool], AttentionInputs] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def inputs(self, head_dim: int) -> AttentionInputs:
+    def inputs(self, head_dim: int, training: bool) -> AttentionInputs:
         """What all layers of all passes over this layout share, computed once."""
-        if head_dim not in self._inputs:
-            self._inputs[head_dim] = AttentionInputs(self, head_dim)
-        return self._inputs[head_dim]
+        key = head_dim, training, torch.is_inference_mode_enabled()
+        if key not in self._inputs:
+            self._inputs[key] = AttentionInputs(self, head_dim, training)
+        return self._inputs[key]
 
     @property
     def marks(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,26 +135,31 @@ def block_mask(layout: Layout) -> Any:
     return create_block_mask(rule, rows, None, length, length, device=str(layout.segment_BL.device))
 
 
-@cache
-def flex() -> Callable[..., Tensor]:
+def flex() -> Any:
     """FlexAttention, compiled: without that it is slower than what it replaces."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
-    return compiled
+    return flex_attention if torch.compiler.is_compiling() else compiled(flex_attention)
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One compiled version of a function for the whole process."""
+    found: Callable[..., Any] = torch.compile(function)
+    return found
 
 
 class AttentionInputs:
-    """What all layers share for one layout: who sees whom and the rotation angles, computed once a forward pass.
+    """What all layers share for one layout: who sees whom and the rotation angles.
 
     Who sees whom is a mask of FlexAttention, one of the fused attention, or a bias for batched products.
     """
 
-    def __init__(self, layout: Layout, head_dim: int) -> None:
+    def __init__(self, layout: Layout, head_dim: int, training: bool = False) -> None:
         self.rotation_BLK2 = rotation(layout.position_BL, head_dim)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
-        if device in FLEX and self.past is None and head_dim >= 16:  # its kernels take no smaller heads
+        if training and device in FLEX and head_dim >= 16:  # its kernels take no smaller heads
             self.blocks = block_mask(layout)
             return
         mask_B1LL = visibility(layout)[:, None]

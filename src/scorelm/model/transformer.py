@@ -80,7 +80,7 @@ class Transformer(nn.Module):
         self.film = FiLM(dim, layers, norm) if config.noise_conditioning == "film" else None
 
     def forward(self, h_BLD: Tensor, sigma_BL: Tensor, layout: Layout) -> Tensor:
-        inputs = layout.inputs(self.dim // self.heads)
+        inputs = layout.inputs(self.dim // self.heads, self.training)
         shared = self.film(sigma_BL) if self.film is not None else None
         for k, block in enumerate(self.blocks):
             film = None

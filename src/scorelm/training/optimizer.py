@@ -16,22 +16,21 @@ MUON_LR = 3.0
 def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """What steps together, with decay on the trunk's matrices only.
 
-    ``adamw``: one for all weights. ``muon``: the trunk's matrices by orthogonalised momentum (Muon, with the scale of
+    ``adamw``: one for all weights. ``muon``: the layers' matrices by orthogonalised momentum (Muon, with the scale of
     arXiv 2502.16982), the rest by AdamW, which comes first.
     """
-    matrices = [p for p in denoiser.trunk.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
+    layers = [p for p in denoiser.trunk.blocks.parameters() if config.optimizer == "muon"]
+    done = {id(p) for p in layers}
+    matrices = [p for p in denoiser.trunk.parameters() if p.ndim == 2 and id(p) not in done]
+    done |= {id(p) for p in matrices}
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": [p for p in denoiser.parameters() if id(p) not in chosen], "weight_decay": 0.0},
+        {"params": [p for p in denoiser.parameters() if id(p) not in done], "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
-        del groups[0]
-        muon = torch.optim.Muon(
-            matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        for p in matrices:  # state for every parameter from the start, so that every checkpoint has it
+    if layers:
+        muon = torch.optim.Muon(layers, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        for p in layers:  # state for every parameter from the start, so that every checkpoint has it
             muon.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         optimizers.append(muon)
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)

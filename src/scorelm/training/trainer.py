@@ -70,7 +70,7 @@ class Trainer:
         self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks)
         self.saver = checkpoint.Saver(out / "checkpoints", self.config.keep, ranks, self.config.async_save)
-        self.step, self.tokens, self.seconds, self.gradient_norm = 0, 0, 0.0, 0.0
+        self.step, self.tokens, self.seconds, self.update_seconds, self.gradient_norm = 0, 0, 0.0, 0.0, 0.0
         self.skipped, self.skipped_in_a_row = 0, 0
         self.received: list[int] = []
         self.stopping = False
@@ -106,7 +106,8 @@ class Trainer:
         live = int(self.ranks.sum(torch.tensor(sum(draw.live for _, draw in drawn))))
         chance = float(torch.rand((), generator=generator(self.config.seed, self.step, SHARED)))
         first_pass = self.self_conditions and chance < self.config.self_conditioning
-        self.denoiser.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         outcomes = []
         for k, (_, draw) in enumerate(drawn):
             with gradients_stay(self.losses["weights"], k < len(drawn) - 1):
@@ -121,15 +122,17 @@ class Trainer:
         mine = [
             loss,
             tokens,
-            (time.perf_counter() - started) * self.ranks.main,
+            (time.perf_counter() - started + self.update_seconds) * self.ranks.main,
             len(self.received),
             *observed.flatten(),
         ]
         loss, tokens, elapsed, stop, *sums = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
+        started = time.perf_counter()
         if math.isfinite(loss) and math.isfinite(norm):
             self._update(norm, np.array(sums).reshape(observed.shape))
         else:
             self._skip(loss, norm)
+        self.update_seconds = time.perf_counter() - started  # counted with the next step
         self.step += 1
         if self.curve is not None and self.step % 10 == 0:
             self.schedule = self.curve.fit()
