@@ -235,7 +235,8 @@ def load(text: str, length: int) -> TrainingData:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "long.txt"
         verses = training()
-        source.write_text("".join(" ".join(verses[k : k + 80]) + "\n" for k in range(0, len(verses), 80)), "utf-8")
+        chapters = [" ".join(verses[k : k + 80]) for k in range(0, len(verses), 80)]
+        source.write_text("\n".join([verses[0], *chapters]), "utf-8")  # where every line is too long, it is refused
         config = DataConfig(source="kjv" if text == "verses" else str(source), max_length=length)
         return prepare(config, Path(folder), False, lambda line: print(line, file=sys.stderr))
 
@@ -273,17 +274,17 @@ def picture(values: dict[str, Any], target: Path) -> None:
     names = [f"{dim} x {length}" for dim in LAYERS for length in LENGTHS]
     for k, kind in enumerate(("1 stream", "2 streams", "1 stream, padded", "peer")):
         heights = [100 * values[f"size {name}"][kind]["mfu"] for name in names]
-        left.bar(np.arange(len(names)) + 0.2 * (k - 1.5), heights, 0.2, label=kind)
+        left.bar(np.arange(len(names)) + 0.2 * (k - 1.5), heights, 0.2, label=kind.replace("peer", "peer (GPT)"))
     left.set_xticks(range(len(names)), names, rotation=90)
-    left.set(ylabel="MFU, %", title="width x length")
-    left.legend(frameon=False, fontsize=8)
+    left.set(ylabel="MFU, %", xlabel="width x length", ylim=(0, 80))
+    left.legend(frameon=False, fontsize=8, loc="upper left")
     for text in ("verses", "long"):
         label = "short documents (verses)" if text == "verses" else "documents longer than a row"
         speed = [values[f"length {length}, {text}"]["1 stream"]["tokens_per_second"] for length in LONG]
         middle.plot(LONG, speed, "o-", label=label)
         right.plot(LONG, [values[f"memory {length}, {text}"] for length in LONG], "o-", label=label)
-    middle.set(ylabel="real tokens/s, width 256", xlabel="length", xscale="log", ylim=(0, None))
-    right.set(ylabel="memory of a step, MB", xlabel="length", xscale="log", ylim=(0, None))
+    middle.set(ylabel="real tokens/s, width 256", xlabel="length", xscale="log", ylim=(0, 8000))
+    right.set(ylabel="memory of a step, MB", xlabel="length", xscale="log", ylim=(0, 1000))
     for axes in (middle, right):
         axes.set_xticks(LONG, [str(length) for length in LONG])
         axes.minorticks_off()
