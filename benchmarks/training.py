@@ -80,7 +80,7 @@ class PaddedTrainer(Trainer):
 
     def train_step(self) -> None:
         """One step."""
-        with patch("scorelm.training.loss.narrowed", lambda draw: draw):
+        with patch("scorelm.training.draws.narrowed", lambda draw: draw):
             super().train_step()
 
 

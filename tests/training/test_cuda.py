@@ -9,6 +9,7 @@ from torch import nn
 from scorelm.config import ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import make_schedule
+from scorelm.training.draws import sent
 from scorelm.training.loss import Batch, draw_noise, score_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -36,7 +37,7 @@ def outcome(device: str, waiting: str = "default") -> tuple[float, list[torch.Te
     draw = draw_noise(batch, NoiseConfig(), schedule, rng).with_noise(E, rng)
     for turn in range(2):  # the first compiles
         denoiser.zero_grad()
-        placed = draw.on(torch.device(device))
+        placed = sent(draw, torch.device(device))
         if device == "cuda" and turn:
             torch.cuda.set_sync_debug_mode(waiting)
         found = score_loss(denoiser, placed, schedule, TrainingConfig(), live=draw.live, self_conditioned=True)

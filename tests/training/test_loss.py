@@ -12,6 +12,7 @@ from scorelm.model.attention import CLEAN, NOISY, block_mask
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.noise.schedule import Gumbel, make_schedule
 from scorelm.text.tokenizer import BOS, EOS, PAD
+from scorelm.training.draws import sent
 from scorelm.training.loss import Batch, add_noise, draw_noise, likelihood_term, score_loss, z_term
 from scorelm.training.objective import OBJECTIVES
 
@@ -320,7 +321,7 @@ def test_narrower_rows_hold_the_same_documents(streams):
     """Rows of 512 whose longest document takes 64 become rows of 64, or of 128 with two streams, with the same loss."""
     denoiser, batch = trained_like(), pack(3, width=512)
     draw = draw_noise(batch, noise(streams=streams), SCHEDULE, rng(1)).with_noise(E, rng(2))
-    found = draw.on(torch.device("cpu"))
+    found = sent(draw, torch.device("cpu"))
     assert found.ids_BS.shape[1] == 64 and found.live == draw.live
     assert found.noisy == draw.noisy == len(found.places.noisy_U) and found.live == len(found.places.live_N)
     padding = found.layout.segment_BL == 0
@@ -332,7 +333,7 @@ def test_narrower_rows_hold_the_same_documents(streams):
 def test_the_peers_learn_the_same_in_narrower_rows(name):
     denoiser, objective = trained_like(), OBJECTIVES[name]
     draw = objective.draw(pack(3, width=512), noise(), SCHEDULE, rng(1)).with_noise(E, rng(2))
-    found = draw.on(torch.device("cpu"))
+    found = sent(draw, torch.device("cpu"))
     assert found.ids_BS.shape[1] == 64
     losses = [objective.loss(denoiser, d, SCHEDULE, PLAIN, live=draw.live).loss.item() for d in (found, draw)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -340,7 +341,7 @@ def test_the_peers_learn_the_same_in_narrower_rows(name):
 
 def test_rows_stay_where_a_document_takes_more_than_half():
     draw = draw_noise(pack(4, width=24), noise(streams=1), SCHEDULE, rng(1)).with_noise(E, rng(2))
-    assert torch.equal(draw.on(torch.device("cpu")).ids_BS, draw.ids_BS)
+    assert torch.equal(sent(draw, torch.device("cpu")).ids_BS, draw.ids_BS)
 
 
 @pytest.mark.parametrize("self_conditioned", [False, True])
@@ -348,7 +349,7 @@ def test_nothing_in_a_step_waits_for_the_device(self_conditioned):
     """On fake tensors, which have no values, reading one is an error: so no host waits for a GPU here."""
     with FakeTensorMode() as mode:
         denoiser = trained_like()
-    draw = draw_noise(pack(4), noise(), SCHEDULE, rng(1)).with_noise(E, rng(2)).on(torch.device("cpu"))
+    draw = sent(draw_noise(pack(4), noise(), SCHEDULE, rng(1)).with_noise(E, rng(2)), torch.device("cpu"))
     places = Places(*map(mode.from_tensor, draw.places))
     draw = draw.map(mode.from_tensor)
     with mode:

@@ -159,7 +159,7 @@ class AttentionInputs:
         self.rotation_BLK2 = rotation(layout.position_BL, head_dim)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
-        if training and device in FLEX and head_dim >= 16:  # its kernels take no smaller heads
+        if training and self.past is None and device in FLEX and head_dim >= 16:  # its kernels take no smaller heads
             self.blocks = block_mask(layout)
             return
         mask_B1LL = visibility(layout)[:, None]

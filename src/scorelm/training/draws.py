@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -11,13 +12,17 @@ from torch import Tensor
 
 from scorelm.config import Recipe
 from scorelm.model.attention import Layout
+from scorelm.model.denoiser import Places
 from scorelm.noise.schedule import Schedule
+from scorelm.text.packing import first_fit
 from scorelm.training.data import Shard, TrainingData
 from scorelm.training.loss import Batch, Draw
 
 HELDOUT_BATCHES = 4
 SHARED = 2**31
 """In the place of a shard's number: what is drawn for the whole step."""
+MULTIPLE = 64
+"""Of positions, that the width of narrowed rows is a multiple of: few widths are few shapes to prepare kernels for."""
 
 
 def generator(*words: int) -> torch.Generator:
@@ -81,3 +86,39 @@ def joined(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
     layout = Layout(segment, position, block, stream)
     draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps))
     return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
+
+
+def sent(draw: Draw, device: torch.device) -> Draw:
+    """The draw on a device, with its places, which are found here so that the device need not be waited for."""
+    draw = narrowed(draw) if device.type == "cpu" else draw
+    places = Places.of(draw.sigma_BS, draw.layout)
+
+    def move(t: Tensor) -> Tensor:
+        return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
+
+    return draw.map(move)._replace(places=Places(*map(move, places)))
+
+
+def narrowed(draw: Draw) -> Draw:
+    """The same documents in narrower rows, where the longest takes half of a row or less.
+
+    A row's attention costs the square of its length, whoever sees whom in it, unless blocks of it are skipped.
+    """
+    segment_BS = draw.layout.segment_BL
+    length = segment_BS.shape[1]
+    document_P = (segment_BS + (segment_BS.amax() + 1) * torch.arange(len(segment_BS))[:, None]).flatten()
+    place_N = (segment_BS.flatten() > 0).nonzero().squeeze(1)
+    _, extent_D = torch.unique(document_P[place_N], return_counts=True)
+    width = -(-int(extent_D.max()) // MULTIPLE) * MULTIPLE if len(extent_D) else length
+    if 2 * width > length:
+        return draw
+    pieces = place_N[document_P[place_N].argsort(stable=True)].numpy()
+    index_RW = torch.from_numpy(first_fit(np.split(pieces, extent_D.cumsum(0)[:-1].numpy()), width))
+    real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
+
+    def taken(t_BS: Tensor) -> Tensor:
+        return t_BS.flatten(0, 1)[at_RW]
+
+    found = draw.map(taken)
+    layout = replace(found.layout, segment_BL=torch.where(real_RW, document_P[at_RW], 0))
+    return found._replace(sigma_BS=found.sigma_BS.where(real_RW, 0.0), layout=layout)

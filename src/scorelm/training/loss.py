@@ -7,10 +7,8 @@ their own. Everything random comes from one generator per step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,11 +18,7 @@ from scorelm.model.attention import CLEAN, NOISY, Layout, twice
 from scorelm.model.denoiser import Denoiser, Places, in_chunks, rows
 from scorelm.noise.levels import document_blocks, draw_levels, given_spans, runs
 from scorelm.noise.schedule import Schedule
-from scorelm.text.packing import first_fit
 from scorelm.text.tokenizer import BOS, EOS
-
-MULTIPLE = 64
-"""Of positions, that the width of narrowed rows is a multiple of: few widths are few shapes to prepare kernels for."""
 
 
 class Batch(NamedTuple):
@@ -59,16 +53,6 @@ class Draw(NamedTuple):
         layout = self.layout.map(change)
         return Draw(change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS), layout, weight, eps)
 
-    def on(self, device: torch.device) -> Draw:
-        """The draw on a device, with its places, which are found here so that the device need not be waited for."""
-        draw = narrowed(self) if device.type == "cpu" else self
-        places = Places.of(draw.sigma_BS, draw.layout)
-
-        def move(t: Tensor) -> Tensor:
-            return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
-
-        return draw.map(move)._replace(places=Places(*map(move, places)))
-
     @property
     def live(self) -> int:
         """Positions that the loss is computed at."""
@@ -78,31 +62,6 @@ class Draw(NamedTuple):
     def noisy(self) -> int:
         """Those of them that have some evidence."""
         return int(((self.sigma_BS > 0) & (self.sigma_BS < torch.inf) & (self.layout.segment_BL > 0)).sum())
-
-
-def narrowed(draw: Draw) -> Draw:
-    """The same documents in narrower rows, where the longest takes half of a row or less.
-
-    A row's attention costs the square of its length, whoever sees whom in it, unless blocks of it are skipped.
-    """
-    segment_BS = draw.layout.segment_BL
-    length = segment_BS.shape[1]
-    document_P = (segment_BS + (segment_BS.amax() + 1) * torch.arange(len(segment_BS))[:, None]).flatten()
-    place_N = (segment_BS.flatten() > 0).nonzero().squeeze(1)
-    _, extent_D = torch.unique(document_P[place_N], return_counts=True)
-    width = -(-int(extent_D.max()) // MULTIPLE) * MULTIPLE if len(extent_D) else length
-    if 2 * width > length:
-        return draw
-    pieces = place_N[document_P[place_N].argsort(stable=True)].numpy()
-    index_RW = torch.from_numpy(first_fit(np.split(pieces, extent_D.cumsum(0)[:-1].numpy()), width))
-    real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
-
-    def taken(t_BS: Tensor) -> Tensor:
-        return t_BS.flatten(0, 1)[at_RW]
-
-    found = draw.map(taken)
-    layout = replace(found.layout, segment_BL=torch.where(real_RW, document_P[at_RW], 0))
-    return found._replace(sigma_BS=found.sigma_BS.where(real_RW, 0.0), layout=layout)
 
 
 class Outcome(NamedTuple):
@@ -180,9 +139,22 @@ def score_loss(
     weight_N = torch.ones_like(sigma_N) if draw.weight_BS is None else draw.weight_BS.flatten()[places.live_N]
     vocabulary = len(denoiser.prior)
     self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step
+    if self_conditioned:
+        with torch.no_grad():
+            h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, None, draw.ids_BS)
+            x0_NE = in_chunks(
+                lambda *read: denoiser.estimate(denoiser.read_out(*read)[0]), vocabulary, h_ND, x_NE, sigma_N
+            )
+            self_cond_BSE.flatten(0, 1).index_copy_(0, places.live_N, x0_NE)
+    h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, self_cond_BSE, draw.ids_BS)
+    terms = loss_terms(denoiser, schedule, config)
+    terms_N3 = in_chunks(terms, vocabulary, h_ND, x_NE, sigma_N, e_NE, ids_N, weight_N)
+    loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
+    return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
-    def estimate(h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor) -> Tensor:
-        return denoiser.estimate(denoiser.read_out(h_ND, x_NE, sigma_N)[0])
+
+def loss_terms(denoiser: Denoiser, schedule: Schedule, config: TrainingConfig) -> Callable[..., Tensor]:
+    """What the loss asks of N live positions: loss, cross-entropy, and 1 where the likeliest token is right, [N, 3]."""
 
     def terms(h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor, e_NE: Tensor, ids_N: Tensor, weight_N: Tensor) -> Tensor:
         logits_NV, context_free_NV = denoiser.read_out(h_ND, x_NE, sigma_N)
@@ -195,15 +167,7 @@ def score_loss(
             loss_N = loss_N + config.z_loss * z_term(logits_NV, context_free_NV)
         return torch.stack([loss_N, cross_entropy_N, (logits_NV.argmax(-1) == ids_N).float()], 1)
 
-    if self_conditioned:
-        with torch.no_grad():
-            h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, None, draw.ids_BS)
-            x0_NE = in_chunks(estimate, vocabulary, h_ND, x_NE, sigma_N)
-            self_cond_BSE.flatten(0, 1).index_copy_(0, places.live_N, x0_NE)
-    h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, self_cond_BSE, draw.ids_BS)
-    terms_N3 = in_chunks(terms, vocabulary, h_ND, x_NE, sigma_N, e_NE, ids_N, weight_N)
-    loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
-    return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
+    return terms
 
 
 def likelihood_term(e_NE: Tensor, x0_NE: Tensor, sigma_N: Tensor, schedule: Schedule) -> Tensor:

@@ -25,7 +25,7 @@ from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule
 from scorelm.training import checkpoint, snapshot
 from scorelm.training.data import TrainingData
 from scorelm.training.distributed import ALONE, Ranks, gradients_stay, share_out, whole, whole_state
-from scorelm.training.draws import SHARED, draw_heldout, draw_step, generator
+from scorelm.training.draws import SHARED, draw_heldout, draw_step, generator, sent
 from scorelm.training.ema import averages
 from scorelm.training.logging import RunLog, Window, anisotropy
 from scorelm.training.loss import Draw, Outcome
@@ -168,7 +168,7 @@ class Trainer:
         """The loss of the weights, or of one of their averages."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outcome: Outcome = self.losses[name](
-                draw.on(self.device), self.schedule, self.config, live=live, self_conditioned=first_pass
+                sent(draw, self.device), self.schedule, self.config, live=live, self_conditioned=first_pass
             )
         return outcome
 
