@@ -33,7 +33,8 @@ def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.op
         for p in layers:  # state for every parameter from the start, so that every checkpoint has it
             muon.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         optimizers.append(muon)
-    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    full = [group for group in groups if group["params"]]  # checkpoints of two optimisers take no empty ones
+    adamw = torch.optim.AdamW(full, lr=config.lr, betas=(0.9, 0.98), fused=True)
     for group in adamw.param_groups:
         for p in group["params"]:
             adamw.state[p] = {
