@@ -283,7 +283,7 @@ def picture(values: dict[str, Any], target: Path) -> None:
     left, middle, right = figure.subplots(1, 3)
     names = [f"{dim} x {length}" for dim in LAYERS for length in LENGTHS]
     for k, kind in enumerate(("1 stream", "2 streams", "1 stream, padded", "peer")):
-        heights = [100 * values[f"size {name}"].get(kind, {"mfu": 0})["mfu"] for name in names]
+        heights = [100 * values[f"size {name}"][kind]["mfu"] for name in names]
         left.bar(np.arange(len(names)) + 0.2 * (k - 1.5), heights, 0.2, label=kind.replace("peer", "peer (GPT)"))
     left.set_xticks(range(len(names)), names, rotation=90)
     left.set(ylabel="MFU, %", xlabel="width x length", ylim=(0, 80))
