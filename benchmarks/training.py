@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/training.json, each figure as soon as it is there, and training.png; delete the JSON to
 measure anew. MFU is useful FLOPs (6 per trunk weight and token, attention inside documents, vocabulary products where
-the loss needs them; padding not counted) over the fastest square bfloat16 product measured in the same round. Kinds
+the loss needs them; padding not counted) over the fastest square product in the same precision and round. Kinds
 of one size and length are interleaved; medians of 5 rounds. The peer is an autoregressive loop in the manner of nanoGPT
 on PyTorch's own `nn.TransformerEncoderLayer`, whose rows are text without gaps.
 """

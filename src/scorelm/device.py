@@ -22,11 +22,10 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What matrices are multiplied in; auto is bfloat16 only where the processor does it natively."""
     if precision == "auto":
+        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            has = torch.cpu.get_capabilities()
-            native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 

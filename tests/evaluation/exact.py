@@ -104,7 +104,7 @@ class Exact(nn.Module):
         self.seen = []
         """What every evaluation was asked and answered."""
 
-    def live(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None):
+    def live(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None):
         law, table_VE = self.law, self.embedding.table().detach().double()
         assert x_BLE.shape[:2] == sigma_BL.shape == layout.segment_BL.shape
         live_BL = (sigma_BL > 0) & (layout.segment_BL > 0)

@@ -57,7 +57,7 @@ class Alone(nn.Module):
         super().__init__()
         self.embedding, self.log_V, self.table_VE = embedding, log_V, embedding.table()
 
-    def live(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None):
+    def live(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None):
         live_BL = sigma_BL > 0
         logits_NV = torch.addmm(self.log_V, x_BLE[live_BL] / sigma_BL[live_BL][:, None] ** 2, self.table_VE.T)
         return Posterior(logits_NV, logits_NV, live_BL)

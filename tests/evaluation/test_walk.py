@@ -362,8 +362,8 @@ class Shown(nn.Module):
         super().__init__()
         self.inner, self.embedding, self.size, self.seen = inner, inner.embedding, inner.size, []
 
-    def live(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None):
-        answer = self.inner.live(x_BLE, sigma_BL, layout, self_cond_BLE, ids_BL)
+    def live(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None):
+        answer = self.inner.live(x_BLE, sigma_BL, layout, self_cond_BLE, ids_BL, table_VE)
         self.seen.append(Seen(x_BLE.clone(), sigma_BL.clone(), answer.live_BL, answer.logits_NV.clone()))
         return answer
 

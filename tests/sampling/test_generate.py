@@ -10,6 +10,7 @@ from torch import nn
 
 from scorelm.config import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
+from scorelm.model.embedding import Embedding
 from scorelm.model.scorelm import ScoreLM
 from scorelm.noise.path import make_path
 from scorelm.noise.plan import to_sigma
@@ -249,6 +250,14 @@ def test_a_sample_can_be_had_again_from_its_seed(lm, path):
         for prompt, one in zip(["the"] * 3 + ["god said"] * 3, many, strict=True)
     ]
     assert sum(a == one for a, one in zip(alone, many, strict=True)) >= 5  # a draw may fall within a rounding error
+
+
+@pytest.mark.parametrize("path", ["uniform", "blocks:3"])
+def test_the_table_of_embeddings_is_computed_once(lm, path, monkeypatch):
+    whole, calls = Embedding.table, []
+    monkeypatch.setattr(Embedding, "table", lambda self: calls.append(self) or whole(self))
+    assert records(lm, CLOSED, path, steps=8)[-1].nfe_B.max() > 1
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("path", ["uniform", "blocks:1"])
@@ -602,6 +611,11 @@ def test_a_repair_keeps_the_ends_doubts_the_rest_and_needs_no_blank(lm):
     assert any(s.ids != given for s in many) and lm.infill(text, repair=0.99, steps=8, seed=2)[0] == many[2]
     for path in ("shuffled", "confidence", "bounded:1"):
         assert len(lm.infill(text, repair=0.5, steps=4, path=path)[0].ids) == len(given)
+
+
+@pytest.mark.parametrize("text", ["____", ""])
+def test_a_repair_of_nothing_given_is_an_infill(lm, text):
+    assert lm.infill(text, repair=0.5, steps=4)[0].ids[0] == BOS
 
 
 @pytest.mark.parametrize("options", [{"repair": 0.0}, {"repair": 1.0}, {"repair": 0.5, "path": "blocks:2"}])

@@ -152,11 +152,30 @@ def test_a_loss_that_is_not_finite_stops_with_a_message_and_keeps_the_checkpoint
 
 
 def test_another_corpus_or_another_model_is_refused_on_resume(finished: Path, text: Path, tmp_path: Path) -> None:
-    for flags, says in ((["--model.dim", "64"], "model options"), (["--noise.streams", "1"], "noise options")):
+    for flags, says in (
+        (["--model.dim", "64"], "model options"),
+        (["--noise.streams", "1"], "noise options"),
+        (["--optimizer", "muon"], "the optimizer of a run"),
+        (["--objective", "masked"], "the objective of a run"),
+        (["--ema", "0.9"], "the ema of a run"),
+    ):
         command = [sys.executable, "-m", "scorelm", "train", "--out", str(finished), "--resume", *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_held_out_text_in_which_nothing_is_to_be_predicted_ends_no_run(tmp_path: Path) -> None:
+    text = tmp_path / "lines.txt"
+    pairs = [f"{a} {v}" for a in ("Ruth", "Saul", "Amos", "Leah") for v in ("sees", "eats", "sells", "hides")]
+    text.write_text("\n".join([*pairs, "zz32"]))  # by chance the last, held out alone, is given whole
+    more = ("--data.holdout", "0.05", "--vocab-size", "290", "--noise.streams", "1", "--rows", "1", "--steps", "2")
+    process = start(text, tmp_path / "run", *more)
+    _, errors = process.communicate()
+    assert process.returncode == 0 and "1 held out" in errors, errors
+    assert (tmp_path / "run" / "model").is_dir()
+    provenance = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["provenance"]
+    assert provenance["heldout_loss"] is None
 
 
 def test_bfloat16_is_chosen_only_where_it_is_native() -> None:

@@ -59,7 +59,7 @@ class Posterior(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """Posterior over tokens from noisy embeddings with a noise level of their own.
+    """Posterior over tokens from noisy embeddings with a noise level of their own, with weights in fp32.
 
     Shape suffixes: B rows, L positions, E embedding size, D trunk width, V vocabulary, N live positions (those of
     real documents with sigma above 0).
@@ -91,14 +91,17 @@ class Denoiser(nn.Module):
         layout: Layout,
         self_cond_BLE: Tensor | None = None,
         ids_BL: Tensor | None = None,
+        table_VE: Tensor | None = None,
     ) -> Posterior:
         """The posterior at the live positions alone: `forward` without the work for those that are given already.
 
-        `ids_BL` are the tokens of given positions, where they are known and need not be read from `x_BLE`.
+        `ids_BL` are the tokens of given positions, where they are known and need not be read from `x_BLE`, and
+        `table_VE` the embeddings of all tokens, where they are at hand.
         """
+        table_VE = self.embedding.table() if table_VE is None else table_VE
         places, (x_PE, sigma_P) = Places.of(sigma_BL, layout), (x_BLE.flatten(0, 1), sigma_BL.flatten())
-        h_ND = self.hidden(x_BLE, sigma_BL, layout, places, self_cond_BLE, ids_BL)
-        logits_NV, context_free_NV = self.read_out(h_ND, x_PE[places.live_N], sigma_P[places.live_N])
+        h_ND = self.hidden(x_BLE, sigma_BL, layout, places, table_VE, self_cond_BLE, ids_BL)
+        logits_NV, context_free_NV = self.read_out(h_ND, x_PE[places.live_N], sigma_P[places.live_N], table_VE)
         return Posterior(logits_NV, context_free_NV, (sigma_BL > 0) & (layout.segment_BL > 0))
 
     def hidden(
@@ -107,6 +110,7 @@ class Denoiser(nn.Module):
         sigma_BL: Tensor,
         layout: Layout,
         places: Places,
+        table_VE: Tensor,
         self_cond_BLE: Tensor | None = None,
         ids_BL: Tensor | None = None,
     ) -> Tensor:
@@ -114,7 +118,7 @@ class Denoiser(nn.Module):
 
         Positions without evidence have one soft token, the prior's, and given ones have their own token.
         """
-        table_VE, (x_PE, sigma_P) = self.embedding.table(), (x_BLE.flatten(0, 1), sigma_BL.flatten())
+        x_PE, sigma_P = x_BLE.flatten(0, 1), sigma_BL.flatten()
 
         def soft(x_UE: Tensor, sigma_U: Tensor) -> Tensor:
             return evidence(x_UE, sigma_U, table_VE, self.prior).softmax(-1) @ self.token_in
@@ -130,9 +134,9 @@ class Denoiser(nn.Module):
             h_BLD = h_BLD + self.self_condition(self_cond_BLE)
         return rows(self.trunk(h_BLD, sigma_BL, layout).flatten(0, 1), places.live_N)
 
-    def read_out(self, h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor) -> tuple[Tensor, Tensor]:
+    def read_out(self, h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor, table_VE: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the posterior, and the part of them without context, [N, V] each in fp32."""
-        context_free_NV = evidence(x_NE, sigma_N, self.embedding.table(), self.prior)
+        context_free_NV = evidence(x_NE, sigma_N, table_VE, self.prior)
         return context_free_NV + self.context(h_ND), context_free_NV
 
     def forward(self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, self_cond_BLE: Tensor | None = None) -> Tensor:
@@ -148,8 +152,9 @@ class Denoiser(nn.Module):
         At given positions the logits are the (saturated) evidence alone.
         """
         sigma_BL = torch.as_tensor(sigma_BL, device=x_BLE.device).expand(x_BLE.shape[:2])
-        logits_NV, _, live_BL = self.live(x_BLE, sigma_BL, layout, self_cond_BLE)
-        given_MV = evidence(x_BLE[~live_BL], sigma_BL[~live_BL], self.embedding.table())
+        table_VE = self.embedding.table()
+        logits_NV, _, live_BL = self.live(x_BLE, sigma_BL, layout, self_cond_BLE, table_VE=table_VE)
+        given_MV = evidence(x_BLE[~live_BL], sigma_BL[~live_BL], table_VE)
         logits_BLV = logits_NV.new_empty(*sigma_BL.shape, logits_NV.shape[1])
         return logits_BLV.masked_scatter(live_BL[..., None], logits_NV).masked_scatter(~live_BL[..., None], given_MV)
 

@@ -92,7 +92,7 @@ class Sampler:
         self.prompt_BL = ~self.state.free_BL & self.state.real_BL & (self.layout.block_BL > 0)
         self.prompt_BL &= self.state.ids_BL != EOS
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        if options.repair is not None:
+        if options.repair is not None and self.prompt_BL.any():
             sigma = to_sigma(torch.tensor(options.repair, dtype=torch.float64), schedule)
             self.state.soften(self.prompt_BL, sigma, self.draws(self.prompt_BL).normal())
         self.closed_B = torch.tensor([t[-1] is not None for t in templates], device=self.table_VE.device)
@@ -288,7 +288,7 @@ class Sampler:
         """Logits of the noisy positions and where they are."""
         self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
         with self.autocast:
-            logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE, ids_RW)
+            logits_NV, _, live_RW = self.denoiser.live(x_RWE, sigma_RW, layout, self_cond_RWE, ids_RW, self.table_VE)
         return self.ruled_out(logits_NV, closed_RW[live_RW]), live_RW
 
     def ruled_out(self, logits_NV: Tensor, closed_N: Tensor) -> Tensor:

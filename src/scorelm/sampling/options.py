@@ -99,8 +99,8 @@ def make_options(
         top_p: keeps the likeliest tokens that make up this probability alone.
         score_temperature: divides the score, for solvers that follow it.
         nats_per_step: on ``confidence`` and ``entropy``, what a step may spend in each text, within `steps` at most.
-        precision: ``float32``; ``bfloat16``, which is faster where the processor has it; or ``auto``, the fastest of
-            both. A row depends on its batch by a rounding, which is seldom enough to change a token in ``float32``.
+        precision: ``float32``; ``bfloat16``; or ``auto``, which is bfloat16 where the processor has it natively. A
+            row depends on its batch by a rounding, which is seldom enough to change a token in ``float32``.
 
     Raises:
         ValueError: a bad option.

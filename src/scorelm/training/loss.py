@@ -131,7 +131,7 @@ def score_loss(
         self_conditioned: take a first pass without gradient and feed its estimate back (arXiv 2208.04202).
     """
     places = draw.places or Places.of(draw.sigma_BS, draw.layout)
-    e_BSE = denoiser.embedding(draw.ids_BS)
+    table_VE, e_BSE = denoiser.embedding.table(), denoiser.embedding(draw.ids_BS)
     assert draw.eps_BSE is not None
     x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
     e_NE, x_NE = (rows(t_BSE.flatten(0, 1), places.live_N) for t_BSE in (e_BSE, x_BSE))
@@ -141,23 +141,26 @@ def score_loss(
     self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step
     if self_conditioned:
         with torch.no_grad():
-            h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, None, draw.ids_BS)
+            h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, table_VE, None, draw.ids_BS)
             x0_NE = in_chunks(
-                lambda *read: denoiser.estimate(denoiser.read_out(*read)[0]), vocabulary, h_ND, x_NE, sigma_N
-            )
+                lambda h_ND, x_NE, sigma_N: denoiser.estimate(denoiser.read_out(h_ND, x_NE, sigma_N, table_VE)[0]),
+                vocabulary, h_ND, x_NE, sigma_N,
+            )  # fmt: skip
             self_cond_BSE.flatten(0, 1).index_copy_(0, places.live_N, x0_NE)
-    h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, self_cond_BSE, draw.ids_BS)
-    terms = loss_terms(denoiser, schedule, config)
+    h_ND = denoiser.hidden(x_BSE, draw.sigma_BS, draw.layout, places, table_VE, self_cond_BSE, draw.ids_BS)
+    terms = loss_terms(denoiser, table_VE, schedule, config)
     terms_N3 = in_chunks(terms, vocabulary, h_ND, x_NE, sigma_N, e_NE, ids_N, weight_N)
     loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
     return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
 
-def loss_terms(denoiser: Denoiser, schedule: Schedule, config: TrainingConfig) -> Callable[..., Tensor]:
+def loss_terms(
+    denoiser: Denoiser, table_VE: Tensor, schedule: Schedule, config: TrainingConfig
+) -> Callable[..., Tensor]:
     """What the loss asks of N live positions: loss, cross-entropy, and 1 where the likeliest token is right, [N, 3]."""
 
     def terms(h_ND: Tensor, x_NE: Tensor, sigma_N: Tensor, e_NE: Tensor, ids_N: Tensor, weight_N: Tensor) -> Tensor:
-        logits_NV, context_free_NV = denoiser.read_out(h_ND, x_NE, sigma_N)
+        logits_NV, context_free_NV = denoiser.read_out(h_ND, x_NE, sigma_N, table_VE)
         cross_entropy_N = F.cross_entropy(logits_NV, ids_N, reduction="none") * weight_N
         loss_N = cross_entropy_N
         if config.likelihood_weight:

@@ -218,7 +218,7 @@ class Trainer:
                 own = draw.map(lambda t: t[rows])  # noqa: B023
                 with torch.no_grad():
                     outcome = self._loss(name, own, live, self.self_conditions)
-                losses[name] += float(outcome.cross_entropy_N.double().sum()) / live
+                losses[name] += float(outcome.cross_entropy_N.double().sum()) / max(live, 1)
         totals = self.ranks.sum(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
         self.heldout = {name: loss for name, loss in zip(losses, totals, strict=True) if live and math.isfinite(loss)}
         return self.heldout

@@ -56,7 +56,7 @@ class Generation:
     choose: str = "mbr"
     """By minimum Bayes risk (mbr), or the most frequent text (vote)."""
     precision: str = "float32"
-    """Of matrix products: float32, bfloat16 (faster where the processor has it), or auto, the fastest of both."""
+    """Of matrix products: float32, bfloat16, or auto: bfloat16 where the processor has it natively."""
     seed: int = 0
     """The first row's; the next rows have the next ones."""
     film: Path | None = None

@@ -124,7 +124,7 @@ def begun(out: Path) -> bool:
 
 
 def check_run_directory(options: Train) -> None:
-    """Refuse to overwrite a run that has a checkpoint, or to resume one with another model or other data."""
+    """Refuse to overwrite a run that has a checkpoint, or to resume one with another model, data or optimiser."""
     if begun(options.out) and not options.resume:
         raise ValueError(f"{options.out} already holds a run: add --resume to continue it, or choose another --out")
     if options.fall_back and not options.resume:
@@ -137,6 +137,9 @@ def check_run_directory(options: Train) -> None:
         for room in ("data", "model", "noise"):
             if getattr(old, room) != getattr(new, room):
                 raise ValueError(f"the {room} options of a run can't change when it is resumed; {kept} has them")
+        for name in ("objective", "optimizer", "ema"):
+            if getattr(old.training, name) != getattr(new.training, name):
+                raise ValueError(f"the {name} of a run can't change when it is resumed; {kept} has it")
 
 
 def demo(options: Demo) -> int:
