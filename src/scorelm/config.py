@@ -153,7 +153,7 @@ class TrainingConfig(Options):
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up for one step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw for all weights; or muon, at 3 times the rate and so the decay, for layers, and adamw for the rest."""
+    """adamw; or muon for layers, at 3 times the rate and decay and in bfloat16 (slow where not native), adamw else."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate of AdamW."""
     warmup: NonNegativeInt = 50
