@@ -66,9 +66,11 @@ def test_sample_prints_a_line_each_and_the_same_for_the_same_seed(run: Path) -> 
     assert scorelm(*arguments, "--seed", "9").stdout != first.stdout
 
 
-@pytest.mark.parametrize("path", ["uniform", "ramp:2", "blocks:1", "blocks:4"])
-@pytest.mark.parametrize("solver", ["euler", "ancestral:0.5", "posterior"])
-def test_json_is_the_contract_on_every_path_and_solver(run: Path, path: str, solver: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "solver"),
+    [("uniform", "posterior"), ("ramp:2", "euler"), ("blocks:1", "ancestral:0.5"), ("blocks:4", "posterior")],
+)
+def test_json_is_the_contract_on_paths_and_solvers(run: Path, path: str, solver: str) -> None:
     done = scorelm(
         "sample", str(run / "model"), "-n", "2", "--steps", "6", "--path", path, "--solver", solver, "--json"
     )
