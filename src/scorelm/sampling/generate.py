@@ -92,7 +92,7 @@ class Sampler:
         self.prompt_BL = ~self.state.free_BL & self.state.real_BL & (self.layout.block_BL > 0)
         self.prompt_BL &= self.state.ids_BL != EOS
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        if options.repair is not None and self.prompt_BL.any():
+        if options.repair is not None:
             sigma = to_sigma(torch.tensor(options.repair, dtype=torch.float64), schedule)
             self.state.soften(self.prompt_BL, sigma, self.draws(self.prompt_BL).normal())
         self.closed_B = torch.tensor([t[-1] is not None for t in templates], device=self.table_VE.device)

@@ -96,7 +96,7 @@ class RowDraws:
         self.device = mask_BL.device
 
     def _rows(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        parts = [draw(n, g) for n, g in zip(self.counts, self.generators, strict=True) if n]
+        parts = [draw(n, g) for n, g in zip(self.counts, self.generators, strict=True)]
         return torch.cat(parts).to(self.device)
 
     def normal(self) -> Tensor:
