@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scorelm.config import ModelConfig, NoiseConfig, TrainingConfig
+from scorelm.config.recipe import ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import make_schedule
-from scorelm.text.tokenizer import BOS
-from scorelm.training.loss import Batch, Draw, draw_noise, score_loss
+from scorelm.text.sentencepiece import BOS
+from scorelm.objectives.score import Batch, Draw, draw_noise, score_loss
 
 NAMES = {"allreduce_": "all_reduce", "_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter"}
 VOCAB, ROWS, LENGTH = 1_001, 2, 64

@@ -23,10 +23,10 @@ from transformers.utils import logging
 
 from runs import RESULTS, settle, training
 from scorelm import ScoreLM
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.device import matmul_peak
 from scorelm.noise.schedule import make_schedule
-from scorelm.text.tokenizer import EOS, Tokenizer
+from scorelm.text.sentencepiece import EOS, Tokenizer
 
 LENGTH, BATCHES, EVALUATIONS, BLOCK, ROUNDS = 64, (1, 16, 64), (8, 16, 32, 64), 8, 5
 PRECISIONS = ("float32", "bfloat16")

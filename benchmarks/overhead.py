@@ -16,9 +16,9 @@ import torch
 from runs import RESULTS, settle, training
 from sampling import PATHS, measure
 from scorelm import ScoreLM
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.noise.schedule import make_schedule
-from scorelm.text.tokenizer import Tokenizer
+from scorelm.text.sentencepiece import Tokenizer
 
 
 def main() -> None:

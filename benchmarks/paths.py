@@ -23,7 +23,7 @@ from scorelm import ScoreLM
 from scorelm.evaluation.judge import load_judge
 from scorelm.evaluation.price import price
 from scorelm.evaluation.report import Examiner, generated
-from scorelm.noise.path import make_path
+from scorelm.sampling.paths import make_path
 
 BUDGETS = (8, 16, 32, 64, 128, 256)
 SCORE = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy", "surest", "bounded", "remask:0.05")

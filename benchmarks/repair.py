@@ -27,8 +27,8 @@ from scorelm.evaluation.rows import batches
 from scorelm.noise.plan import to_sigma
 from scorelm.sampling.generate import generate
 from scorelm.sampling.options import Options, make_options
-from scorelm.text.conditioning import Template
-from scorelm.text.tokenizer import BOS, EOS
+from scorelm.text.templates import Template
+from scorelm.text.sentencepiece import BOS, EOS
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8)

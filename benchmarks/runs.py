@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scorelm import ScoreLM
-from scorelm.config import Recipe, load_recipe
+from scorelm.config.recipe import Recipe
+from scorelm.config.toml import load_recipe
 from scorelm.memory import bound_kernel_caches, keep_freed_memory
 from scorelm.text.corpus import load_corpus
 
@@ -40,7 +41,7 @@ def recipe(**changes: Any) -> Recipe:
 
 def trained(options: Recipe, out: Path) -> ScoreLM:
     """The model of a run, trained or trained on if it is not finished; a run that is done is loaded."""
-    from scorelm.verbs.train import Train, train
+    from scorelm.cli.train import Train, train
 
     done = out / "done"
     if not done.exists():

@@ -29,9 +29,9 @@ from scorelm.memory import keep_freed_memory
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.sampling.generate import Sampler
 from scorelm.sampling.options import make_options
-from scorelm.text.conditioning import prompt_template
+from scorelm.text.templates import prompt_template
 from scorelm.text.corpus import load_corpus
-from scorelm.text.tokenizer import PAD
+from scorelm.text.sentencepiece import PAD
 
 PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy")
 SOLVERS = ("posterior", "renoise", "ancestral", "sde", "euler", "heun", "dpmpp_2m")

@@ -21,7 +21,8 @@ import torch
 
 import collectives
 from runs import RESULTS
-from scorelm.config import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig, load_recipe
+from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.toml import load_recipe
 from scorelm.model.denoiser import CHUNK, Denoiser
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import prepare

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runs import RESULTS, Kept, settle, training
-from scorelm.config import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
 from scorelm.device import matmul_peak, pick_dtype
 from scorelm.memory import bound_kernel_caches, keep_freed_memory
 from scorelm.text.packing import packed_rows, packing_efficiency
-from scorelm.text.tokenizer import PAD
+from scorelm.text.sentencepiece import PAD
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.draws import draw_step
 from scorelm.training.trainer import Trainer

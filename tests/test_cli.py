@@ -1,21 +1,69 @@
-"""The command line in real processes: what it prints, where, and with which exit code."""
+"""The command line, within this process: what it prints, where, and with which exit code.
+
+Processes are started for what only a process has: its two streams, a reader that has gone, a full disk behind stdout,
+and what is imported. Signals and crashes of training are in `tests/faults`.
+"""
+
+from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NamedTuple
 
 import pytest
+import torch
 
-VERBS = ("demo", "train", "tokenizer", "sample", "infill", "score", "eval", "info")
+from scorelm.cli import VERBS, main
+from scorelm.cli.info import InfoVerb
+from scorelm.cli.output import Output
+from scorelm.cli.process import let_waiting_threads_sleep
+from scorelm.config.generation import Continuation, Infilling
+from scorelm.config.toml import load_recipe
+from scorelm.errors import DiskError, InputError
+from scorelm.sampling.halting import CRITERIA
+from scorelm.sampling.paths import PATHS
+from scorelm.sampling.solvers import SOLVERS
+
+SMALL = ("--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8")
 
 
-def scorelm(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scorelm", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+class Done(NamedTuple):
+    """What a command has come to."""
+
+    code: int
+    out: str
+    err: str
 
 
-@pytest.fixture(scope="session")
+def scorelm(*words: str) -> Done:
+    with StringIO() as out, TemporaryFile("w+") as err:  # a file of the system, as `speak` asks for
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main(words)
+        err.seek(0)
+        return Done(int(ended.value.code or 0), out.getvalue(), err.read())
+
+
+def done(*words: str) -> str:
+    """What a command that succeeds prints on stdout."""
+    code, out, err = scorelm(*words)
+    assert code == 0, err
+    return out
+
+
+def process(*words: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "scorelm", *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command, text=True, **streams)
+
+
+@pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ("Ruth", "Saul", "Amos", "Leah", "Dan")
     text = [
@@ -26,44 +74,81 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run(lines: Path) -> Path:
     """A run made with the reference project's flag names."""
-    folder = lines.parent
-    made = scorelm("tokenizer", "-d", str(lines), "--vocab-size", "310", "--out", str(folder / "spm"))
-    assert (made.returncode, made.stdout) == (0, ""), made.stderr
-    assert (folder / "spm" / "tokenizer.model").is_file()
-    flags = ["--steps", "30", "--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8"]
-    out = folder / "run"
-    done = scorelm(
-        "train", "-d", str(lines), "-spm", str(folder / "spm" / "tokenizer.model"), "-mdir", str(out), *flags
-    )
-    assert done.returncode == 0, done.stderr
-    assert "scorelm sample" in done.stderr
+    spm, out = lines.parent / "spm", lines.parent / "run"
+    made = scorelm("tokenizer", "-d", str(lines), "--vocab-size", "310", "--out", str(spm))
+    assert (made.code, made.out) == (0, "") and "310 tokens" in made.err
+    tokenizer = str(spm / "tokenizer.model")
+    trained = scorelm("train", "-d", str(lines), "-spm", tokenizer, "-mdir", str(out), "--steps", "30", *SMALL)
+    assert (trained.code, trained.out) == (0, "") and f"scorelm sample {out / 'model'}" in trained.err
     return out
 
 
-def test_help_names_every_verb_and_every_verb_has_help() -> None:
-    overview = scorelm("--help")
-    assert overview.returncode == 0
-    for verb in VERBS:
-        assert verb in overview.stdout
-        page = scorelm(verb, "--help")
-        assert page.returncode == 0
-        assert "--" in page.stdout
-    assert scorelm("--version").stdout.strip().count(".") == 2
+@pytest.fixture(scope="module")
+def peers(run: Path, lines: Path) -> dict[str, Path]:
+    """An autoregressive and a masked run on the same text and tokenizer."""
+    found = {}
+    for objective in ("autoregressive", "masked"):
+        found[objective] = run.parent / objective
+        words = ("-d", str(lines), "-spm", str(run / "tokenizer.model"), "--out", str(found[objective]))
+        done("train", *words, "--objective", objective, "--steps", "12", *SMALL)
+    return found
+
+
+# Help
+
+
+def test_help_names_every_verb_and_fits_in_80_columns() -> None:
+    page = done("--help")
+    assert page == done()
+    assert all(f"  {verb} " in page and summary in page for verb, summary in VERBS.items())
+    assert max(map(len, page.splitlines())) <= 80
+    assert done("--version").strip().count(".") == 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = done(verb, "--help")
+    assert page.startswith("usage: scorelm ") and VERBS[verb] in page and "--" in page
+    assert "None" not in page and "(default: False)" not in page
+    assert max(len(line) for line in page.splitlines() if not line.startswith("usage:")) <= 80
+
+
+@pytest.mark.parametrize("verb", ["sample", "infill"])
+def test_help_lists_what_the_registries_hold(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spiral(turns: float = 2.5, start: float = 0) -> None:
+        """From the middle outwards.
+
+        Not shown.
+        """
+
+    for registry in (PATHS, SOLVERS, CRITERIA):
+        monkeypatch.setitem(registry, f"spiral{len(registry)}", spiral)
+    page = done(verb, "--help")
+    for registry in (PATHS, SOLVERS, CRITERIA):
+        assert all(f"\n  {name}" in page for name in registry)
+    assert page.count(":TURNS,START (default: 2.5,0)\n      From the middle outwards.\n") == 3
+    assert "Not shown" not in page
+
+
+def test_help_of_score_lists_the_paths() -> None:
+    page = done("score", "--help")
+    assert all(f"\n  {name}" in page for name in PATHS)
+
+
+# Work
 
 
 def test_sample_prints_a_line_each_and_the_same_for_the_same_seed(run: Path) -> None:
-    arguments = ("sample", str(run), "-n", "3", "--steps", "8", "--prompt", "Ruth and")
-    first, second = scorelm(*arguments), scorelm(*arguments)
-    assert first.returncode == 0, first.stderr
-    assert first.stderr == ""
-    assert first.stdout == second.stdout
-    texts = first.stdout.splitlines()
-    assert len(texts) == 3
-    assert all(text.startswith("Ruth and") for text in texts)
-    assert scorelm(*arguments, "--seed", "9").stdout != first.stdout
+    words = ("sample", str(run), "-n", "3", "--steps", "8", "--prompt", "Ruth and")
+    first = scorelm(*words)
+    assert (first.code, first.err) == (0, "")
+    assert first.out == done(*words) != done(*words, "--seed", "9")
+    texts = first.out.splitlines()
+    assert len(texts) == 3 and all(text.startswith("Ruth and") for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +156,8 @@ def test_sample_prints_a_line_each_and_the_same_for_the_same_seed(run: Path) -> 
     [("uniform", "posterior"), ("ramp:2", "euler"), ("blocks:1", "ancestral:0.5"), ("blocks:4", "posterior")],
 )
 def test_json_is_the_contract_on_paths_and_solvers(run: Path, path: str, solver: str) -> None:
-    done = scorelm(
-        "sample", str(run / "model"), "-n", "2", "--steps", "6", "--path", path, "--solver", solver, "--json"
-    )
-    assert done.returncode == 0, done.stderr
-    samples = json.loads(done.stdout)
+    words = ("-n", "2", "--steps", "6", "--path", path, "--solver", solver, "--json")
+    samples = json.loads(done("sample", str(run / "model"), *words))
     assert [set(s) for s in samples] == [{"text", "ids", "seed", "nfe"}] * 2
     assert [s["seed"] for s in samples] == [0, 1]
     assert all(s["ids"][0] == 0 and s["nfe"] >= 1 for s in samples)
@@ -84,40 +166,42 @@ def test_json_is_the_contract_on_paths_and_solvers(run: Path, path: str, solver:
 
 
 def test_infill_keeps_what_is_given(run: Path) -> None:
-    done = scorelm(
-        "infill", str(run), "Saul ____ has ____.", "-n", "2", "--steps", "5", "--json", "--blank-tokens", "3"
-    )
-    assert done.returncode == 0, done.stderr
-    for sample in json.loads(done.stdout):
-        assert sample["text"].startswith("Saul")
-        assert sample["text"].endswith(".")
-        assert "has" in sample["text"]
-        assert "_" not in sample["text"]
+    words = ("Saul ____ has ____.", "-n", "2", "--steps", "5", "--json", "--blank-tokens", "3")
+    for sample in json.loads(done("infill", str(run), *words)):
+        assert sample["text"].startswith("Saul") and sample["text"].endswith(".")
+        assert "has" in sample["text"] and "_" not in sample["text"]
 
 
-def test_every_option_of_generation_runs(run: Path, tmp_path: Path) -> None:
-    done = scorelm(
-        "sample", str(run), "-n", "2", "--steps", "6", "--prompt", "Ruth", "--json", "--path", "confidence:0.2",
-        "--solver", "ancestral", "--temperature", "0.8", "--top-k", "40", "--top-p", "0.95", "--guidance", "1.5",
-        "--self-guidance", "1.2", "--score-temperature", "0.9", "--halt", "entropy:0.01", "--best-of", "2",
-        "--choose", "vote", "--film", str(tmp_path / "film.html"), "--watch",
+def test_every_option_of_a_request_runs(run: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.html"
+    both = (
+        "-n", "2", "--steps", "6", "--json", "--solver", "ancestral", "--temperature", "0.8", "--top-k", "40",
+        "--top-p", "0.95", "--self-guidance", "1.2", "--score-temperature", "0.9", "--halt", "entropy:0.01",
+        "--best-of", "2", "--choose", "vote", "--seed", "5", "--precision", "auto", "--device", "cpu", "--watch",
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    samples = json.loads(done.stdout)
-    assert len(samples) == 2 and all(s["text"].startswith("Ruth") for s in samples)
-    assert "</html>" in (tmp_path / "film.html").read_text(encoding="utf-8")
+    sample = (
+        "sample", str(run), *both, "--prompt", "Ruth", "--path", "confidence:0.2", "--nats-per-step", "3",
+        "--guidance", "1.5", "--length", "20", "--max-length", "24", "--film", str(film),
+    )  # fmt: skip
+    infill = ("infill", str(run), "Ruth has ____ figs.", *both, "--blank-tokens", "2", "--repair", "0.5")
+    for words, start in ((sample, "Ruth"), (infill, "")):
+        code, out, err = scorelm(*words)
+        assert (code, err) == (0, "")
+        samples = json.loads(out)
+        assert len(samples) == 2 and all(s["text"].startswith(start) for s in samples)
+        assert [s["seed"] for s in samples] != [0, 1]
+    assert "</html>" in film.read_text(encoding="utf-8")
+    known = {"-n" if name == "n" else f"--{name.removeprefix('as_').replace('_', '-')}" for name in (
+        *Continuation.model_fields, *Infilling.model_fields, *Output.model_fields
+    )}  # fmt: skip
+    assert known <= {*sample, *infill}
 
 
 def test_info_describes_a_model(run: Path) -> None:
-    assert "parameters" in scorelm("info", str(run)).stdout
-    facts = json.loads(scorelm("info", str(run / "model"), "--json").stdout)
-    assert (facts["dim"], facts["layers"], facts["vocab_size"], facts["max_length"], facts["steps"]) == (
-        32,
-        2,
-        310,
-        32,
-        30,
-    )
+    assert "parameters" in done("info", str(run))
+    facts = json.loads(done("info", str(run / "model"), "--json"))
+    shown = ("dim", "layers", "vocab_size", "max_length", "steps", "objective")
+    assert [facts[name] for name in shown] == [32, 2, 310, 32, 30, "score"]
 
 
 PRICE = {"path", "exact", "nats_per_token", "bits_per_char", "stderr_nats_per_token", "tokens", "nfe", "terms"}
@@ -127,19 +211,19 @@ PRICE = {"path", "exact", "nats_per_token", "bits_per_char", "stderr_nats_per_to
     ("path", "more", "exact", "terms"),
     [
         ("uniform", (), False, {"reconstruction", "diffusion", "prior", "length"}),
-        ("blocks:1", ("--draws", "4"), False, {"reconstruction", "diffusion", "prior"}),
-        ("confidence", ("--steps", "5"), False, {"reconstruction", "diffusion", "length"}),
-        ("ordered", (), True, {"reconstruction"}),
+        ("blocks:1", ("--draws", "4", "--precision", "auto"), False, {"reconstruction", "diffusion", "prior"}),
+        ("confidence", ("--steps", "5", "--seed", "3"), False, {"reconstruction", "diffusion", "length"}),
+        ("ordered", ("--device", "cpu"), True, {"reconstruction"}),
         ("reverse", (), True, {"reconstruction", "length"}),
-        ("random", (), True, {"reconstruction", "length"}),
+        ("random", ("--draws", "2"), True, {"reconstruction", "length"}),
     ],
 )
 def test_score_prints_the_contract_on_every_kind_of_path(
     run: Path, path: str, more: tuple[str, ...], exact: bool, terms: set[str]
 ) -> None:
-    done = scorelm("score", str(run), "--path", path, *more, "--limit", "5", "--holdout", "0.1", "--json")
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    found = json.loads(done.stdout)
+    code, out, err = scorelm("score", str(run), "--path", path, *more, "--limit", "5", "--holdout", "0.1", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
     assert (found.keys(), found["exact"], set(found["terms"])) == (PRICE, exact, terms)
     assert found["nats_per_token"] == pytest.approx(sum(found["terms"].values()))
     assert 0 < found["stderr_nats_per_token"] < found["nats_per_token"] and found["tokens"] > 30
@@ -148,73 +232,140 @@ def test_score_prints_the_contract_on_every_kind_of_path(
 def test_score_prices_all_of_another_file_and_plots(run: Path, tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_text("Ruth has 3 figs.\nDan has none.\n", encoding="utf-8")
     plot = tmp_path / "integrand.png"
-    done = scorelm("score", str(run), "-d", str(tmp_path / "new.txt"), "--plot", str(plot))
-    assert done.returncode == 0, done.stderr
-    assert "uniform (bound)" in done.stdout and "bits/character" in done.stdout
+    out = done("score", str(run), "-d", str(tmp_path / "new.txt"), "--plot", str(plot))
+    assert "uniform (upper bound)" in out and "bits/character" in out
     assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.fixture(scope="session")
-def peers(run: Path, lines: Path) -> dict[str, Path]:
-    """An autoregressive and a masked run on the same text and tokenizer."""
-    found = {}
-    for objective in ("autoregressive", "masked"):
-        found[objective] = run.parent / objective
-        flags = ["--steps", "12", "--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8"]
-        done = scorelm(
-            "train", "-d", str(lines), "-spm", str(run / "tokenizer.model"), "--out", str(found[objective]),
-            "--objective", objective, *flags,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    return found
 
 
 @pytest.mark.parametrize(
     ("objective", "wrong", "priced"), [("autoregressive", "shuffled", "ordered"), ("masked", "uniform", "random")]
 )
-def test_a_peer_writes_and_is_priced_in_its_own_order_alone(
+def test_a_peer_writes_and_is_priced_in_its_own_order_only(
     peers: dict[str, Path], objective: str, wrong: str, priced: str
 ) -> None:
     model = str(peers[objective])
-    assert json.loads(scorelm("info", model, "--json").stdout)["objective"] == objective
-    done = scorelm("sample", model, "--prompt", "Ruth and", "-n", "2", "--json")
-    assert done.returncode == 0, done.stderr
-    assert all(sample["text"].startswith("Ruth and") for sample in json.loads(done.stdout))
-    assert json.loads(scorelm("score", model, "--limit", "3", "--json").stdout)["path"] == priced
+    assert json.loads(done("info", model, "--json"))["objective"] == objective
+    samples = json.loads(done("sample", model, "--prompt", "Ruth and", "-n", "2", "--json"))
+    assert all(sample["text"].startswith("Ruth and") for sample in samples)
+    assert json.loads(done("score", model, "--limit", "3", "--json"))["path"] == priced
     for verb in ("sample", "score"):
-        refused = scorelm(verb, model, "--path", wrong)
-        assert refused.returncode == 2 and wrong in refused.stderr and refused.stderr.count("\n") == 1
+        code, _, err = scorelm(verb, model, "--path", wrong)
+        assert code == 2 and wrong in err and err.count("\n") == 1
 
 
 def test_a_masked_model_fills_in_and_an_autoregressive_one_says_that_it_cannot(peers: dict[str, Path]) -> None:
-    done = scorelm("infill", str(peers["masked"]), "Saul ____ has ____.", "--blank-tokens", "3", "-n", "1")
-    assert done.returncode == 0 and done.stdout.startswith("Saul")
-    refused = scorelm("infill", str(peers["autoregressive"]), "Saul ____ has ____.")
-    assert refused.returncode == 2 and "fill" in refused.stderr
+    words = ("Saul ____ has ____.", "--blank-tokens", "3", "-n", "1")
+    assert done("infill", str(peers["masked"]), *words).startswith("Saul")
+    code, _, err = scorelm("infill", str(peers["autoregressive"]), *words)
+    assert code == 2 and "fill" in err
 
 
 def test_eval_writes_one_report(run: Path, peers: dict[str, Path], tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    done = scorelm(
+    out = done(
         "eval", str(run), "--judge", str(peers["autoregressive"]), "-n", "4", "--steps", "4", "--holdout", "0.2",
-        "--limit", "12", "--report", str(page),
+        "--limit", "12", "--precision", "float32", "--device", "cpu", "--report", str(page),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     for word in ("ordered", "real text", "unigram sampler", "perplexity", "mauve"):
-        assert word in done.stdout
+        assert word in out
     report = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert {"model", "judge", "settings", "prices", "table", "frontier", "effort", "samples"} == report.keys()
     assert "</html>" in page.read_text(encoding="utf-8")
 
 
-def bad_inputs(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
-    """Command and a word of the message for every kind of bad input."""
+def test_flags_override_a_recipe_its_budget_too(lines: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[data]\nvocab_size = 280\n[training]\nminutes = 9.0\nrows = 4\nlr = 0.25\n", encoding="utf-8")
+    out = tmp_path / "run"
+    words = ("--steps", "2", "--model.dim", "32", "--model.layers", "1", "--lr", "0.001")
+    done("train", "--recipe", str(recipe), "--out", str(out), "--data", str(lines), *words)
+    kept = load_recipe(str(out / "recipe.toml"))
+    assert (kept.data.vocab_size, kept.training.rows, kept.training.lr) == (280, 4, 0.001)
+    assert (kept.training.steps, kept.training.minutes) == (2, None)
+    done("train", "--out", str(out), "--resume", "--steps", "3")
+    assert load_recipe(str(out / "recipe.toml")).training.steps == 3
+
+
+# What a user can cause
+
+
+TRAIN = ("train", "--steps", "2", "--out", "{folder}/out", "--data")
+ALL_KEPT = ("--data.holdout", "0")
+BAD = {
+    "missing file": ((*TRAIN, "{folder}/none.txt"), "none.txt"),
+    "empty corpus": ((*TRAIN, "{folder}/empty.txt"), "empty"),
+    "not UTF-8": ((*TRAIN, "{folder}/latin.txt"), "UTF-8"),
+    "only long lines": ((*TRAIN, "{folder}/long.txt", "--vocab-size", "280", *ALL_KEPT), "max"),
+    "vocabulary too large": ((*TRAIN, "{folder}/few.txt", "--vocab-size", "9000", *ALL_KEPT), "9000"),
+    "unknown extension": ((*TRAIN, "{folder}/odd.xyz"), "odd.xyz"),
+    "missing column": ((*TRAIN, "{folder}/rows.jsonl"), "body"),
+    "bad tokenizer": ((*TRAIN, "kjv", "--tokenizer", "{folder}/few.txt"), "few.txt"),
+    "no place for a run": (("train", "--out", "{folder}/few.txt/run", "--data", "{folder}/few.txt"), "few.txt"),
+    "no place for a tokenizer": (("tokenizer", "--out", "{folder}/few.txt/spm", "-d", "{folder}/few.txt"), "few.txt"),
+    "no device to train on": ((*TRAIN, "kjv", "--device", "abacus"), "abacus"),
+    "unknown recipe": (("train", "--out", "{folder}/out", "--recipe", "nonesuch"), "nonesuch"),
+    "run exists": (("train", "--out", "{run}"), "--resume"),
+    "nothing to resume": (("train", "--out", "{folder}/void", "--resume"), "nothing to resume"),
+    "falling back from nothing": (("train", "--out", "{folder}/void", "--fall-back"), "--resume"),
+    "another model resumed": (("train", "--out", "{run}", "--resume", "--model.dim", "64"), "model"),
+    "two budgets": (("train", "--out", "{folder}/out", "--steps", "3", "--minutes", "1"), "either"),
+    "another run than a demo": (("demo", "--out", "{run}"), "--out"),
+    "prompt too long": (("sample", "{run}", "--prompt", "Ruth " * 50), "tokens"),
+    "length too long": (("sample", "{run}", "--length", "99"), "99"),
+    "no model": (("sample", "{folder}/nowhere"), "nowhere"),
+    "no default model": (("info",), "scorelm demo"),
+    "another shape": (("sample", "{folder}/shape"), "model.safetensors"),
+    "damaged weights": (("sample", "{folder}/damaged"), "model.safetensors"),
+    "no device": (("sample", "{run}", "--device", "abacus"), "abacus"),
+    "no blank": (("infill", "{run}", "no blank here"), "____"),
+    "no text to fill in": (("infill",), "text"),
+    "text without quotes": (("infill", "{run}", "And", "____"), "quotes"),
+    "no text to price": (("score", "{run}", "-d", "{folder}/empty.txt"), "empty"),
+    "nothing to plot": (("score", "{run}", "--path", "ordered", "--limit", "2", "--plot", "{folder}/a.png"), "ordered"),
+    "no judge": (("eval", "{run}", "--judge", "{folder}/nobody"), "nobody"),
+    "a judge of another kind": (("eval", "{run}", "--judge", "{run}"), "judge"),
+    "unknown verb": (("dance",), "dance"),
+}
+"""Command, and a word of the message."""
+
+BEFORE = {
+    "no samples": (("sample", "-n", "0"), "n:"),
+    "no evaluations": (("sample", "--steps", "0"), "steps"),
+    "bad path": (("sample", "--path", "zigzag"), "zigzag"),
+    "bad number": (("sample", "--path", "blocks:half"), "half"),
+    "bad solver": (("sample", "--solver", "ancestral:7"), "ancestral"),
+    "bad temperature": (("sample", "--temperature", "0"), "temperature"),
+    "bad seed": (("sample", "--seed", "-1"), "seed"),
+    "bad halting": (("sample", "--halt", "never"), "never"),
+    "no score": (("sample", "--score-temperature", "0.5"), "temperature"),
+    "nats on another path": (("sample", "--path", "uniform", "--nats-per-step", "1"), "nats"),
+    "bad film": (("sample", "--film", "film.avi"), "film.avi"),
+    "no place for a film": (("sample", "--film", "{folder}/none/film.html"), "none"),
+    "bad path to infill": (("infill", "{folder}/nowhere", "A ____.", "--path", "zigzag"), "zigzag"),
+    "bad repair": (("infill", "{folder}/nowhere", "A.", "--repair", "1"), "repair"),
+    "repair in blocks": (("infill", "{folder}/nowhere", "A.", "--repair", "0.5", "--path", "blocks:2"), "repair"),
+    "bad order": (("score", "--path", "sideways"), "sideways"),
+    "order with steps": (("score", "--path", "random", "--steps", "4"), "steps"),
+    "path without a price": (("score", "--path", "remask"), "no price"),
+    "no draws": (("score", "--draws", "0"), "draws"),
+    "bad limit": (("score", "--limit", "0"), "limit"),
+    "bad share": (("score", "--holdout", "1"), "holdout"),
+    "bad plot": (("score", "--plot", "a.doc"), "a.doc"),
+    "one sample to judge": (("eval", "-n", "1"), "n:"),
+    "bad report": (("eval", "--report", "a.pdf"), "a.pdf"),
+}
+"""The same, for what is refused before a model is loaded: there is none where the command is given."""
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bad files."""
+    folder = tmp_path_factory.mktemp("bad")
     for name, content in {
         "empty.txt": b"\n  \n", "latin.txt": b"caf\xe9\n" * 50, "long.txt": b"word " * 400 + b"\n",
         "few.txt": b"one two three\n" * 5, "odd.xyz": b"x", "rows.jsonl": b'{"body": "a"}\n{"body": "b"}\n',
     }.items():  # fmt: skip
         (folder / name).write_bytes(content)
-    train = ["train", "--steps", "2", "--out", str(folder / "out"), "--data"]
     for name in ("shape", "damaged"):
         (folder / name).mkdir()
         for file in ("config.json", "model.safetensors", "tokenizer.model"):
@@ -224,73 +375,105 @@ def bad_inputs(run: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
     (folder / "shape" / "config.json").write_text(json.dumps(config))
     weights = folder / "damaged" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    return {
-        "missing file": ([*train, str(folder / "none.txt")], "none.txt"),
-        "empty corpus": ([*train, str(folder / "empty.txt")], "empty"),
-        "not UTF-8": ([*train, str(folder / "latin.txt")], "UTF-8"),
-        "only long lines": ([*train, str(folder / "long.txt"), "--vocab-size", "280", "--data.holdout", "0"], "max"),
-        "vocabulary too large": (
-            [*train, str(folder / "few.txt"), "--vocab-size", "9000", "--data.holdout", "0"],
-            "9000",
-        ),
-        "unknown extension": ([*train, str(folder / "odd.xyz")], "odd.xyz"),
-        "missing column": ([*train, str(folder / "rows.jsonl")], "body"),
-        "unknown recipe": (["train", "--out", str(folder / "out"), "--recipe", "nonesuch"], "nonesuch"),
-        "run exists": (["train", "--out", str(run)], "--resume"),
-        "nothing to resume": (["train", "--out", str(folder / "void"), "--resume"], "nothing to resume"),
-        "two budgets": (["train", "--out", str(folder / "out"), "--steps", "3", "--minutes", "1"], "either"),
-        "prompt too long": (["sample", str(run), "--prompt", "Ruth " * 50], "tokens"),
-        "length too long": (["sample", str(run), "--length", "99"], "99"),
-        "bad path": (["sample", str(run), "--path", "zigzag"], "zigzag"),
-        "bad solver": (["sample", str(run), "--solver", "ancestral:7"], "ancestral"),
-        "bad temperature": (["sample", str(run), "--temperature", "0"], "temperature"),
-        "bad film": (["sample", str(run), "--film", "film.avi"], "film.avi"),
-        "bad halting": (["sample", str(run), "--halt", "never"], "never"),
-        "no score": (["sample", str(run), "--score-temperature", "0.5"], "temperature"),
-        "no blank": (["infill", str(run), "no blank here"], "____"),
-        "no model": (["sample", str(folder / "nowhere")], "nowhere"),
-        "another shape": (["sample", str(folder / "shape")], "model.safetensors"),
-        "damaged weights": (["sample", str(folder / "damaged")], "model.safetensors"),
-        "unknown verb": (["dance"], "dance"),
-        "bad order": (["score", str(run), "--path", "sideways"], "sideways"),
-        "order with steps": (["score", str(run), "--path", "random", "--steps", "4"], "steps"),
-        "path without a price": (["score", str(run), "--path", "remask"], "no price"),
-        "no text to price": (["score", str(run), "--limit", "0"], "limit"),
-        "nothing to plot": (["score", str(run), "--path", "ordered", "--limit", "2", "--plot", "a.png"], "ordered"),
-        "bad plot": (["score", str(run), "--plot", "a.doc"], "a.doc"),
-        "bad report": (["eval", str(run), "--report", "a.pdf"], "a.pdf"),
-        "no judge": (["eval", str(run), "--judge", str(folder / "nobody")], "nobody"),
-        "a judge of another kind": (["eval", str(run), "--judge", str(run)], "judge"),
-        "nats on another path": (["sample", str(run), "--path", "uniform", "--nats-per-step", "1"], "nats"),
-        "bad tokenizer": ([*train, "kjv", "--tokenizer", str(folder / "few.txt")], "few.txt"),
-    }
+    return folder
 
 
-@pytest.fixture(scope="module")
-def bad(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], str]]:
-    return bad_inputs(run, tmp_path_factory.mktemp("bad"))
+@pytest.mark.parametrize("kind", [*BAD, *BEFORE])
+def test_bad_input_gets_one_line_and_exit_code_2(
+    run: Path, folder: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, word = (BAD | BEFORE)[kind]
+    code, out, err = scorelm(*(w.format(run=run, folder=folder) for w in words))
+    assert (code, out) == (2, ""), err
+    assert err.startswith("scorelm: ") and word in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", [
-    "missing file", "empty corpus", "not UTF-8", "only long lines", "vocabulary too large", "unknown extension",
-    "missing column", "unknown recipe", "run exists", "nothing to resume", "two budgets", "prompt too long",
-    "length too long", "bad film", "bad halting", "no score",
-    "bad path", "bad solver", "bad temperature", "no blank", "no model", "another shape",
-    "damaged weights", "unknown verb", "bad tokenizer", "bad order", "order with steps", "path without a price",
-    "no text to price", "nothing to plot", "bad plot", "bad report", "no judge", "a judge of another kind",
-    "nats on another path",
-])  # fmt: skip
-def test_bad_input_gets_one_line_and_exit_code_2(bad: dict[str, tuple[list[str], str]], kind: str) -> None:
-    arguments, word = bad[kind]
-    done = scorelm(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("scorelm: ")
-    assert word in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 2
+def test_an_unknown_flag_is_refused_with_the_nearest_right_one() -> None:
+    code, _, err = scorelm("sample", "--tempertaure", "1")
+    assert code == 2 and "tempertaure" in err and "--temperature" in err
 
 
-def test_an_unknown_flag_is_refused_with_code_2() -> None:
-    done = scorelm("sample", "--tempertaure", "1")
-    assert done.returncode == 2
-    assert "tempertaure" in done.stderr
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (InputError("no such thing"), 2, "no such thing"),
+        (DiskError("cannot write x: no space"), 1, "cannot write x"),
+        (MemoryError(), 1, "not enough memory: use a smaller model"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "not enough"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee"), 1, "not enough memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_is_no_bug_gets_one_line(
+    error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(verb: InfoVerb) -> int:
+        raise error
+
+    monkeypatch.setattr(InfoVerb, "run", run)
+    done = scorelm("info")
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith(f"scorelm: {says}") and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), OSError("x"), FloatingPointError("x")])
+def test_a_bug_shows_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(verb: InfoVerb) -> int:
+        raise error
+
+    monkeypatch.setattr(InfoVerb, "run", run)
+    with pytest.raises(type(error), match="x"):
+        main(["info"])
+
+
+def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InfoVerb, "run", lambda verb: signal.raise_signal(signal.SIGINT))
+    assert scorelm("info") == Done(130, "", "scorelm: interrupted\n")
+
+
+# What only a process has
+
+
+def test_results_go_to_stdout_and_complaints_to_stderr(run: Path, tmp_path: Path) -> None:
+    good = process("sample", str(run), "-n", "1", "--steps", "2", "--json")
+    bad = process("info", str(tmp_path / "nowhere"))
+    out, err = good.communicate()
+    assert (good.returncode, err) == (0, "") and len(json.loads(out)) == 1
+    out, err = bad.communicate()
+    assert (bad.returncode, out) == (2, "") and err.startswith("scorelm: ") and err.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_no_error_and_a_full_disk_is_one() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    gone = process("--help", stdout=writing)
+    os.close(writing)
+    assert (gone.communicate()[1], gone.returncode) == ("", 141)
+    with open("/dev/full", "w") as full:
+        filled = process("--help", stdout=full)
+    err = filled.communicate()[1]
+    assert filled.returncode == 1 and err.startswith("scorelm: cannot write the output: No space") and err[-1] == "\n"
+    assert err.count("\n") == 1
+
+
+def test_help_imports_next_to_nothing() -> None:
+    code = (
+        "import sys\ntry:\n  from scorelm.cli import main; main(['--help'])\nfinally:\n"
+        "  print(*{'torch', 'datasets', 'numpy', 'pydantic', 'tyro'} & set(sys.modules), file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == "\n"
+
+
+def test_a_policy_of_waiting_is_set_unless_the_user_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    for given in (None, *names):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        if given is not None:
+            monkeypatch.setenv(given, "7")
+        let_waiting_threads_sleep()
+        assert {name: os.environ.get(name) for name in names if name in os.environ} == (
+            {"OMP_WAIT_POLICY": "passive"} if given is None else {given: "7"}
+        )

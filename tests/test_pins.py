@@ -30,7 +30,7 @@ LENGTHS = [0] * 5 + [1, 2, 3, 4, 5, 4, 3, 2, 1, 1, 1]
 def small(objective, film="none"):
     """A model of random weights: every rounding shows."""
     from scorelm import ScoreLM, Tokenizer
-    from scorelm.config import ModelConfig
+    from scorelm.config.recipe import ModelConfig
     from scorelm.noise.schedule import Log
 
     torch.manual_seed(0)

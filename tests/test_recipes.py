@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from scorelm.cli import main
-from scorelm.config import Recipe, load_recipe
+from scorelm.config.recipe import Recipe
+from scorelm.config.toml import load_recipe
 from scorelm.model.denoiser import Denoiser
 from scorelm.training.data import prepare
 from scorelm.training.trainer import Trainer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scorelm.config import ModelConfig, NoiseConfig, TrainingConfig
+from scorelm.config.recipe import ModelConfig, NoiseConfig, TrainingConfig
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 

@@ -1,31 +1,43 @@
 """Score-based (continuous) diffusion language models.
 
 >>> from scorelm import ScoreLM
->>> lm = ScoreLM.from_pretrained("runs/kjv/model")
+>>> lm = ScoreLM.from_pretrained("runs/kjv")
 >>> lm.generate(["In the beginning"], n=4)
 >>> lm.infill("And God said, ____ there be light")
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scorelm.model.scorelm import ScoreLM
-    from scorelm.text.tokenizer import Tokenizer
+    from scorelm.evaluation.price import Price, price
+    from scorelm.lm import ScoreLM
+    from scorelm.sampling.sample import Sample
+    from scorelm.text.sentencepiece import SentencePieceTokenizer as Tokenizer
+    from scorelm.training import train
 
-__all__ = ["ScoreLM", "Tokenizer", "__version__"]
+__all__ = ["Price", "Sample", "ScoreLM", "Tokenizer", "__version__", "price", "train"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Price": ("scorelm.evaluation.price", "Price"),
+    "Sample": ("scorelm.sampling.sample", "Sample"),
+    "ScoreLM": ("scorelm.lm", "ScoreLM"),
+    "Tokenizer": ("scorelm.text.sentencepiece", "SentencePieceTokenizer"),
+    "price": ("scorelm.evaluation.price", "price"),
+    "train": ("scorelm.training", "train"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public classes when they are first used, so that ``scorelm --help`` needs no torch."""
-    if name == "ScoreLM":
-        from scorelm.model.scorelm import ScoreLM
+    """Import what users import when it is first used, so that ``scorelm --help`` needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scorelm' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
 
-        return ScoreLM
-    if name == "Tokenizer":
-        from scorelm.text.tokenizer import Tokenizer
 
-        return Tokenizer
-    raise AttributeError(f"module 'scorelm' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,6 +8,8 @@ import time
 
 import torch
 
+from scorelm.errors import InputError
+
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; auto is CUDA where there is one."""
@@ -16,7 +18,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -34,13 +36,13 @@ def check_compiler(device: torch.device) -> None:
     """See that what torch.compile calls for a CPU is there.
 
     Raises:
-        ValueError: it is not.
+        InputError: it is not.
     """
     from torch._inductor.config import cpp
 
     names = [name for name in cpp.cxx if name]
     if device.type == "cpu" and not any(map(shutil.which, names)):
-        raise ValueError(f"compiling for a CPU needs a C++ compiler, and there is no {' or '.join(names)}")
+        raise InputError(f"compiling for a CPU needs a C++ compiler, and there is no {' or '.join(names)}")
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

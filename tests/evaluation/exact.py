@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from scorelm.config import Size
+from scorelm.config.recipe import Size
 from scorelm.evaluation.rows import batches
 from scorelm.model.denoiser import Posterior
 from scorelm.model.embedding import Embedding
-from scorelm.text.tokenizer import BOS, EOS, PAD
+from scorelm.text.sentencepiece import BOS, EOS, PAD
 
 F64 = torch.float64
 REAL = 4  # ids 0 to 3 are special

@@ -15,13 +15,13 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorelm.baselines.autoregressive import hidden, next_token
-from scorelm.config import ModelConfig
+from scorelm.objectives.autoregressive import hidden, next_token
+from scorelm.config.recipe import ModelConfig
 from scorelm.evaluation.judge import HuggingFaceJudge, Scores, decoded, load_judge, perplexity, perplexity_interval
 from scorelm.model.attention import Layout
-from scorelm.model.scorelm import ScoreLM
+from scorelm.lm import ScoreLM
 from scorelm.noise.schedule import make_schedule
-from scorelm.text.tokenizer import BOS, EOS, PAD, Tokenizer
+from scorelm.text.sentencepiece import BOS, EOS, PAD, Tokenizer
 
 CONTEXT = 24
 TEXTS = [

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from scorelm.baselines.autoregressive import AutoregressiveSampler, hidden, next_token, previous
-from scorelm.baselines.masked import draw_masks
-from scorelm.config import ModelConfig, NoiseConfig, TrainingConfig
+from scorelm.objectives.autoregressive import AutoregressiveSampler, hidden, next_token, previous
+from scorelm.objectives.masked import draw_masks
+from scorelm.config.recipe import ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.evaluation.likelihood import (
     Noisy,
     autoregressive,
@@ -25,14 +25,14 @@ from scorelm.evaluation.price import price
 from scorelm.evaluation.rows import batches, cut, length_nats
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.denoiser import Denoiser, Posterior
-from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path
+from scorelm.lm import ScoreLM
+from scorelm.sampling.paths import make_path
 from scorelm.noise.schedule import Gumbel, Log, Power
 from scorelm.sampling.generate import generate
 from scorelm.sampling.options import make_options
-from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from scorelm.training.loss import Batch as Packed
-from scorelm.training.loss import score_loss
+from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
+from scorelm.objectives.score import Batch as Packed
+from scorelm.objectives.score import score_loss
 
 from .exact import F64, REAL, Exact, excess, make_law, one_batch, rows_of, total
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.evaluation.likelihood import bound
 from scorelm.evaluation.rows import cut
 from scorelm.evaluation.walk import walk
 from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path
+from scorelm.lm import ScoreLM
+from scorelm.sampling.paths import make_path
 from scorelm.noise.schedule import Gumbel, Log
 from scorelm.sampling.generate import generate
 from scorelm.sampling.options import make_options
-from scorelm.text.tokenizer import BOS, EOS, PAD, Tokenizer
+from scorelm.text.sentencepiece import BOS, EOS, PAD, Tokenizer
 
 from .exact import F64, REAL, Exact, Seen, excess, make_law, one_batch, rows_of, total
 

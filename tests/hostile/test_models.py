@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from scorelm import cli
-from scorelm.config import ModelConfig
-from scorelm.model.scorelm import FILES, ScoreLM
+from scorelm.config.recipe import ModelConfig
+from scorelm.lm import FILES, ScoreLM
 from scorelm.noise.schedule import Gumbel
-from scorelm.text.tokenizer import Tokenizer
-from scorelm.verbs import VERBS
+from scorelm.text.sentencepiece import Tokenizer
+from scorelm.cli import VERBS
 
 LINES = ["in the beginning god created the heaven and the earth", "and the earth was without form and void"] * 5
 CONFIG = ModelConfig(dim=16, layers=1, heads=1, hidden=16, embedding_dim=8)
@@ -175,7 +175,7 @@ def test_pipes_and_devices_are_refused_and_links_to_files_are_not(saved, tmp_pat
 WATCHED = """
 import sys
 from pathlib import Path
-from scorelm.model.scorelm import ScoreLM
+from scorelm.lm import ScoreLM
 for model in sys.argv[2], sys.argv[1]:  # the first is harmless, and imports what it needs
     ScoreLM.from_pretrained(model)
     if model == sys.argv[2]:

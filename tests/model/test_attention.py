@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Attention, AttentionInputs, Layout, Past, visibility
 from scorelm.model.denoiser import Denoiser
 

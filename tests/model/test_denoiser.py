@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.denoiser import Denoiser, Places, in_chunks, lowered, rows, score
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import Layout
-from scorelm.model.scorelm import Provenance, ScoreLM
+from scorelm.lm import Provenance, ScoreLM
 from scorelm.noise.schedule import Gumbel, make_schedule
-from scorelm.text.tokenizer import Tokenizer
+from scorelm.text.sentencepiece import Tokenizer
 
 LINES = [
     "in the beginning god created the heaven and the earth",

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import make_path
+from scorelm.sampling.paths import make_path
 from scorelm.noise.plan import Observation, Plan
 from scorelm.noise.schedule import Log, Power
 from scorelm.sampling.generate import Sampler, generate
 from scorelm.sampling.options import Options
-from scorelm.sampling.solver import make_solver
-from scorelm.text.tokenizer import BOS, EOS
+from scorelm.sampling.solvers import make_solver
+from scorelm.text.sentencepiece import BOS, EOS
 
 F64, INF = torch.float64, math.inf
 E = 4.0

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.config import Mixture
+from scorelm.config.recipe import Mixture
 from scorelm.noise.levels import document_blocks, draw_levels, given_spans, ramp, random_rank, runs
 from scorelm.noise.schedule import make_schedule
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import make_path, ramp_path
+from scorelm.sampling.paths import make_path, ramp_path
 from scorelm.noise.plan import Observation, Plan, free_place
 from scorelm.noise.schedule import Power
 

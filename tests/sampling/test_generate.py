@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.embedding import Embedding
-from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path
+from scorelm.lm import ScoreLM
+from scorelm.sampling.paths import make_path
 from scorelm.noise.plan import to_sigma
 from scorelm.noise.schedule import Log
 from scorelm.sampling.cache import finished_blocks
@@ -20,9 +20,9 @@ from scorelm.sampling.choose import minimum_bayes_risk, most_common
 from scorelm.sampling.generate import Options, Sampler, generate
 from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.sample import Sample, infill, sample
-from scorelm.sampling.solver import make_solver
+from scorelm.sampling.solvers import make_solver
 from scorelm.sampling.state import start
-from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
 
 LINES = [
     "in the beginning god created the heaven and the earth",

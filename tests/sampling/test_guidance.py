@@ -8,16 +8,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path
+from scorelm.lm import ScoreLM
+from scorelm.sampling.paths import make_path
 from scorelm.noise.schedule import Log
 from scorelm.sampling.generate import generate
 from scorelm.sampling.guidance import Guidance, guided, keep_likeliest
 from scorelm.sampling.options import Options
-from scorelm.sampling.solver import Step, make_solver
-from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from scorelm.sampling.solvers import Step, make_solver
+from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
 
 INF, F64, VOCAB = math.inf, torch.float64, 50
 LINES = [

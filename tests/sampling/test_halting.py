@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scorelm.config import ModelConfig
-from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import make_path
+from scorelm.config.recipe import ModelConfig
+from scorelm.lm import ScoreLM
+from scorelm.sampling.paths import make_path
 from scorelm.noise.schedule import Log
 from scorelm.sampling.generate import generate
 from scorelm.sampling.halting import Mind, make_halting
 from scorelm.sampling.options import Options
-from scorelm.sampling.solver import make_solver
-from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from scorelm.sampling.solvers import make_solver
+from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
 
 INF, VOCAB = math.inf, 50
 LINES = [

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.path import make_path
+from scorelm.sampling.paths import make_path
 from scorelm.noise.plan import Observation, Plan
 from scorelm.noise.schedule import Power
-from scorelm.sampling.solver import Step, ancestral, euler, make_solver, posterior
+from scorelm.sampling.solvers import Step, ancestral, euler, make_solver, posterior
 
 INF = math.inf
 F64 = torch.float64

@@ -6,16 +6,16 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from scorelm.config import ModelConfig
+from scorelm.config.recipe import ModelConfig
 from scorelm.model.denoiser import Denoiser
-from scorelm.noise.path import make_path
+from scorelm.sampling.paths import make_path
 from scorelm.noise.plan import Observation, Plan
 from scorelm.noise.schedule import Log, Power
 from scorelm.sampling.generate import Sampler, generate
 from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.options import Options
-from scorelm.sampling.solver import Estimate, Step, make_solver
-from scorelm.text.tokenizer import BOS, EOS
+from scorelm.sampling.solvers import Estimate, Step, make_solver
+from scorelm.text.sentencepiece import BOS, EOS
 
 INF, F64 = math.inf, torch.float64
 PRIOR = torch.tensor([0.5, 0.25, 0.15, 0.1], dtype=F64)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from scorelm.config import ModelConfig, NoiseConfig, TrainingConfig
+from scorelm.config.recipe import ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import make_schedule
 from scorelm.training.draws import sent
-from scorelm.training.loss import Batch, draw_noise, score_loss
+from scorelm.objectives.score import Batch, draw_noise, score_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 V, E = 64, 16

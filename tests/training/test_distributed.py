@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scorelm.config import Recipe
+from scorelm.config.recipe import Recipe
 from scorelm.training.data import TrainingData, prepare
-from scorelm.training.distributed import Ranks
+from scorelm.parallel import Ranks
 
 FLAGS = [
     *("--model.dim", "32", "--model.layers", "2", "--model.embedding-dim", "8", "--vocab-size", "300"),

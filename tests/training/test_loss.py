@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from scorelm.config import Mixture, ModelConfig, NoiseConfig, TrainingConfig
+from scorelm.config.recipe import Mixture, ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.attention import CLEAN, NOISY, block_mask
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.noise.schedule import Gumbel, make_schedule
-from scorelm.text.tokenizer import BOS, EOS, PAD
+from scorelm.text.sentencepiece import BOS, EOS, PAD
 from scorelm.training.draws import sent
-from scorelm.training.loss import Batch, add_noise, draw_noise, likelihood_term, score_loss, z_term
+from scorelm.objectives.score import Batch, add_noise, draw_noise, likelihood_term, score_loss, z_term
 from scorelm.training.objective import OBJECTIVES
 
 V, E = 50, 16

@@ -1,97 +1,66 @@
-"""The training loop in real processes: it learns, logs what it says it logs, and resumes bit for bit."""
+"""The training loop: it learns, logs what it says it logs, resumes bit for bit, and refuses what it cannot do."""
 
 import json
-import os
+import math
 import shutil
 import signal
-import subprocess
-import sys
-import time
+import threading
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from scorelm.config import TrainingConfig
+from scorelm import ScoreLM
+from scorelm.config.recipe import Recipe, TrainingConfig
 from scorelm.device import pick_device, pick_dtype
+from scorelm.errors import DiskError, DivergedError, InputError
+from scorelm.training import train
+from scorelm.training.checkpoint import Saver
+from scorelm.training.signals import deferred_signals
 
-TINY = [
-    *("--model.dim", "32", "--model.layers", "2", "--model.embedding-dim", "8", "--vocab-size", "300"),
-    *("--max-length", "32", "--rows", "4", "--log-every", "1", "--warmup", "3"),
-    *("--ema", "0.9", "0.5", "--device", "cpu"),
-]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    names, verbs, things = ["Ruth", "Saul", "Amos", "Leah"], ["sees", "eats", "sells", "hides"], ["figs", "oil", "corn"]
-    lines = [f"{a} {v} {t} and {b} {w} {i}." for i, (a, v, t, b, w) in enumerate(
-        (a, v, t, b, w) for a in names for v in verbs for t in things for b in names for w in verbs
-    )]  # fmt: skip
-    path = tmp_path_factory.mktemp("text") / "lines.txt"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def start(text: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "scorelm", "train", "--data", str(text), "--out", str(out), *TINY, *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def resume(out: Path) -> None:
-    command = [sys.executable, "-m", "scorelm", "train", "--out", str(out), "--resume"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def lines(out: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    """Wait until metrics.jsonl has reached a step."""
-    for _ in range(1200):
-        if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") >= step:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("the run makes no progress")
-
-
-def same_model(a: Path, b: Path) -> None:
-    one, two = (load_file(out / "model" / "model.safetensors") for out in (a, b))
-    assert one.keys() == two.keys()
-    for name in one:
-        assert torch.equal(one[name], two[name]), name
-    assert (a / "model" / "config.json").read_text() == (b / "model" / "config.json").read_text()
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
-def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(tools: Any, text: Path) -> Recipe:
+    return tools.recipe(text, steps=STEPS, save_every=7, keep=3, sample_every=20, accumulation=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tools: Any, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbs."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    process = start(text, out, "--steps", "40", "--save-every", "7", "--sample-every", "20", "--accumulation", "2")
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert output == ""
-    assert "Warning" not in errors, errors
+    said = tools.train(recipe, out)
+    assert any("examples" in line and "held out" in line for line in said)
     return out
 
 
-def test_a_run_directory_has_what_the_design_says(finished: Path) -> None:
-    assert {"recipe.toml", "metrics.jsonl", "checkpoints", "model", "tokenizer.model"} <= {
+def after_its_first_checkpoint(run: Path, out: Path) -> Path:
+    """A run as it would be if it had been killed later than its first checkpoint that is kept."""
+    shutil.copytree(run, out)
+    for later in sorted((out / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(later)
+    shutil.rmtree(out / "model")
+    (out / "checkpoints" / ".writing-00000099").mkdir()  # what a kill inside a save leaves
+    return out
+
+
+def test_a_run_directory_has_what_the_design_says(tools: Any, finished: Path) -> None:
+    assert {"recipe.toml", "metrics.jsonl", "checkpoints", "model", "tokenizer.model", "samples.txt"} == {
         p.name for p in finished.iterdir()
     }
-    assert [p.name for p in sorted((finished / "checkpoints").iterdir())] == ["step-00000035", "step-00000040"]
-    assert "step 20" in (finished / "samples.txt").read_text()
+    assert tools.checkpoints(finished) == [28, 35, 40]
+    samples = (finished / "samples.txt").read_text()
+    assert "step 20" in samples and "step 40" in samples
+    made = ScoreLM.from_pretrained(finished / "model").provenance
+    assert (made.steps, made.tokens) == (STEPS, tools.log(finished)[-1]["tokens"]) and made.heldout_loss > 0
 
 
-def test_metrics_have_the_fields_of_the_contract_and_the_loss_falls(finished: Path) -> None:
-    log = lines(finished)
-    assert [line["step"] for line in log] == list(range(1, 41))
+def test_metrics_have_the_fields_of_the_contract_and_the_loss_falls(tools: Any, finished: Path) -> None:
+    log = tools.log(finished)
+    assert [line["step"] for line in log] == list(range(1, STEPS + 1))
     for line in log:
         assert {"step", "tokens", "loss", "tokens_per_second", "packing_efficiency", "mfu", "lr", "accuracy",
                 "loss_by_snr", "gradient_norm", "parameter_norm", "embedding_anisotropy"} <= line.keys()  # fmt: skip
@@ -101,79 +70,108 @@ def test_metrics_have_the_fields_of_the_contract_and_the_loss_falls(finished: Pa
     assert sum(blind[-8:]) < 0.995 * sum(blind[:8])
 
 
-def test_learning_rate_warms_up_holds_and_decays_to_zero(finished: Path) -> None:
-    rates = [line["lr"] for line in lines(finished)]
-    peak = TrainingConfig().lr
+def test_learning_rate_warms_up_holds_and_decays_to_zero(tools: Any, finished: Path) -> None:
+    rates, peak = [line["lr"] for line in tools.log(finished)], TrainingConfig().lr
     assert rates[0] == pytest.approx(peak / 3)
     assert rates[3:24] == [pytest.approx(peak)] * 21
     assert rates[24:] == pytest.approx([peak * min(1, (1 - k / 40) / 0.4) for k in range(24, 40)])
 
 
-@pytest.mark.parametrize("kill_at", [9, 16])
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
-    finished: Path, text: Path, tmp_path: Path, kill_at: int
-) -> None:
-    out = tmp_path / "killed"
-    process = start(text, out, "--steps", "40", "--save-every", "7", "--sample-every", "20", "--accumulation", "2")
-    wait_for_step(process, out, kill_at)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (out / "checkpoints" / ".writing-00000099").mkdir(parents=True)  # what a kill inside a save leaves
-    resume(out)
-    same_model(finished, out)
-    assert [line["loss"] for line in lines(out)] == [line["loss"] for line in lines(finished)]
+def test_resumed_equals_uninterrupted_bit_for_bit(tools: Any, finished: Path, recipe: Recipe, tmp_path: Path) -> None:
+    out = after_its_first_checkpoint(finished, tmp_path / "run")
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "loss": 1')  # a torn line
+    tools.train(recipe, out, resume=True)
+    tools.assert_same(out, finished)
+    assert tools.checkpoints(out) == [28, 35, 40]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_exit_code_says_which(
-    finished: Path, text: Path, tmp_path: Path, signum: signal.Signals, code: int
+    tools: Any, forks: Any, finished: Path, recipe: Recipe, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
-    out = tmp_path / "stopped"
-    process = start(text, out, "--steps", "40", "--save-every", "100", "--sample-every", "20", "--accumulation", "2")
-    wait_for_step(process, out, 5)
-    process.send_signal(signum)
-    _, errors = process.communicate()
-    assert process.returncode == code
+    out = tmp_path / "run"
+    found, errors = forks.train(out, recipe, "--save-every", "100", kill_after=(5, 0.0, signum))
+    assert found == code, errors
     assert "--resume" in errors and "Traceback" not in errors
-    resume(out)
-    for name in ("losses", "lr"):
-        key = "loss" if name == "losses" else name
-        assert [line[key] for line in lines(out)] == [line[key] for line in lines(finished)]
+    assert tools.checkpoints(out)[0] < STEPS
+    assert forks.train(out, recipe, "--save-every", "7")[0] == 0
+    tools.assert_same(out, finished)
+    assert [line["lr"] for line in tools.log(out)] == [line["lr"] for line in tools.log(finished)]
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_message_and_keeps_the_checkpoint(text: Path, tmp_path: Path) -> None:
-    out = tmp_path / "diverged"
-    process = start(text, out, "--steps", "60", "--save-every", "1", "--lr", "1e30", "--warmup", "0")
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    assert errors.strip().splitlines()[-1].startswith("scorelm: step ") and "Traceback" not in errors
-    kept = sorted((out / "checkpoints").glob("step-*"))
-    assert kept and all((p / "state.json").exists() for p in kept)
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    handler, inside = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with deferred_signals():
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [handler]
 
 
-def test_another_corpus_or_another_model_is_refused_on_resume(finished: Path, text: Path, tmp_path: Path) -> None:
-    for flags, says in (
-        (["--model.dim", "64"], "model options"),
-        (["--noise.streams", "1"], "noise options"),
-        (["--optimizer", "muon"], "the optimizer of a run"),
-        (["--objective", "masked"], "the objective of a run"),
-        (["--ema", "0.9"], "the ema of a run"),
+def test_a_loss_that_is_not_finite_stops_with_a_message_and_keeps_the_checkpoint(
+    tools: Any, text: Path, tmp_path: Path
+) -> None:
+    recipe = tools.recipe(text, steps=60, save_every=1, lr=1e30, warmup=0)
+    with pytest.raises(DivergedError, match=r"^step \d+: the loss is .* in 11 steps in a row; the last checkpoint"):
+        train(recipe, tmp_path / "run", say=lambda text: None)
+    assert tools.checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("room", "change", "says"),
+    [
+        ("model", {"dim": 64}, "model options"),
+        ("noise", {"streams": 1}, "noise options"),
+        ("data", {"holdout": 0.1}, "data options"),
+        ("training", {"optimizer": "muon"}, "the optimizer of a run"),
+        ("training", {"objective": "masked"}, "the objective of a run"),
+        ("training", {"ema": (0.9,)}, "the ema of a run"),
+    ],
+)
+def test_another_corpus_or_another_model_is_refused_on_resume(
+    finished: Path, recipe: Recipe, room: str, change: dict[str, Any], says: str
+) -> None:
+    changed = recipe.model_copy(update={room: getattr(recipe, room).model_copy(update=change)})
+    with pytest.raises(InputError, match=says):
+        train(changed, finished, resume=True)
+
+
+def test_a_run_directory_that_cannot_be_used_is_refused(finished: Path, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, how, says in (
+        (finished, {}, "already holds a run"),
+        (tmp_path / "new", {"fall_back": True}, "--fall-back needs --resume"),
+        (tmp_path / "new", {"resume": True}, "nothing to resume"),
+        (tmp_path / "file", {}, "cannot write"),
+        (tmp_path / "file" / "inside", {}, "cannot write"),
     ):
-        command = [sys.executable, "-m", "scorelm", "train", "--out", str(finished), "--resume", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert says in done.stderr and done.stderr.count("\n") == 1
+        with pytest.raises(InputError, match=says) as refused:
+            train(recipe, out, **how)
+        assert refused.value.exit_code == 2
 
 
-def test_held_out_text_in_which_nothing_is_to_be_predicted_ends_no_run(tmp_path: Path) -> None:
+def test_a_finished_run_without_its_model_gets_it_back(
+    tools: Any, finished: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """As after a kill between the last checkpoint and its model."""
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(out / "model")
+    tools.train(recipe, out, resume=True)
+    tools.assert_same(out, finished)
+
+
+def test_held_out_text_in_which_nothing_is_to_be_predicted_ends_no_run(tools: Any, tmp_path: Path) -> None:
     text = tmp_path / "lines.txt"
     pairs = [f"{a} {v}" for a in ("Ruth", "Saul", "Amos", "Leah") for v in ("sees", "eats", "sells", "hides")]
-    text.write_text("\n".join([*pairs, "zz32"]))  # by chance the last, held out alone, is given whole
-    more = ("--data.holdout", "0.05", "--vocab-size", "290", "--noise.streams", "1", "--rows", "1", "--steps", "2")
-    process = start(text, tmp_path / "run", *more)
-    _, errors = process.communicate()
-    assert process.returncode == 0 and "1 held out" in errors, errors
-    assert (tmp_path / "run" / "model").is_dir()
+    text.write_text("\n".join([*pairs, "zz32"]))  # by chance the last, the only one held out, is given whole
+    more = {"data": {"holdout": 0.05, "vocab_size": 290}, "noise": {"streams": 1}}
+    said = tools.train(tools.recipe(text, more, rows=1, steps=2), tmp_path / "run")
+    assert any("1 held out" in line for line in said)
     provenance = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["provenance"]
     assert provenance["heldout_loss"] is None
 
@@ -184,37 +182,48 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
     native = "avx512_bf16" in flags or "amx_bf16" in flags
     assert pick_dtype("auto", cpu) == (torch.bfloat16 if native else torch.float32)
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
-    with pytest.raises(ValueError, match="nonesuch"):
+    with pytest.raises(InputError, match="nonesuch"):
         pick_device("nonesuch")
 
 
-def test_bfloat16_autocast_trains(text: Path, tmp_path: Path) -> None:
-    process = start(
-        text, tmp_path / "bf16", "--steps", "12", "--precision", "bfloat16", "--model.noise-conditioning", "film"
-    )
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    losses = [line["loss"] for line in lines(tmp_path / "bf16")]
+def test_bfloat16_autocast_trains(tools: Any, text: Path, tmp_path: Path) -> None:
+    more = {"model": {"noise_conditioning": "film"}}
+    tools.train(tools.recipe(text, more, steps=12, precision="bfloat16"), tmp_path / "run")
+    losses = tools.losses(tmp_path / "run")
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs g++")
-def test_compiled_layers_learn_the_same(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one_graph = ("--self-conditioning", "0", "--data.holdout", "0", "--steps", "4")  # compiling takes its time
-    for name, more in (("eager", ()), ("compiled", ("--compile",))):
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"kernels-{name}"))
-        process = start(text, tmp_path / name, *one_graph, *more)
-        _, errors = process.communicate()
-        assert process.returncode == 0 and "Warning" not in errors, errors
-    eager, compiled = ([line["loss"] for line in lines(tmp_path / name)] for name in ("eager", "compiled"))
-    assert compiled == pytest.approx(eager, rel=1e-4)
-    built = [len(list((tmp_path / f"kernels-{name}").rglob("*.so"))) for name in ("eager", "compiled")]
-    assert built[0] == 0 < built[1]
+def test_compiled_layers_learn_the_same(
+    tools: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_graph = {"data": {"holdout": 0}, "model": {"layers": 1}}  # compiling takes its time
+    kernels = tmp_path / "kernels"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    for name in ("eager", "compiled"):
+        recipe = tools.recipe(text, one_graph, steps=3, self_conditioning=0, compile=name == "compiled")
+        assert not list(kernels.rglob("*.so"))
+        tools.train(recipe, tmp_path / name)
+    assert list(kernels.rglob("*.so"))
+    assert tools.losses(tmp_path / "compiled") == pytest.approx(tools.losses(tmp_path / "eager"), rel=1e-4)
 
 
-def test_compiling_without_a_compiler_is_refused(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    process = start(text, tmp_path / "run", "--steps", "6", "--compile")
-    _, errors = process.communicate()
-    assert process.returncode == 2
-    assert errors.splitlines()[-1].endswith("needs a C++ compiler, and there is no no-such-compiler")
+def test_compiling_without_a_compiler_is_refused(tools: Any, text: Path, tmp_path: Path) -> None:
+    from torch._inductor.config import cpp
+
+    says = "needs a C\\+\\+ compiler, and there is no no-such-compiler"
+    with patch.object(cpp, "cxx", (None, "no-such-compiler")), pytest.raises(InputError, match=says):
+        train(tools.recipe(text, steps=2, compile=True), tmp_path / "run")
+
+
+def test_only_errors_of_the_system_become_one_line(tmp_path: Path) -> None:
+    """A bug in what is written stays an error of its own, and leaves no draft behind."""
+    saver = Saver(tmp_path, 2)
+    with pytest.raises(TypeError):
+        saver.save(1, {"a": torch.ones(2)}, {"b": object()})
+    with patch("os.fsync", side_effect=OSError(28, "No space left on device")), pytest.raises(DiskError) as full:
+        saver.save(1, {"a": torch.ones(2)}, {"b": math.pi})
+    assert str(full.value) == f"cannot write {tmp_path / 'step-00000001'}: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+    saver.save(1, {"a": torch.ones(2)}, {"b": math.pi})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from scorelm.config import ModelConfig
-from scorelm.model.scorelm import ScoreLM
+from scorelm.config.recipe import ModelConfig
+from scorelm.lm import ScoreLM
 from scorelm.noise.schedule import Log
 from scorelm.sampling.generate import StepRecord
-from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
 from scorelm.viz.film import Film, check_suffix, film_data, page
 from scorelm.viz.frames import Token, spell
 from scorelm.viz.watch import Watch

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scorelm.errors import InputError
+
 WORD = re.compile(r"\w+|[^\w\s]")
 IntArray = NDArray[np.int64]
 
@@ -33,7 +35,7 @@ def unigram_entropy(texts: Sequence[str]) -> float:
     Read it beside perplexity, which rewards text that repeats a few words (arXiv 2409.02908, there on tokens).
 
     Raises:
-        ValueError: no texts.
+        InputError: no texts.
     """
     counts = [np.array(list(Counter(text).values()), dtype=np.float64) for text in _split(texts)]
     shares = [number / number.sum() for number in counts]
@@ -46,7 +48,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
     It falls as the set grows: compare sets of one size.
 
     Raises:
-        ValueError: no texts, or n below 1.
+        InputError: no texts, or n below 1.
     """
     grams = [gram for text in _split(texts) for gram in _grams(text, n)]
     return len(set(grams)) / max(len(grams), 1)
@@ -59,14 +61,14 @@ def self_bleu(texts: Sequence[str], most: int = 100) -> float:
     the text's length. At most `most` evenly spaced texts are used, since cost is quadratic; one text alone scores 0.
 
     Raises:
-        ValueError: no texts, `most` below 2, or sacrebleu is not installed.
+        InputError: no texts, `most` below 2, or sacrebleu is not installed.
     """
     if most < 2:
-        raise ValueError(f"self-BLEU compares at least 2 texts, not {most}")
+        raise InputError(f"self-BLEU compares at least 2 texts, not {most}")
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
-        raise ValueError("sacrebleu is not installed: pip install 'scorelm[eval]'") from None
+        raise InputError("sacrebleu is not installed: pip install 'scorelm[eval]'") from None
     lines = [" ".join(text) for text in _split(texts)]
     if len(lines) == 1:
         return 0.0
@@ -82,7 +84,7 @@ def repetition(texts: Sequence[str], n: int) -> float:
     In [0, 1]; 0 if there is no n-gram. The paper's seq-rep-n, pooled over texts instead of averaged.
 
     Raises:
-        ValueError: no texts, or n below 1.
+        InputError: no texts, or n below 1.
     """
     grams = [list(_grams(text, n)) for text in _split(texts)]
     total = sum(map(len, grams))
@@ -95,7 +97,7 @@ def zipf_coefficient(texts: Sequence[str]) -> float:
     Least squares over the 5,000 commonest words, as in the paper's code; 0 if there are fewer than two different ones.
 
     Raises:
-        ValueError: no texts.
+        InputError: no texts.
     """
     counts = Counter(chain.from_iterable(_split(texts))).most_common(5000)
     if len(counts) < 2:
@@ -110,7 +112,7 @@ def length_distance(texts: Sequence[str], reference: Sequence[str]) -> float:
     The area between the two cumulative distributions, which is exact in one dimension (Vallender 1974).
 
     Raises:
-        ValueError: no texts on either side.
+        InputError: no texts on either side.
     """
     lengths = [[len(text) for text in _split(side)] for side in (texts, reference)]
     cumulative = [np.bincount(side, minlength=max(map(max, lengths)) + 1).cumsum() / len(side) for side in lengths]
@@ -134,7 +136,7 @@ def copy_rate(texts: Sequence[str], training: Sequence[str], n: int = 8) -> Copi
     Texts shorter than `n` words have no n-gram: they count in `longest` and `exact` alone.
 
     Raises:
-        ValueError: no texts on either side, or n below 1.
+        InputError: no texts on either side, or n below 1.
     """
     own, known = _split(texts), _split(training)
     grams, copied = sum(len(list(_grams(text, n))) for text in own), 0
@@ -155,18 +157,18 @@ def mauve(features: NDArray[np.floating], reference_features: NDArray[np.floatin
     texts there are (the paper takes 5,000): compare equal sizes. One thread, so that cores do not change the value.
 
     Raises:
-        ValueError: mauve-text is not installed, or shapes or values that cannot be compared.
+        InputError: mauve-text is not installed, or shapes or values that cannot be compared.
     """
     p, q = np.asarray(features, dtype=np.float64), np.asarray(reference_features, dtype=np.float64)
     if p.ndim != 2 or not p.size or not q.size or p.shape[1:] != q.shape[1:]:
-        raise ValueError(f"MAUVE takes features of shapes [n, D] and [m, D], not {p.shape} and {q.shape}")
+        raise InputError(f"MAUVE takes features of shapes [n, D] and [m, D], not {p.shape} and {q.shape}")
     if not (np.isfinite(p).all() and np.isfinite(q).all()):
-        raise ValueError("MAUVE takes finite features, but some are infinite or not numbers")
+        raise InputError("MAUVE takes finite features, but some are infinite or not numbers")
     try:
         from mauve import compute_mauve
         from threadpoolctl import threadpool_limits
     except ImportError:
-        raise ValueError("mauve-text is not installed: pip install 'scorelm[eval]'") from None
+        raise InputError("mauve-text is not installed: pip install 'scorelm[eval]'") from None
     with threadpool_limits(1), _silent():
         found = compute_mauve(p_features=p, q_features=q, seed=seed)
     # Equal histograms are ties that the package's integration may take in the wrong order (it then returns 0.75).
@@ -179,7 +181,7 @@ def diversity(texts: Sequence[str], reference: Sequence[str], training: Sequence
     `reference` are real texts that the model has not seen, `training` those that it was trained on.
 
     Raises:
-        ValueError: no texts in one of the sets, or sacrebleu is not installed.
+        InputError: no texts in one of the sets, or sacrebleu is not installed.
     """
     found = {
         "entropy": unigram_entropy(texts),
@@ -197,13 +199,13 @@ def diversity(texts: Sequence[str], reference: Sequence[str], training: Sequence
 
 def _split(texts: Sequence[str]) -> list[list[str]]:
     if not len(texts):
-        raise ValueError("there are no texts to measure")
+        raise InputError("there are no texts to measure")
     return [words(text) for text in texts]
 
 
 def _grams(text: list[str], n: int) -> Iterator[tuple[str, ...]]:
     if n < 1:
-        raise ValueError(f"n-grams have at least 1 word, not {n}")
+        raise InputError(f"n-grams have at least 1 word, not {n}")
     return zip(*(text[k:] for k in range(n)), strict=False)
 
 

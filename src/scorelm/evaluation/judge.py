@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from scorelm.baselines.autoregressive import hidden, previous
-from scorelm.evaluation.likelihood import autoregressive
-from scorelm.evaluation.rows import batches, cut
-from scorelm.model.attention import Layout
-from scorelm.model.scorelm import ScoreLM
-from scorelm.text.tokenizer import EOS, Tokenizer
+from scorelm.errors import InputError
+from scorelm.evaluation.rows import RowBatch, batches, cut
+from scorelm.lm import ScoreLM
+from scorelm.model.prediction import Prediction
+from scorelm.text.batching import by_length, pad
+from scorelm.text.tokenizer import Tokenizer
 
 POSITIONS = 2048
 """Most positions in a batch, padding included; a longer text is a batch of its own."""
@@ -67,7 +67,7 @@ class HuggingFaceJudge:
         device: where to compute; CUDA if there is one by default.
 
     Raises:
-        ValueError: transformers is not installed, or the model cannot be loaded or used.
+        InputError: transformers is not installed, or the model cannot be loaded or used.
     """
 
     def __init__(self, name: str, device: str | None = None) -> None:
@@ -77,14 +77,14 @@ class HuggingFaceJudge:
             self._tokenizer, self._model = _load(name)
         self._model.to(self.device)
         if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
-            raise ValueError(f"judge {name} has a tokenizer without a vocabulary")
+            raise InputError(f"judge {name} has a tokenizer without a vocabulary")
         bos, self._eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         self._bos = self._eos if bos is None else bos
         if self._bos is None:
-            raise ValueError(f"judge {name} has neither a BOS nor an EOS token, so that nothing can start a text")
+            raise InputError(f"judge {name} has neither a BOS nor an EOS token, so that nothing can start a text")
         rows = self._model.get_input_embeddings().num_embeddings
         if len(self._tokenizer) > rows:
-            raise ValueError(f"judge {name} has {len(self._tokenizer)} tokens but only {rows} embeddings")
+            raise InputError(f"judge {name} has {len(self._tokenizer)} tokens but only {rows} embeddings")
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self._longest = min(int(limit) for limit in (context, self._tokenizer.model_max_length) if limit)
 
@@ -103,10 +103,10 @@ class HuggingFaceJudge:
         """The last hidden state, after the final norm, at each text's last token (an empty text's BOS): [n, D].
 
         Raises:
-            ValueError: no texts.
+            InputError: no texts.
         """
         if not len(texts):
-            raise ValueError("there are no texts to take features of")
+            raise InputError("there are no texts to take features of")
         rows = [self._encode(text)[: self._longest] for text in texts]
         found: dict[int, NDArray[np.float32]] = {}
         for chosen, ids_BL, mask_BL in self._batches(rows):
@@ -122,16 +122,9 @@ class HuggingFaceJudge:
 
     def _batches(self, rows: list[list[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Numbers of rows of about one length, their ids and which of these are not padding: both [B, L] int64."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        while order:
-            longest = len(rows[order[-1]])
-            number = max(POSITIONS // longest, 1)
-            chosen, order = order[-number:], order[:-number]
-            ids_BL = torch.full((len(chosen), longest), self._bos)
-            mask_BL = torch.zeros_like(ids_BL)
-            for row, i in enumerate(chosen):
-                ids_BL[row, : len(rows[i])] = torch.tensor(rows[i])
-                mask_BL[row, : len(rows[i])] = 1
+        for chosen in by_length([len(row) for row in rows], POSITIONS):
+            ids_BL, length_B = map(torch.from_numpy, pad([rows[i] for i in chosen], self._bos))
+            mask_BL = (torch.arange(ids_BL.shape[1]) < length_B[:, None]).long()
             yield chosen, ids_BL.to(self.device), mask_BL.to(self.device)
 
 
@@ -143,48 +136,53 @@ class AutoregressiveJudge:
         name: how it is called.
 
     Raises:
-        ValueError: a model with another objective.
+        InputError: a model with another objective.
     """
 
     def __init__(self, lm: ScoreLM, name: str) -> None:
-        if lm.objective != "autoregressive":
-            raise ValueError(f"judge {name} is a {lm.objective} model: only autoregressive ones judge")
+        if not lm.objective.judges:
+            raise InputError(f"judge {name} is a {lm.objective.name} model: only autoregressive ones judge")
         self.lm, self.name = lm, name
 
     def score(self, texts: Sequence[str]) -> Scores:
-        """Exact NLL of each text, ``</s>`` included."""
+        """Exact NLL of each text, ``</s>`` included; what the judge cannot spell is ``<unk>`` to it."""
         rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
         nats = torch.zeros(len(rows.ids), dtype=torch.float64)
-        with torch.inference_mode():
-            for batch in batches(rows.ids, self.lm.denoiser.prior.device):
-                nats[batch.index] = autoregressive(self.lm.denoiser, batch).terms["reconstruction"].cpu()
+        for batch in batches(rows.ids, self.lm.device, self.lm.tokenizer.special):
+            free_BL = batch.free(closed=False)
+            logits_NV = self._next(batch, free_BL).logits_NV
+            nats_N = cross_entropy(logits_NV, batch.ids_BL[free_BL], reduction="none")
+            nats[batch.index] = batch.totals(nats_N, free_BL).cpu()
         return Scores(rows.by_text(nats).numpy(), (rows.tokens - 1).long().numpy())
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The trunk's output where ``</s>`` is predicted, from all of the text (of a long one, its first row)."""
         rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
         found = torch.zeros(len(texts), self.lm.config.dim)
-        with torch.inference_mode():
-            for batch in batches(rows.ids, self.lm.denoiser.prior.device):
-                layout = Layout.causal(batch.real_BL, batch.position_BL)
-                h_BLD = hidden(self.lm.denoiser, previous(batch.ids_BL, batch.position_BL), layout)
-                last_B = batch.real_BL.sum(1) - 1
-                for place, row in enumerate(batch.index):
-                    if row == 0 or rows.text[row - 1] != rows.text[row]:
-                        found[rows.text[row]] = h_BLD[place, last_B[place]].float().cpu()
+        for batch in batches(rows.ids, self.lm.device, self.lm.tokenizer.special):
+            last_BL = batch.position_BL == batch.real_BL.sum(1, keepdim=True) - 1
+            hidden_BD = self._next(batch, last_BL).hidden_ND.float().cpu()
+            for place, row in enumerate(batch.index):
+                if row == 0 or rows.text[row - 1] != rows.text[row]:
+                    found[rows.text[row]] = hidden_BD[place]
         return found.numpy()
+
+    @torch.inference_mode()
+    def _next(self, batch: RowBatch, open_BL: Tensor) -> Prediction:
+        lm = self.lm
+        return lm.objective.next_tokens(
+            lm.denoiser, batch.ids_BL, batch.real_BL, batch.position_BL, open_BL, lm.tokenizer.special
+        )
 
 
 def load_judge(name: str) -> Judge:
     """The judge of that name: a model of this library, or a causal language model of transformers.
 
     Raises:
-        ValueError: it is not autoregressive, or it cannot be loaded.
+        InputError: it is not autoregressive, or it cannot be loaded.
     """
-    inside = Path(name) / "model"
-    directory = inside if _is_scorelm(inside) else Path(name)
-    if _is_scorelm(directory):
-        return AutoregressiveJudge(ScoreLM.from_pretrained(directory), name)
+    if any(_is_scorelm(directory) for directory in (Path(name), Path(name) / "model")):
+        return AutoregressiveJudge(ScoreLM.from_pretrained(name), name)
     return HuggingFaceJudge(name)
 
 
@@ -192,11 +190,11 @@ def perplexity(scores: Scores) -> float:
     """exp(nats / tokens) over all texts: the perplexity of a token of the judge.
 
     Raises:
-        ValueError: the texts have no tokens.
+        InputError: the texts have no tokens.
     """
     tokens = int(scores.tokens.sum())
     if not tokens:
-        raise ValueError("the texts have no tokens to take a perplexity over")
+        raise InputError("the texts have no tokens to take a perplexity over")
     return math.exp(scores.nats.sum() / tokens)
 
 
@@ -204,10 +202,10 @@ def perplexity_interval(scores: Scores, seed: int = 0, resamples: int = 1000) ->
     """95% percentile bootstrap interval of the perplexity, texts drawn with replacement (Efron 1979).
 
     Raises:
-        ValueError: the texts have no tokens, or `resamples` is below 1.
+        InputError: the texts have no tokens, or `resamples` is below 1.
     """
     if resamples < 1:
-        raise ValueError(f"the bootstrap takes at least 1 resample, not {resamples}")
+        raise InputError(f"the bootstrap takes at least 1 resample, not {resamples}")
     perplexity(scores)
     nats, tokens = scores.nats[scores.tokens > 0], scores.tokens[scores.tokens > 0]
     rng = np.random.default_rng(seed)
@@ -219,8 +217,8 @@ def perplexity_interval(scores: Scores, seed: int = 0, resamples: int = 1000) ->
 
 def decoded(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The text of a generated row up to its first ``</s>``, or all of it."""
-    tokens = list(ids)
-    return tokenizer.decode(tokens[: tokens.index(EOS)] if EOS in tokens else tokens)
+    tokens, end = list(ids), tokenizer.special.eos
+    return tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens)
 
 
 def _nll(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
@@ -237,7 +235,7 @@ def _load(name: str) -> tuple[Any, Any]:
     """Tokenizer and model in evaluation mode; transformers raises what it likes at an untrusted directory."""
     auto = _transformers()
     if name.startswith(("/", ".")) and not Path(name).is_dir():
-        raise ValueError(f"cannot load judge {name}: there is no such directory")
+        raise InputError(f"cannot load judge {name}: there is no such directory")
     safe = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
         tokenizer = auto.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -246,10 +244,10 @@ def _load(name: str) -> tuple[Any, Any]:
         )
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"cannot load judge {name}: {reason}") from None
+        raise InputError(f"cannot load judge {name}: {reason}") from None
     wrong = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
     if wrong:
-        raise ValueError(f"cannot load judge {name}: {len(wrong)} weights, {wrong[0]} first, are missing or misshapen")
+        raise InputError(f"cannot load judge {name}: {len(wrong)} weights, {wrong[0]} first, are missing or misshapen")
     return tokenizer, model.eval()
 
 
@@ -265,7 +263,7 @@ def _transformers() -> Any:
     try:
         return import_module("transformers")
     except ImportError:
-        raise ValueError("transformers is not installed: pip install 'scorelm[eval]'") from None
+        raise InputError("transformers is not installed: pip install 'scorelm[eval]'") from None
 
 
 @contextmanager

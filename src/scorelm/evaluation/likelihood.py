@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scorelm.baselines.autoregressive import hidden, next_token, previous
-from scorelm.evaluation.rows import Batch
-from scorelm.model.attention import CLEAN, NOISY, Layout, twice
-from scorelm.model.denoiser import Denoiser, Posterior
-from scorelm.noise.levels import ramp
-from scorelm.noise.plan import Path, free_place
+from scorelm.evaluation.rows import RowBatch
+from scorelm.model.layout import Layout, number_blocks, twice
+from scorelm.model.prediction import Prediction
+from scorelm.noise.forward import add_noise
+from scorelm.noise.levels import free_place, ramp
 from scorelm.noise.schedule import Schedule
-from scorelm.text.tokenizer import BOS, EOS, PAD
+from scorelm.objectives.objective import Objective
+from scorelm.sampling.evaluator import Network, rule_out
+from scorelm.sampling.paths import Path
 
 PLASTIC = 0.7548776662466927
 """Inverse of the plastic number: with the golden ratio's it spreads pairs evenly (rows and blocks here)."""
@@ -37,76 +38,67 @@ class Priced(NamedTuple):
     """[2, N] float64: u of the draws, and the integrand over u in nats."""
 
 
-def posterior(denoiser: Denoiser, x_BSE: Tensor, sigma_BS: Tensor, layout: Layout, passes: int) -> Posterior:
-    """The posterior at live positions; every pass after the first is fed the estimate of the one before."""
-    result = denoiser.live(x_BSE, sigma_BS, layout)
-    for _ in range(passes - 1):
-        self_cond_BSE = torch.zeros_like(x_BSE)
-        self_cond_BSE[result.live_BL] = denoiser.estimate(result.logits_NV)
-        result = denoiser.live(x_BSE, sigma_BS, layout, self_cond_BSE)
-    return result
-
-
-def whole(batch: Batch) -> Layout:
-    """Rows of one block; ``<s>`` is a clean block of its own."""
-    starts_BL = batch.starts_BL
-    return Layout(batch.real_BL, batch.position_BL, (~starts_BL).long(), torch.where(starts_BL, CLEAN, NOISY))
-
-
-def in_blocks(batch: Batch, size: int) -> Layout:
-    """Rows as two streams, in blocks of `size` positions after ``<s>``."""
-    first_B1 = batch.starts_BL.any(1, keepdim=True).long()
-    block_BL = torch.where(batch.starts_BL, 0, 1 + (batch.position_BL - first_B1) // size)
-    return Layout.two_streams(batch.real_BL, batch.position_BL, block_BL)
-
-
 class Noisy:
-    """A batch that can be evaluated at any noise levels of its positions, alone or behind a clean copy.
+    """Rows that can be evaluated at any noise levels of their positions, alone or behind a clean copy.
 
-    As in generation, ``<s>`` and ``<pad>`` are never written, nor a second ``</s>`` in a `closed` row.
+    What is never written in generation has no probability here either: see `rule_out`.
+
+    Args:
+        network: that is asked.
+        batch: the rows.
+        block: positions in a block, each block behind a clean copy of those before it; 0 for rows of one block.
+        passes: evaluations each time, each fed the estimate of the one before.
+        closed: whether rows have a given length, so that ``</s>`` is known.
     """
 
-    def __init__(self, denoiser: Denoiser, batch: Batch, layout: Layout, passes: int, closed: bool) -> None:
-        self.denoiser, self.layout, self.passes = denoiser, layout, passes
-        self.closed_B = (batch.ids_BL == EOS).any(1) & closed
-        self.two = layout.segment_BL.shape[1] == 2 * batch.ids_BL.shape[1]
-        self.ids_BL, self.e_BLE = batch.ids_BL, denoiser.embedding(batch.ids_BL)
+    def __init__(self, network: Network, batch: RowBatch, block: int, passes: int, closed: bool) -> None:
+        self.network, self.batch, self.passes, self.two = network, batch, passes, block > 0
+        self.closed_B1 = (batch.ids_BL == batch.special.eos).any(1, keepdim=True) & closed
+        self.e_BLE = network.table_VE[batch.ids_BL]
+        self.block_BL = number_blocks(batch.position_BL, batch.begins_B1, block)
+        streams = Layout.two_streams if self.two else Layout.one_stream
+        self.layout = streams(batch.real_BL, batch.position_BL, self.block_BL)
 
-    def at(self, sigma_BL: Tensor, eps_BLE: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [N, V] and true ids [N] of the positions with sigma above 0, for noise `eps_BLE`."""
-        x_BLE, finite_BL1 = self.e_BLE, sigma_BL.isfinite()[..., None]
-        if eps_BLE is not None:
-            x_BLE = x_BLE + torch.where(finite_BL1, sigma_BL[..., None], 0.0) * eps_BLE
-        x_BSE, sigma_BS, ids_BS = torch.where(finite_BL1, x_BLE, 0.0), sigma_BL, self.ids_BL
+    def at(self, sigma_BL: Tensor, eps_BLE: Tensor | None = None) -> Prediction:
+        """The posterior at the positions with sigma above 0, for noise `eps_BLE` where it is finite."""
+        x_BSE = add_noise(self.e_BLE, sigma_BL, torch.zeros_like(self.e_BLE) if eps_BLE is None else eps_BLE)
+        sigma_BS, ids_BS = sigma_BL, self.batch.ids_BL
         if self.two:
             x_BSE, ids_BS = torch.cat([self.e_BLE, x_BSE], 1), twice(ids_BS)
             sigma_BS = torch.cat([torch.zeros_like(sigma_BL), sigma_BL], 1)
-        logits_NV, _, live_BS = posterior(self.denoiser, x_BSE, sigma_BS, self.layout, self.passes)
-        logits_NV[:, [BOS, PAD]] = -torch.inf
-        logits_NV[self.closed_B[live_BS.nonzero()[:, 0]], EOS] = -torch.inf
-        return logits_NV, ids_BS[live_BS]
+        table_VE, self_cond_BSE = self.network.table_VE, None
+        with self.network.autocast:
+            for left in range(self.passes, 0, -1):
+                seen = self.network.denoiser.predict(x_BSE, sigma_BS, self.layout, self_cond_BSE, ids_BS, table_VE)
+                if left > 1:
+                    self_cond_BSE = seen.spread(seen.x0_NE)
+            logits_NV = seen.logits_NV
+        open_BL = sigma_BL > 0
+        rule_out(logits_NV, self.closed_B1.expand_as(open_BL)[open_BL], self.batch.special)
+        return Prediction.of(logits_NV, open_BL, table_VE)
 
     def nats(self, sigma_BL: Tensor, eps_BLE: Tensor | None = None) -> Tensor:
         """Cross-entropies at the positions with sigma above 0, [N]."""
-        return F.cross_entropy(*self.at(sigma_BL, eps_BLE), reduction="none")
+        seen = self.at(sigma_BL, eps_BLE)
+        return F.cross_entropy(seen.logits_NV, self.batch.ids_BL[seen.open_BL], reduction="none")
 
 
-def every(batch: Batch, evaluations: int) -> Tensor:
+def every(batch: RowBatch, evaluations: int) -> Tensor:
     """The same number of evaluations for each row."""
     return torch.full((len(batch.index),), float(evaluations))
 
 
 def bound(
-    denoiser: Denoiser, schedule: Schedule, batch: Batch, path: Path, draws: int, seed: int, passes: int
+    network: Network, schedule: Schedule, batch: RowBatch, path: Path, draws: int, seed: int, passes: int
 ) -> Priced:
     """Variational bound on each row's NLL along `path` in the limit of small steps.
 
     ``CE(sigma_min) + Int sum_i sigma_i^-3 |e_i - x0_i|^2 dsigma_i + (E / 2) ln(1 + sigma_max^-2)`` for every priced
-    position; the integral is taken over the path's time s with `draws` stratified points a row (or block). But on
+    position; the integral is taken over the path's time s with `draws` stratified points a row (or block). Except on
     blocks of one position the row's length is known, so that ``</s>`` is given.
 
     Args:
-        denoiser: the model.
+        network: of a score model.
         schedule: maps u to sigma.
         batch: rows.
         path: one with a `slope`.
@@ -115,18 +107,16 @@ def bound(
         passes: evaluations in one point, each fed the estimate of the one before.
     """
     assert path.slope is not None
-    free_BL = batch.free(path.block != 1)
-    layout = in_blocks(batch, path.block) if path.block else whole(batch)
-    noisy, device = Noisy(denoiser, batch, layout, passes, path.block != 1), free_BL.device
-    block_BL = layout.block_BL[:, -free_BL.shape[1] :].cpu()
-    offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * block_BL) % 1
-    place_BL, size = free_place(free_BL.cpu()), noisy.e_BLE.shape[-1]
+    closed = path.block != 1
+    free_BL, noisy = batch.free(closed), Noisy(network, batch, path.block, passes, closed)
+    offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * noisy.block_BL.cpu()) % 1
+    place_BL, size, device = free_place(free_BL.cpu()), noisy.e_BLE.shape[-1], free_BL.device
     diffusion_B, seen = torch.zeros(len(batch.index), dtype=torch.float64, device=device), []
     for draw in range(draws):
         u_BL = ramp((draw + offset_BL) / draws, place_BL, path.slope).to(device)
         sigma_BL = torch.where(u_BL >= 1, torch.inf, schedule.sigma(u_BL)).float()
-        logits_NV, _ = noisy.at(torch.where(free_BL, sigma_BL, 0.0), batch.noise(size, seed, draw))
-        error_N = (noisy.e_BLE[free_BL] - denoiser.estimate(logits_NV)).double().square().sum(-1)
+        found = noisy.at(torch.where(free_BL, sigma_BL, 0.0), batch.noise(size, seed, draw))
+        error_N = (noisy.e_BLE[free_BL] - found.x0_NE).double().square().sum(-1)
         open_BL = free_BL & (u_BL > 0) & (u_BL < 1)
         u_N = u_BL[open_BL]
         value_N = schedule.sigma(u_N).pow(-3) * schedule.derivative(u_N) * error_N[open_BL[free_BL]]
@@ -138,26 +128,23 @@ def bound(
     return Priced(terms, every(batch, passes * (draws + 1)), torch.cat(seen, 1))
 
 
-def left_to_right(denoiser: Denoiser, batch: Batch) -> Priced:
-    """Exact NLL of every token given those before it, in one two-stream evaluation; ``</s>`` ends the text."""
+def left_to_right(objective: Objective, network: Network, batch: RowBatch) -> Priced:
+    """Exact NLL of every token given those before it, in one evaluation; ``</s>`` ends the text."""
     free_BL = batch.free(closed=False)
-    nats_N = Noisy(denoiser, batch, in_blocks(batch, 1), 1, False).nats(torch.where(free_BL, torch.inf, 0.0))
+    with network.autocast:
+        seen = objective.next_tokens(
+            network.denoiser, batch.ids_BL, batch.real_BL, batch.position_BL, free_BL, batch.special
+        )
+        logits_NV = seen.logits_NV
+    rule_out(logits_NV, torch.zeros(len(logits_NV), dtype=torch.bool, device=logits_NV.device), batch.special)
+    nats_N = F.cross_entropy(logits_NV, batch.ids_BL[free_BL], reduction="none")
     return Priced({"reconstruction": batch.totals(nats_N, free_BL)}, every(batch, 1))
 
 
-def autoregressive(denoiser: Denoiser, batch: Batch) -> Priced:
-    """Exact NLL of an autoregressive model, in one evaluation."""
-    free_BL = batch.free(closed=False)
-    layout = Layout.causal(batch.real_BL, batch.position_BL)
-    h_BLD = hidden(denoiser, previous(batch.ids_BL, batch.position_BL), layout)
-    nats_N = F.cross_entropy(next_token(denoiser, h_BLD[free_BL]), batch.ids_BL[free_BL], reduction="none")
-    return Priced({"reconstruction": batch.totals(nats_N, free_BL)}, every(batch, 1))
-
-
-def right_to_left(denoiser: Denoiser, batch: Batch, passes: int) -> Priced:
+def right_to_left(network: Network, batch: RowBatch, passes: int) -> Priced:
     """Exact NLL of every token given those after it and the row's length, in an evaluation for each place."""
     free_BL = batch.free(closed=True)
-    noisy, count_B1 = Noisy(denoiser, batch, whole(batch), passes, True), free_BL.sum(1, keepdim=True)
+    noisy, count_B1 = Noisy(network, batch, 0, passes, True), free_BL.sum(1, keepdim=True)
     rank_BL = count_B1 - free_BL.long().cumsum(1)
     total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=free_BL.device)
     for place in range(int(count_B1.max())):
@@ -168,14 +155,14 @@ def right_to_left(denoiser: Denoiser, batch: Batch, passes: int) -> Priced:
     return Priced({"reconstruction": total_B}, passes * count_B1.squeeze(1).float().cpu())
 
 
-def random_order(denoiser: Denoiser, batch: Batch, draws: int, seed: int, passes: int) -> Priced:
+def random_order(network: Network, batch: RowBatch, draws: int, seed: int, passes: int) -> Priced:
     """NLL averaged over all orders of a row's tokens, given its length: the bound of masked diffusion.
 
     With t of n tokens given at random, each of the others is as likely to be the next, so ``n`` times their mean
     cross-entropy estimates the sum over an order, without bias (arXiv 2110.02037, section 3); t is stratified.
     """
     free_BL = batch.free(closed=True)
-    noisy = Noisy(denoiser, batch, whole(batch), passes, True)
+    noisy = Noisy(network, batch, 0, passes, True)
     offset_B, count_B = batch.low_discrepancy(seed).to(free_BL.device), free_BL.sum(1)
     total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=free_BL.device)
     for draw in range(draws):

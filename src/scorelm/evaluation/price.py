@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from scorelm.evaluation.likelihood import Priced, autoregressive, bound, left_to_right, random_order, right_to_left
-from scorelm.evaluation.rows import Batch, Rows, batches, cut, length_nats
+from scorelm.config.generation import Generation, Pricing, takes
+from scorelm.errors import InputError, brief
+from scorelm.evaluation.likelihood import Priced, bound, left_to_right, random_order, right_to_left
+from scorelm.evaluation.rows import POSITIONS, CutTexts, RowBatch, batches, cut, length_nats
 from scorelm.evaluation.walk import walk
-from scorelm.model.scorelm import ScoreLM
-from scorelm.noise.path import PATHS, make_path
+from scorelm.lm import ScoreLM
 from scorelm.noise.schedule import Schedule
-from scorelm.sampling.options import make_options
-
-if TYPE_CHECKING:
-    from scorelm.training.distributed import Ranks
+from scorelm.parallel import ALONE, Ranks
+from scorelm.sampling.paths import PATHS, Path, make_path
+from scorelm.sampling.request import Settings
 
 ORDERS = ("ordered", "reverse", "random")
 """Left to right, right to left, and the mean over all orders: exact NLL of a model that writes token by token."""
@@ -60,43 +60,40 @@ class Price:
         return {name: value for name, value in asdict(self).items() if name not in ("integrand", "by_text")}
 
 
+@takes(Pricing)
 def price(
     lm: ScoreLM,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     path: str | None = None,
     *,
-    steps: int | None = None,
-    draws: int = 16,
-    seed: int = 0,
-    positions: int = 4096,
+    positions: int = POSITIONS,
     watch: Callable[[float], object] | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
+    **options: Any,
 ) -> Price:
-    """Price texts along a path.
+    """What texts cost a model along a path.
 
     Args:
         lm: the model.
-        texts: what to price; one that is longer than the model's rows is cut into several.
-        path: ``uniform`` (default), ``ramp:SLOPE`` or ``blocks:SIZE``: the variational bound in the limit of small
-            steps; ``ordered`` (the default of an autoregressive model), ``reverse`` or ``random`` (of a masked one):
-            exact NLL; any path with `steps`, adaptive ones always: the bound of the sampler that makes these steps.
-        steps: evaluations of the sampler; 64 on adaptive paths if not given.
-        draws: points of the integral, or of a random order, in each row.
-        seed: of the noise.
+        texts: a text or several; one that is longer than the model's rows is cut into several rows.
+        path: as listed below, like the other options.
         positions: most positions in a batch; the result does not depend on it.
         watch: called with the share of the rows that are done.
         ranks: who shares the rows out; each gets the whole result.
+        **options: as listed below.
 
     Raises:
-        ValueError: no text, or a path that the model cannot be priced on.
+        InputError: no text, text that the tokenizer cannot spell, or a path that the model cannot be priced on.
     """
-    name = path or {"score": "uniform", "masked": "random", "autoregressive": "ordered"}[lm.objective]
-    rows = cut(texts, lm.tokenizer, lm.max_length)
-    method, known = pricing(lm, name, steps, draws, seed)
+    request = Pricing.of(path=path, **options)
+    name = request.path or lm.objective.priced_path
+    rows = cut([texts] if isinstance(texts, str) else texts, lm.tokenizer, lm.max_length)
+    check_spelling(rows, lm)
+    method, known = pricing(lm, name, request)
     nats: dict[str, Tensor] = {"reconstruction": torch.zeros(len(rows.ids), dtype=torch.float64)}
     evaluations, done, seen = torch.zeros(len(rows.ids)), 0, []
-    for k, batch in enumerate(batches(rows.ids, next(lm.parameters()).device, positions)):
-        if ranks is not None and k % ranks.world != ranks.rank:
+    for k, batch in enumerate(batches(rows.ids, lm.device, lm.tokenizer.special, positions)):
+        if k % ranks.world != ranks.rank:
             continue
         with torch.inference_mode():
             priced = method(batch)
@@ -108,7 +105,7 @@ def price(
         done += len(batch.index)
         if watch is not None:
             watch(done / len(rows.ids))
-    if ranks is not None:
+    if ranks.world > 1:
         nats, evaluations, seen = together(ranks.gather((nats, evaluations, seen)))
     if known:
         nats["length"] = length_nats(lm.lengths, rows.ids)
@@ -116,6 +113,21 @@ def price(
     if seen:
         integrand = curve(lm.schedule, torch.cat(seen, 1), float(nats["diffusion"].sum() / rows.tokens.sum()))
     return summary(name, name in ORDERS, rows, nats, evaluations, integrand)
+
+
+def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
+    """Refuse texts that the model could never write.
+
+    Raises:
+        InputError: some have ``<unk>`` in them, so that their probability is 0.
+    """
+    unknown = {text for ids, text in zip(rows.ids, rows.text, strict=True) if lm.tokenizer.special.unk in ids}
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} of {len(rows.characters)} texts (the first is number {min(unknown) + 1}) have characters "
+            "that this model's tokenizer cannot spell, so their probability is 0: leave them out, or train with "
+            "--byte-fallback"
+        )
 
 
 Part: TypeAlias = tuple[dict[str, Tensor], Tensor, list[Tensor]]
@@ -131,39 +143,54 @@ def together(parts: Sequence[Part]) -> Part:
     return nats, evaluations, [integrand for _, _, seen in parts for integrand in seen]
 
 
-def pricing(lm: ScoreLM, name: str, steps: int | None, draws: int, seed: int) -> tuple[Callable[[Batch], Priced], bool]:
+def read_path(name: str) -> Path | None:
+    """The path of that name; None for an order.
+
+    Raises:
+        InputError: neither a path nor an order.
+    """
+    if name in ORDERS:
+        return None
+    if name.partition(":")[0] not in PATHS:
+        raise InputError(f"no path or order {brief(name)!r}: choose {', '.join((*PATHS, *ORDERS))}")
+    return make_path(name)
+
+
+def check_pricing(request: Pricing) -> None:
+    """Refuse what no model could be priced on, before one is loaded.
+
+    Raises:
+        InputError: an unknown path, one without a price, or steps for an order.
+    """
+    if request.path is None:
+        return
+    path = read_path(request.path)
+    if path is None and request.steps is not None:
+        raise InputError(f"{request.path} goes token by token: it takes no steps")
+    if path is not None and path.forgets:
+        raise InputError(f"{path} takes evidence back, so nothing bounds its likelihood: it has no price")
+
+
+def pricing(lm: ScoreLM, name: str, request: Pricing) -> tuple[Callable[[RowBatch], Priced], bool]:
     """What prices a batch along a path, and whether it takes the length of a row as known.
 
     Raises:
-        ValueError: a path that the model or the method does not allow.
+        InputError: a path that the model or the method does not allow.
     """
-    denoiser, passes = lm.denoiser, SELF_CONDITIONING_PASSES if lm.objective == "score" else 1
-    if draws < 1 or (steps is not None and steps < 1):
-        raise ValueError(f"draws and steps must be 1 or more, got {draws} and {steps}")
-    if name in ORDERS and steps is not None:
-        raise ValueError(f"{name} is exact, token by token: it takes no steps")
-    if lm.objective == "autoregressive":
-        if name != "ordered":
-            raise ValueError(f"an autoregressive model is priced left to right: use ordered, not {name}")
-        return lambda batch: autoregressive(denoiser, batch), False
-    jumps = name == "random" or (name.partition(":")[0] in PATHS and make_path(name).jumps)
-    if lm.objective == "masked" and not jumps:
-        raise ValueError(f"a masked model knows no noise but all or none: use random, shuffled or bounded, not {name}")
+    check_pricing(request.model_copy(update={"path": name}))
+    path, draws, seed = read_path(name), request.draws, request.seed
+    lm.objective.allows_price(name, path)
+    loop, passes = lm.loop(request.precision), SELF_CONDITIONING_PASSES if lm.objective.self_conditions else 1
     if name == "ordered":
-        return lambda batch: left_to_right(denoiser, batch), False
+        return lambda batch: left_to_right(lm.objective, loop.network, batch), False
     if name == "reverse":
-        return lambda batch: right_to_left(denoiser, batch, passes), True
-    if name == "random":
-        return lambda batch: random_order(denoiser, batch, draws, seed, passes), True
-    if name.partition(":")[0] not in PATHS:
-        raise ValueError(f"no path or order {name!r}: choose {', '.join((*PATHS, *ORDERS))}")
-    chosen = make_path(name)
-    if chosen.forgets:
-        raise ValueError(f"{name} takes evidence back, so nothing bounds its likelihood: it has no price")
-    if steps is None and chosen.slope is not None:
-        return lambda batch: bound(denoiser, lm.schedule, batch, chosen, draws, seed, passes), chosen.block != 1
-    options = make_options(name, steps=steps or 64)
-    return lambda batch: walk(denoiser, lm.schedule, batch, options, seed), chosen.block != 1
+        return lambda batch: right_to_left(loop.network, batch, passes), True
+    if path is None:
+        return lambda batch: random_order(loop.network, batch, draws, seed, passes), True
+    if request.steps is None and path.slope is not None:
+        return lambda batch: bound(loop.network, lm.schedule, batch, path, draws, seed, passes), path.block != 1
+    settings = Settings.of(Generation.of(path=name, steps=request.steps or 64))
+    return lambda batch: walk(loop, batch, settings, seed), path.block != 1
 
 
 def curve(schedule: Schedule, seen: Tensor, diffusion: float, bins: int = 24) -> Tensor:
@@ -185,7 +212,7 @@ def curve(schedule: Schedule, seen: Tensor, diffusion: float, bins: int = 24) ->
 
 
 def summary(
-    path: str, exact: bool, rows: Rows, nats: dict[str, Tensor], evaluations: Tensor, integrand: Tensor | None
+    path: str, exact: bool, rows: CutTexts, nats: dict[str, Tensor], evaluations: Tensor, integrand: Tensor | None
 ) -> Price:
     """Totals over texts, with the standard error of their ratio to tokens."""
     tokens_T = rows.tokens

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from scorelm.config.generation import Precision
+from scorelm.errors import InputError
 from scorelm.evaluation.diversity import diversity, mauve
 from scorelm.evaluation.judge import Judge, decoded, perplexity, perplexity_interval
 from scorelm.evaluation.price import price
-from scorelm.model.scorelm import ScoreLM
-from scorelm.sampling.sample import own_path
-from scorelm.text.conditioning import draw_length
+from scorelm.lm import ScoreLM
+from scorelm.text.templates import draw_length
 
 BATCH = 32
-SHOWN, SHOWN_TEMPERATURE = 8, 0.8  # texts of each path that a report shows
 """Texts that are generated together."""
+SHOWN, SHOWN_TEMPERATURE = 8, 0.8
+"""Texts of each path that a report shows, and their temperature."""
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
-BUDGETS = (8, 16, 32, 64, 128)
-PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "bounded")
 
 
 @dataclass(frozen=True)
-class Texts:
+class Written:
     """Generated texts and what they took."""
 
     texts: list[str]
@@ -38,14 +38,14 @@ class Texts:
     """For a text, in batches of `BATCH`."""
 
 
-def generated(lm: ScoreLM, n: int, seed: int, **how: Any) -> Texts:
-    """Generate `n` texts, row i with the seed ``seed + i``; see `scorelm.sampling.sample.sample` for the options."""
+def written(lm: ScoreLM, n: int, *, seed: int, **options: Any) -> Written:
+    """Generate `n` texts, row i with the seed ``seed + i``; see `ScoreLM.generate` for the options."""
     started, samples = time.perf_counter(), []
     for start in range(0, n, BATCH):
-        samples += lm.generate(n=min(BATCH, n - start), seed=seed + start, precision="auto", **how)
+        samples += lm.generate(n=min(BATCH, n - start), seed=seed + start, **options)
     seconds = (time.perf_counter() - started) / n
     nfe = float(np.mean([sample.nfe for sample in samples]))
-    return Texts([decoded(sample.ids, lm.tokenizer).strip() for sample in samples], nfe, seconds)
+    return Written([decoded(sample.ids, lm.tokenizer).strip() for sample in samples], nfe, seconds)
 
 
 def unigram_texts(lm: ScoreLM, training: Sequence[str], n: int, seed: int) -> list[str]:
@@ -89,50 +89,44 @@ class Examiner:
 
 def prices(lm: ScoreLM, texts: Sequence[str], watch: Callable[[str], object]) -> list[dict[str, Any]]:
     """What the texts cost along the paths and orders that the model knows."""
-    which: dict[str, tuple[tuple[str, int | None], ...]] = {
-        "score": (
-            ("uniform", None), ("ramp:1", None), ("blocks:4", None), ("ordered", None), ("random", None),
-            ("uniform", 64), ("confidence", 64), ("bounded", 64),
-        ),
-        "masked": (("random", None), ("bounded", 64), ("bounded", 16)),
-        "autoregressive": (("ordered", None),),
-    }  # fmt: skip
     found = []
-    for path, steps in which[lm.objective]:
+    for path, steps in lm.objective.shown_prices:
         watch(f"price of {path}" + (f" in {steps} steps" if steps else ""))
         found.append(price(lm, texts, path, steps=steps).to_json() | {"steps": steps})
     return found
 
 
-def table(lm: ScoreLM, examiner: Examiner, real: Sequence[str], n: int, seed: int, steps: int) -> list[dict[str, Any]]:
-    """The model's text beside real text and the two degenerate generators."""
-    own = generated(lm, n, seed, steps=steps)
+def table(lm: ScoreLM, examiner: Examiner, real: Sequence[str], n: int, how: dict[str, Any]) -> list[dict[str, Any]]:
+    """The model's text beside real text and the two degenerate generators; `how` it is generated."""
+    own = written(lm, n, **how)
     first = examiner.training[0] if examiner.training else real[0]
     sets = {
-        f"model ({own_path(lm, None)}, {own.nfe:.0f} evaluations)": own.texts,
+        f"model ({lm.objective.default_path}, {own.nfe:.0f} evaluations)": own.texts,
         "real text": list(real),
-        "unigram sampler": unigram_texts(lm, examiner.training or real, n, seed),
+        "unigram sampler": unigram_texts(lm, examiner.training or real, n, how["seed"]),
         "one real line repeated": [first] * n,
     }
     return [{"name": name, "texts": len(texts)} | examiner.figures(texts) for name, texts in sets.items()]
 
 
-def frontier(lm: ScoreLM, examiner: Examiner, n: int, seed: int, steps: int) -> list[dict[str, Any]]:
+def frontier(lm: ScoreLM, examiner: Examiner, n: int, how: dict[str, Any]) -> list[dict[str, Any]]:
     """Quality against variety over temperature."""
     found = []
     for temperature in TEMPERATURES:
-        made = generated(lm, n, seed, steps=steps, temperature=temperature)
+        made = written(lm, n, **how, temperature=temperature)
         found.append({"temperature": temperature} | examiner.point(made.texts))
     return found
 
 
-def effort(lm: ScoreLM, examiner: Examiner, n: int, seed: int, watch: Callable[[str], object]) -> list[dict[str, Any]]:
+def effort(
+    lm: ScoreLM, examiner: Examiner, n: int, how: dict[str, Any], watch: Callable[[str], object]
+) -> list[dict[str, Any]]:
     """Quality against evaluations, for each path that the model knows."""
     found = []
-    for path in {"score": PATHS, "masked": ("shuffled", "bounded"), "autoregressive": ("blocks:1",)}[lm.objective]:
-        for steps in BUDGETS if lm.objective != "autoregressive" else (1,):
+    for path in lm.objective.shown_paths:
+        for steps in lm.objective.shown_budgets:
             watch(f"{path} in {steps} steps")
-            made = generated(lm, n, seed, path=path, steps=steps)
+            made = written(lm, n, **how | {"path": path, "steps": steps})
             cost = {"path": path, "steps": steps, "nfe": made.nfe, "seconds": made.seconds}
             found.append(cost | examiner.point(made.texts))
     return found
@@ -147,6 +141,7 @@ def evaluate(
     n: int = 128,
     steps: int = 64,
     seed: int = 0,
+    precision: Precision = "auto",
     watch: Callable[[str], object] = lambda what: None,
 ) -> dict[str, Any]:
     """Measure a model.
@@ -159,17 +154,18 @@ def evaluate(
         n: texts in each set, real ones too where there are as many.
         steps: evaluations of the model in the tables and the frontier.
         seed: of the samples.
+        precision: of the samples; prices are always computed in float32.
         watch: told what is being measured.
 
     Raises:
-        ValueError: too few texts.
+        InputError: too few texts.
     """
     if len(heldout) < 4 or n < 2:
-        raise ValueError(f"at least 4 held-out texts and 2 samples are needed, got {len(heldout)} and {n}")
+        raise InputError(f"at least 4 held-out texts and 2 samples are needed, got {len(heldout)} and {n}")
     real, reference = heldout[0::2][:n], heldout[1::2][:n]
     examiner = Examiner(judge, reference, training)
     report: dict[str, Any] = {
-        "model": {"objective": lm.objective, "parameters": lm.parameters_count, **lm.provenance.model_dump()},
+        "model": {"objective": lm.objective.name, "parameters": lm.parameters_count, **lm.provenance.model_dump()},
         "judge": judge.name if judge is not None else None,
         "settings": {
             "texts": n,
@@ -181,12 +177,13 @@ def evaluate(
         "prices": prices(lm, heldout, watch),
     }
     watch("samples beside real text")
-    report["table"] = table(lm, examiner, real, n, seed, steps)
+    how: dict[str, Any] = {"seed": seed, "steps": steps, "precision": precision}
+    report["table"] = table(lm, examiner, real, n, how)
     watch("temperatures")
-    report["frontier"] = frontier(lm, examiner, n, seed, steps)
-    report["effort"] = effort(lm, examiner, n, seed, watch)
+    report["frontier"] = frontier(lm, examiner, n, how)
+    report["effort"] = effort(lm, examiner, n, how, watch)
     report["samples"] = [
-        {"path": path, "texts": generated(lm, SHOWN, seed, path=path, steps=steps, temperature=SHOWN_TEMPERATURE).texts}
-        for path in (("blocks:1", *PATHS) if lm.objective == "score" else (own_path(lm, None),))
+        {"path": path, "texts": written(lm, SHOWN, **how, path=path, temperature=SHOWN_TEMPERATURE).texts}
+        for path in lm.objective.sampled_paths
     ]
     return report

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorelm.errors import InputError
 from scorelm.noise.levels import GOLDEN
 from scorelm.sampling.state import shuffle
-from scorelm.text.tokenizer import BOS, EOS, PAD, Tokenizer
+from scorelm.text.batching import by_length, pad
+from scorelm.text.tokenizer import Special, Tokenizer
 
 POSITIONS = 4096
 """Most positions in a batch."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class CutTexts:
     """Texts cut into rows.
 
     Attributes:
@@ -43,11 +45,11 @@ class Rows:
         return total_T.index_add(0, torch.tensor(self.text), value_N.double())
 
 
-def cut(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Rows:
+def cut(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> CutTexts:
     """Tokenise texts between ``<s>`` and ``</s>`` and cut them into rows of at most `max_length` tokens.
 
     Raises:
-        ValueError: no text.
+        InputError: no text.
     """
     ids: list[list[int]] = []
     owner: list[int] = []
@@ -57,12 +59,12 @@ def cut(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Rows:
             ids.append(document[start : start + max_length])
             owner.append(number)
     if not ids:
-        raise ValueError("there is no text to measure")
-    return Rows(ids, owner, [len(text) for text in texts])
+        raise InputError("there is no text to measure")
+    return CutTexts(ids, owner, [len(text) for text in texts])
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Some rows side by side: integer tensors [B, L]."""
 
     index: list[int]
@@ -71,16 +73,17 @@ class Batch:
     real_BL: Tensor
     """1 where a row has a token, 0 where it is padded."""
     position_BL: Tensor
+    special: Special
 
     @property
-    def starts_BL(self) -> Tensor:
-        """Where ``<s>`` is, which is always given."""
-        return (self.ids_BL == BOS) & (self.position_BL == 0)
+    def begins_B1(self) -> Tensor:
+        """1 for rows that begin with ``<s>``, which is always given; 0 for those that go on with a long text."""
+        return (self.ids_BL[:, :1] == self.special.bos).long()
 
     def free(self, closed: bool) -> Tensor:
         """Positions whose tokens are priced, [B, L] bool: all but ``<s>`` and, where the length is known, ``</s>``."""
-        free_BL = (self.real_BL > 0) & ~self.starts_BL
-        return free_BL & (self.ids_BL != EOS) if closed else free_BL
+        free_BL = (self.real_BL > 0) & (self.position_BL >= self.begins_B1)
+        return free_BL & (self.ids_BL != self.special.eos) if closed else free_BL
 
     def totals(self, value_N: Tensor, at_BL: Tensor) -> Tensor:
         """Sums over each row of values that stand at the true positions of `at_BL`, in reading order: [B] float64."""
@@ -92,10 +95,14 @@ class Batch:
         start = np.random.default_rng(seed).random()
         return torch.tensor([(start + GOLDEN * i) % 1 for i in self.index], dtype=torch.float64)
 
+    def seeds(self, seed: int, draw: int) -> list[int]:
+        """A seed for each row, whatever its neighbours are."""
+        words = [np.random.SeedSequence([seed, i, draw]).generate_state(1, np.uint64)[0] for i in self.index]
+        return [int(word) % 2**32 for word in words]
+
     def generators(self, seed: int, draw: int) -> list[torch.Generator]:
         """A generator for each row, whatever its neighbours are."""
-        words = [np.random.SeedSequence([seed, i, draw]).generate_state(1, np.uint64)[0] for i in self.index]
-        return [torch.Generator().manual_seed(int(word) % 2**63) for word in words]
+        return [torch.Generator().manual_seed(own) for own in self.seeds(seed, draw)]
 
     def noise(self, size: int, seed: int, draw: int) -> Tensor:
         """Standard normal [B, L, size], each row's own."""
@@ -110,22 +117,15 @@ class Batch:
         return shuffle(self.generators(seed, draw), free_BL)
 
 
-def batches(rows: Sequence[Sequence[int]], device: torch.device, positions: int = POSITIONS) -> Iterator[Batch]:
+def batches(
+    rows: Sequence[Sequence[int]], device: torch.device, special: Special, positions: int = POSITIONS
+) -> Iterator[RowBatch]:
     """All rows, the shortest first, in batches of at most `positions` positions with padding."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    while order:
-        take = 1
-        while take < len(order) and (take + 1) * len(rows[order[take]]) <= positions:
-            take += 1
-        index, order = order[:take], order[take:]
-        longest = len(rows[index[-1]])
-        ids_BL = torch.full((take, longest), PAD)
-        for place, i in enumerate(index):
-            ids_BL[place, : len(rows[i])] = torch.tensor(rows[i])
-        length_B1 = torch.tensor([[len(rows[i])] for i in index])
-        position_BL = torch.arange(longest).expand_as(ids_BL)
-        real_BL = (position_BL < length_B1).long()
-        yield Batch(index, ids_BL.to(device), real_BL.to(device), position_BL.to(device))
+    for index in by_length([len(row) for row in rows], positions):
+        ids_BL, length_B = map(torch.from_numpy, pad([rows[i] for i in index], special.pad))
+        position_BL = torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
+        real_BL = (position_BL < length_B[:, None]).long()
+        yield RowBatch(index, ids_BL.to(device), real_BL.to(device), position_BL.to(device), special)
 
 
 def length_nats(lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:

@@ -1,29 +1,24 @@
-"""The price of a path in a finite number of steps: the sampler itself walks it, with true tokens for the drawn ones.
+"""The price of a path in a finite number of steps: generation itself walks it, and is told the true tokens.
 
 Works for every path, adaptive ones included, since what is priced is exactly what generation does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from scorelm.evaluation.likelihood import Priced
-from scorelm.evaluation.rows import Batch
-from scorelm.model.denoiser import Denoiser
-from scorelm.noise.schedule import Schedule
-from scorelm.sampling.generate import Sampler
-from scorelm.sampling.halting import Mind
-from scorelm.sampling.options import Options
-from scorelm.sampling.solver import Step, towards
-from scorelm.text.conditioning import Template
-from scorelm.text.tokenizer import BOS, EOS, PAD
+from scorelm.evaluation.rows import RowBatch
+from scorelm.sampling.loop import Loop
+from scorelm.sampling.request import Settings
+from scorelm.sampling.solvers import Step, towards
+from scorelm.sampling.state import State
+from scorelm.text.templates import Template
 
 
-def walk(denoiser: Denoiser, schedule: Schedule, batch: Batch, options: Options, seed: int) -> Priced:
-    """Bound on each row's NLL under the sampler that `options` describe, with the solver `posterior`.
+def walk(loop: Loop, batch: RowBatch, settings: Settings, seed: int) -> Priced:
+    """Bound on each row's NLL under the sampler that `settings` describe, with the solver `posterior`.
 
     A step from evidence y to y' has the density ``sum_w p(w | y) q(y' | y, w)`` in the sampler and ``q(y' | y, e)``
     in the forward process of the true token e, ``y' - y ~ N(dtau e, dtau I)``; with embeddings of one norm their log
@@ -31,67 +26,41 @@ def walk(denoiser: Denoiser, schedule: Schedule, batch: Batch, options: Options,
     ``-log p(e | y)`` where a position finishes, are the evidence lower bound with the trajectory as the latent
     variable (docs/theory.md). In the limit of small steps it is the integral of `scorelm.evaluation.likelihood.bound`.
     """
-    closed = options.path.block != 1
-    free_BL = batch.free(closed)
+    free_BL = batch.free(settings.path.block != 1)
     templates: list[Template] = []
     for row, length in enumerate(batch.real_BL.sum(1).tolist()):
         pairs = zip(batch.ids_BL[row, :length].tolist(), free_BL[row, :length].tolist(), strict=True)
         templates.append([None if free else token for token, free in pairs])
-    seeds = [int(g.initial_seed()) for g in batch.generators(seed, 0)]
-    walker = Walker(denoiser, schedule, templates, seeds, options, batch.ids_BL)
-    with torch.inference_mode():
-        for _ in walker.records():
-            pass
-    terms = {"reconstruction": walker.finished_B, "diffusion": walker.moved_B}
-    return Priced({name: value.clone() for name, value in terms.items()}, walker.state.nfe_B.clone().float().cpu())
+    told = Told(batch.ids_BL)
+    job = loop.join(templates, batch.seeds(seed, 0), settings, told)
+    while not job.finished:
+        loop.step()
+    terms = {"reconstruction": told.finished_B, "diffusion": told.moved_B}
+    return Priced(terms, job.state.nfe_B.float().cpu())
 
 
-class Walker(Sampler):
-    """A sampler that is told the true tokens, and adds up what it would have cost to draw them."""
+class Told:
+    """The transition of a price: true tokens stand for the drawn ones, at what it would have cost to draw them."""
 
-    never = (BOS, PAD)
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        schedule: Schedule,
-        templates: Sequence[Template],
-        seeds: Sequence[int],
-        options: Options,
-        ids_BL: Tensor,
-    ) -> None:
-        super().__init__(denoiser, schedule, templates, seeds, options)
-        self.true_BL = ids_BL
-        self.closed_B = torch.tensor([EOS in template for template in templates], device=ids_BL.device)
-        self.moved_B = torch.zeros(len(templates), dtype=torch.float64, device=ids_BL.device)
+    def __init__(self, ids_BL: Tensor) -> None:
+        self.ids_BL = ids_BL
+        self.moved_B = torch.zeros(len(ids_BL), dtype=torch.float64, device=ids_BL.device)
         self.finished_B = torch.zeros_like(self.moved_B)
 
-    def move(self, target_BL: Tensor, moving_BL: Tensor, mind: Mind) -> None:
+    def move(self, step: Step, moving_BL: Tensor) -> Tensor:
         """Take positions to a level above 0 by the evidence that their true tokens give."""
-        state = self.state
-        if not moving_BL.any():
-            return
-        logits_NV = mind.logits_NV[moving_BL[mind.open_BL]]
-        step = Step(
-            state.x_BLE[moving_BL], state.sigma_BL[moving_BL], target_BL[moving_BL], logits_NV, self.table_VE,
-            self.draws(moving_BL),
-        )  # fmt: skip
-        true_NE = self.table_VE[self.true_BL[moving_BL]]
+        true_NE = step.table_VE[self.ids_BL[moving_BL]]
         moved_NE = towards(step, true_NE, 1.0)
         before_NE = torch.where(step.sigma_N.isinf()[:, None], 0.0, step.x_NE / step.sigma_N[:, None] ** 2)
         gained_NE = (moved_NE / step.target_N[:, None] ** 2 - before_NE).double()
-        ratio_NV = logits_NV.double().log_softmax(-1) + gained_NE @ self.table_VE.double().T
+        ratio_NV = step.logits_NV.double().log_softmax(-1) + gained_NE @ step.table_VE.double().T
         cost_N = (gained_NE * true_NE).sum(-1) - ratio_NV.logsumexp(-1)
         self.moved_B.index_add_(0, moving_BL.nonzero()[:, 0], cost_N)
-        state.x_BLE[moving_BL], state.sigma_BL[moving_BL] = moved_NE, step.target_N
+        return moved_NE
 
-    def finish(self, finishing_BL: Tensor, mind: Mind) -> None:
-        """Write the true tokens, at the price of their cross-entropy."""
-        state, true_N = self.state, self.true_BL[finishing_BL]
-        if not finishing_BL.any():
-            return
-        log_NV = mind.logits_NV[finishing_BL[mind.open_BL]].double().log_softmax(-1)
-        cost_N = -log_NV.gather(1, true_N[:, None]).squeeze(1)
+    def write(self, logits_NV: Tensor, likeliest_N: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
+        """The true tokens, at the price of their cross-entropy."""
+        true_N = self.ids_BL[finishing_BL]
+        cost_N = -logits_NV.double().log_softmax(-1).gather(1, true_N[:, None]).squeeze(1)
         self.finished_B.index_add_(0, finishing_BL.nonzero()[:, 0], cost_N)
-        state.ids_BL[finishing_BL], state.x_BLE[finishing_BL] = true_N, self.table_VE[true_N]
-        state.sigma_BL[finishing_BL] = 0
+        return true_N

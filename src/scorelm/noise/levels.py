@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scorelm.config import Mixture
+from scorelm.config.recipe import Mixture
 from scorelm.noise.schedule import Schedule
 
 GOLDEN = 0.6180339887498949
@@ -25,6 +25,12 @@ class Runs(NamedTuple):
     offset_BL: Tensor
     length_BL: Tensor
     number: int
+
+    def having(self, mask_BL: Tensor) -> Tensor:
+        """Positions of the runs that the mask holds somewhere, [B, L] bool."""
+        found_N = torch.zeros(self.number, dtype=torch.bool)
+        found_N[self.index_BL[mask_BL]] = True
+        return found_N[self.index_BL]
 
 
 def runs(*keys_BL: Tensor) -> Runs:
@@ -66,22 +72,6 @@ def given_spans(run: Runs, share: float, rng: torch.Generator) -> Tensor:
     start_BL = (torch.rand(count, generator=rng)[run.index_BL] * (run.length_BL - length_BL + 1)).long()
     rank_BL = torch.where(shuffled[run.index_BL], random_rank(run, rng), run.offset_BL)
     return chosen[run.index_BL] & (rank_BL >= start_BL) & (rank_BL < start_BL + length_BL)
-
-
-def document_blocks(position_BL: Tensor, starts_BL: Tensor, document: Runs, size_N: Tensor) -> Tensor:
-    """Number of the block that each position is in, [B, L]: ``<s>`` is block 0, the rest in blocks from 1.
-
-    Args:
-        position_BL: position inside the document, from 0.
-        starts_BL: true at ``<s>``.
-        document: the documents as runs.
-        size_N: block size for each document; 0 is the whole document.
-    """
-    has_start_N = torch.zeros(document.number, dtype=torch.long)
-    has_start_N[document.index_BL[starts_BL]] = 1
-    size_BL = torch.where(size_N == 0, torch.iinfo(torch.int32).max, size_N)[document.index_BL]
-    block_BL = 1 + (position_BL - has_start_N[document.index_BL]) // size_BL
-    return torch.where(starts_BL, 0, block_BL)
 
 
 class Levels(NamedTuple):
@@ -141,3 +131,10 @@ def ramp(s: Tensor, place: Tensor, slope: Tensor | float) -> Tensor:
     as slope grows it becomes token by token. `place` is the position's place in the sequence, from 0 to 1.
     """
     return (s * (1 + slope) - slope * (1 - place)).clamp(0, 1)
+
+
+def free_place(free_BL: Tensor) -> Tensor:
+    """Place of each free position among its row's free positions, from 0 (first) to 1 (last), float64."""
+    rank_BL = free_BL.long().cumsum(1) - 1
+    last_B1 = (free_BL.long().sum(1, keepdim=True) - 1).clamp(min=1)
+    return (rank_BL / last_B1).clamp(0, 1).double()

@@ -11,11 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from scorelm.untrusted import brief
+from scorelm.errors import InputError, brief
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def make_schedule(
     on 1..300 (arXiv 2211.15089).
 
     Raises:
-        ValueError: unknown name, or an empty range.
+        InputError: unknown name, or an empty range.
     """
     norm = math.sqrt(embedding_dim)
     low, high = {"ddlm": (1.0, 10.0), "cdcd": (1.0, 300.0)}.get(
@@ -157,7 +156,7 @@ def make_schedule(
     )
     low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
     if not 0 < low < high < math.inf:
-        raise ValueError(f"sigma must rise from sigma_min to sigma_max, got {low:g} to {high:g}")
+        raise InputError(f"sigma must rise from sigma_min to sigma_max, got {low:g} to {high:g}")
     match name:
         case "linear" | "ddlm" | "cdcd":
             return Power(low, high, rho=1.0)
@@ -169,7 +168,7 @@ def make_schedule(
             return Cosine(low, high)
         case "adaptive":  # until it is fitted: the shape that a first fit on English text had
             return Gumbel(low, high, mu=math.log(norm / (0.66 * easy_snr(vocab_size))), beta=0.5)
-    raise ValueError(f"no schedule {name!r}: choose linear, karras, log, cosine, adaptive, ddlm or cdcd")
+    raise InputError(f"no schedule {name!r}: choose linear, karras, log, cosine, adaptive, ddlm or cdcd")
 
 
 SHAPES: dict[str, type[Schedule]] = {s.__name__.lower(): s for s in (Power, Log, Cosine, Gumbel)}
@@ -184,14 +183,14 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
     """The schedule that `schedule_to_dict` wrote.
 
     Raises:
-        ValueError: unknown shape, missing or unknown values, or values that give no rising levels.
+        InputError: unknown shape, missing or unknown values, or values that give no rising levels.
     """
     numbers = {k: v for k, v in values.items() if k != "shape"}
     shape = SHAPES.get(brief(values.get("shape")))
     if shape is None or set(numbers) != {f.name for f in fields(shape)}:
-        raise ValueError(f"not a noise schedule: {brief(values)}")
+        raise InputError(f"not a noise schedule: {brief(values)}")
     if not all(type(v) in (int, float) and (v > 0 or name == "mu") for name, v in numbers.items()):
-        raise ValueError(f"a noise schedule needs numbers, all but mu above 0, got {brief(values)}")
+        raise InputError(f"a noise schedule needs numbers, all but mu above 0, got {brief(values)}")
     try:
         schedule = shape(**{name: float(v) for name, v in numbers.items()})
         sigma = schedule.sigma(torch.linspace(0, 1, 9, dtype=torch.float64))
@@ -199,81 +198,5 @@ def schedule_from_dict(values: dict[str, Any]) -> Schedule:
     except (ArithmeticError, ValueError):  # a number too large or small for its formula
         rises = False
     if not rises:
-        raise ValueError(f"a noise schedule must rise from sigma_min to sigma_max, both finite, got {brief(values)}")
+        raise InputError(f"a noise schedule must rise from sigma_min to sigma_max, both finite, got {brief(values)}")
     return schedule
-
-
-class EntropyCurve:
-    """Running estimate of cross-entropy (nats) as a function of log sigma, from which `Gumbel` is fitted.
-
-    Observations are averaged within bins of equal width in log sigma, so that the fit does not depend on how
-    often each level was drawn (importance weighting by the sampling density), with exponential forgetting.
-    """
-
-    BINS = 64
-
-    def __init__(self, schedule: Gumbel, forget: float = 0.995) -> None:
-        self.schedule = schedule
-        self.forget = forget
-        self.sums = np.zeros((2, self.BINS))  # weight, weight * cross-entropy
-
-    def binned(self, sigma: Tensor, cross_entropy: Tensor) -> np.ndarray:
-        """Observations as sums: [2, BINS] from two 1-D tensors, every sigma within the schedule's range."""
-        low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
-        g = sigma.detach().double().log().cpu().numpy()
-        bins = np.clip(((g - low) / (high - low) * self.BINS).astype(int), 0, self.BINS - 1)
-        ce = cross_entropy.detach().double().cpu().numpy()
-        return np.stack([np.bincount(bins, minlength=self.BINS), np.bincount(bins, weights=ce, minlength=self.BINS)])
-
-    def add(self, sums: np.ndarray) -> None:
-        """Add the binned observations of one step, and forget a little of those before."""
-        self.sums = self.forget * self.sums + sums
-
-    def fit(self) -> Gumbel:
-        """The schedule refitted to the observations so far; the same schedule while they are too few."""
-        seen = self.sums[0] > 1
-        if seen.sum() < self.BINS // 4:
-            return self.schedule
-        low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
-        centres = low + (np.arange(self.BINS) + 0.5) * (high - low) / self.BINS
-        mean = self.sums[1, seen] / self.sums[0, seen]
-        weight = self.sums[0, seen] / (self.sums[0, seen] + 50)
-        mu, beta = fit_gumbel(centres[seen], mean, weight, start=(self.schedule.mu, self.schedule.beta))
-        self.schedule = Gumbel(self.schedule.sigma_min, self.schedule.sigma_max, mu, beta)
-        return self.schedule
-
-
-def fit_gumbel(
-    g: np.ndarray, entropy: np.ndarray, weight: np.ndarray, start: tuple[float, float]
-) -> tuple[float, float]:
-    """Least-squares (mu, beta) of ``H exp(-exp(-(g - mu) / beta))`` by damped Gauss-Newton; H is eliminated.
-
-    Args:
-        g: log sigma, [N].
-        entropy: cross-entropy in nats at each g, [N].
-        weight: weight of each observation, [N].
-        start: (mu, beta) to start from.
-    """
-    root = np.sqrt(weight)
-    mu, log_beta, damping = start[0], math.log(start[1]), 1e-3
-
-    def residual(mu: float, log_beta: float) -> np.ndarray:
-        shape = np.exp(-np.exp(np.clip(-(g - mu) / math.exp(log_beta), -50, 50)))
-        height = (weight * shape * entropy).sum() / max((weight * shape**2).sum(), 1e-12)
-        error: np.ndarray = root * (height * shape - entropy)
-        return error
-
-    now = residual(mu, log_beta)
-    for _ in range(50):
-        step = 1e-5
-        jacobian = np.stack([residual(mu + step, log_beta) - now, residual(mu, log_beta + step) - now], 1) / step
-        normal = jacobian.T @ jacobian
-        move = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), -jacobian.T @ now)
-        move = np.clip(move, -0.5, 0.5)
-        trial = residual(mu + move[0], log_beta + move[1])
-        if (trial**2).sum() < (now**2).sum():
-            mu, log_beta, now, damping = mu + move[0], log_beta + move[1], trial, damping / 3
-        else:
-            damping *= 5
-    beta = min(max(math.exp(log_beta), 0.05), 3.0)
-    return float(np.clip(mu, g.min(), g.max())), beta

@@ -9,16 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scorelm.model.attention import CLEAN, NOISY, Layout, Past
+from scorelm.model.layout import CLEAN, Layout, Past
 
 
 class BlockCache:
     """Keys and values by layer, row and column.
 
     Args:
-        layers: of the trunk.
-        heads: of each layer.
-        head_dim: size of a head.
+        kv_shape: layers, heads of each, and size of a head.
         window: how many positions back a block sees; 0 for all.
         shape: (rows, columns).
         device: where the model is.
@@ -26,19 +24,12 @@ class BlockCache:
     """
 
     def __init__(
-        self,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        window: int,
-        shape: torch.Size,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, kv_shape: tuple[int, int, int], window: int, shape: torch.Size, device: torch.device, dtype: torch.dtype
     ) -> None:
-        size = (*shape, heads, head_dim)
+        layers, *size = kv_shape
         self.window = window
-        self.keys = [torch.zeros(size, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.zeros(size, device=device, dtype=dtype) for _ in range(layers)]
+        self.keys = [torch.zeros(*shape, *size, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.zeros(*shape, *size, device=device, dtype=dtype) for _ in range(layers)]
         self.held_BL = torch.zeros(shape, dtype=torch.bool, device=device)
 
     def place(self, reach_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,16 +40,13 @@ class BlockCache:
         offset_W = torch.arange(int(count_R.max()), device=reach_BL.device)
         return row_R, torch.where(offset_W < count_R[:, None], first_R[:, None] + offset_W, -1)
 
-    def past(self, row_R: Tensor, layout: Layout, last_R: Tensor) -> Past:
+    def past(self, row_R: Tensor, position_BL: Tensor, block_BL: Tensor, last_R: Tensor) -> Past:
         """What the rows `row_R` have behind them, as far as the window reaches back from column `last_R`."""
         held_RC = self.held_BL[row_R] & self.within_window(last_R)
         used_L = held_RC.any(0).nonzero().squeeze(1)
         part = slice(int(used_L.min()), int(used_L.max()) + 1) if len(used_L) else slice(0, 0)
-        held_RC = held_RC[:, part]
-        behind = Layout(
-            held_RC.long(), layout.position_BL[row_R, part], layout.block_BL[row_R, part],
-            torch.full_like(layout.stream_BL[row_R, part], CLEAN),
-        )  # fmt: skip
+        held_RC, position_RC, block_RC = held_RC[:, part], position_BL[row_R, part], block_BL[row_R, part]
+        behind = Layout(held_RC.long(), position_RC, block_RC, torch.full_like(block_RC, CLEAN))
         all_rows = len(row_R) == len(self.held_BL)  # then a view will do
         row = slice(None) if all_rows else row_R
         return Past(behind, [k[row, part] for k in self.keys], [v[row, part] for v in self.values])
@@ -78,7 +66,6 @@ class BlockCache:
 
 
 def finished_blocks(block_BL: Tensor, sigma_BL: Tensor) -> Tensor:
-    """Streams of a row that stands once: blocks without noise are CLEAN, the others NOISY."""
+    """Positions in blocks without noise, [B, L] bool."""
     noisy_BK = torch.zeros(block_BL.shape[0], int(block_BL.max()) + 1, device=block_BL.device)
-    noisy_BK = noisy_BK.scatter_add(1, block_BL, (sigma_BL > 0).float())
-    return torch.where(noisy_BK.gather(1, block_BL) > 0, NOISY, CLEAN)
+    return noisy_BK.scatter_add(1, block_BL, (sigma_BL > 0).float()).gather(1, block_BL) == 0

@@ -7,38 +7,17 @@ The criteria are those of the Democratized Diffusion Language Model (arXiv 2305.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scorelm.noise.path import parse_call
+from scorelm.errors import InputError
+from scorelm.model.prediction import Prediction
+from scorelm.sampling.registry import need, read
 
-
-class Mind(NamedTuple):
-    """What the posterior says in one step."""
-
-    open_BL: Tensor
-    """Positions that were evaluated and are not finished."""
-    ids_BL: Tensor
-    """The likeliest token of each."""
-    entropy_BL: Tensor
-    """Nats."""
-    logits_NV: Tensor
-    """Logits of the N open positions."""
-
-
-def entropy_of(logits_NV: Tensor, probability_NV: Tensor) -> Tensor:
-    """Entropy of ``softmax(logits)`` in nats, [N], which is given: the log-partition function less the mean logit."""
-    log_partition_N = logits_NV.amax(-1) - probability_NV.amax(-1).log()
-    mean_N: Tensor = torch.linalg.vecdot(probability_NV, logits_NV.clamp(min=-1e30))
-    return (log_partition_N - mean_N).clamp(min=0)
-
-
-Rule = Callable[[Mind], Tensor]
+Rule = Callable[[Prediction], Tensor]
 """Says which rows halt, [B] bool; called once a step, it may remember."""
 
 
@@ -55,27 +34,31 @@ def mean_open(value_BL: Tensor, open_BL: Tensor) -> Tensor:
     return torch.where(open_BL, value_BL, 0.0).sum(1) / open_BL.sum(1).clamp(min=1)
 
 
-def entropy(threshold: float = 0.2) -> Halting:
-    """Mean entropy of the open positions at or below `threshold` nats: what halting costs, at most, per token."""
-    need(threshold, "entropy", "nats")
-    return Halting(f"entropy:{threshold:g}", lambda: lambda mind: mean_open(mind.entropy_BL, mind.open_BL) <= threshold)
+def entropy(nats: float = 0.2) -> Halting:
+    """The mean entropy of the open positions is at most NATS: what halting costs, at most, for each token."""
+    need("entropy", "number of nats", nats)
+
+    def rule(seen: Prediction) -> Tensor:
+        return mean_open(seen.spread(seen.entropy_N), seen.open_BL) <= nats
+
+    return Halting(f"entropy:{nats:g}", lambda: rule)
 
 
 def patience(steps: float = 5) -> Halting:
-    """The likeliest tokens of a row have stayed the same for this many steps in a row."""
+    """The likeliest tokens of a row have stayed the same for STEPS steps in a row."""
     if not (steps >= 1 and float(steps).is_integer()):
-        raise ValueError(f"patience needs a whole number of steps, 1 or more, got {steps:g}")
+        raise InputError(f"patience needs a whole number of steps, 1 or more, got {steps:g}")
 
     def start() -> Rule:
         memory: dict[str, Tensor] = {}
 
-        def rule(mind: Mind) -> Tensor:
-            before_BL = memory.get("ids", torch.full_like(mind.ids_BL, -1))
-            changed_B = (mind.open_BL & (mind.ids_BL != before_BL)).any(1)
-            present_B = mind.open_BL.any(1)
+        def rule(seen: Prediction) -> Tensor:
+            open_BL, ids_BL = seen.open_BL, seen.spread(seen.ids_N)
+            before_BL = memory.get("ids", torch.full_like(ids_BL, -1))
+            changed_B = (open_BL & (ids_BL != before_BL)).any(1)
             count_B = memory.get("count", torch.zeros_like(changed_B, dtype=torch.long))
-            memory["count"] = torch.where(changed_B, 0, count_B + present_B.long())
-            memory["ids"] = torch.where(mind.open_BL, mind.ids_BL, before_BL)
+            memory["count"] = torch.where(changed_B, 0, count_B + open_BL.any(1).long())
+            memory["ids"] = torch.where(open_BL, ids_BL, before_BL)
             return memory["count"] >= steps
 
         return rule
@@ -83,34 +66,26 @@ def patience(steps: float = 5) -> Halting:
     return Halting(f"patience:{steps:g}", start)
 
 
-def kl(threshold: float = 1e-3) -> Halting:
-    """Mean divergence of the posterior from that of the step before at or below `threshold` nats."""
-    need(threshold, "kl", "nats")
+def kl(nats: float = 1e-3) -> Halting:
+    """The posterior differs from that of the step before by at most NATS (mean divergence)."""
+    need("kl", "number of nats", nats)
 
     def start() -> Rule:
         memory: dict[str, Tensor] = {}
 
-        def rule(mind: Mind) -> Tensor:
-            now_NV = mind.logits_NV.log_softmax(-1)
-            shape = (*mind.open_BL.shape, now_NV.shape[-1])
+        def rule(seen: Prediction) -> Tensor:
+            now_NV = seen.logits_NV.log_softmax(-1)
             if "log" not in memory:
-                memory["log"] = torch.full(shape, torch.nan, device=now_NV.device)
+                memory["log"] = now_NV.new_full((*seen.open_BL.shape, now_NV.shape[-1]), torch.nan)
             before_BLV = memory["log"]
-            ratio_NV = torch.where(now_NV.isfinite(), now_NV - before_BLV[mind.open_BL], 0.0)
-            divergence_BL = torch.full(mind.open_BL.shape, math.inf, device=now_NV.device)
-            divergence_BL[mind.open_BL] = (now_NV.exp() * ratio_NV).sum(-1).nan_to_num(nan=math.inf)
-            before_BLV[mind.open_BL] = now_NV
-            return mean_open(divergence_BL, mind.open_BL) <= threshold
+            ratio_NV = torch.where(now_NV.isfinite(), now_NV - before_BLV[seen.open_BL], 0.0)
+            divergence_N = (now_NV.exp() * ratio_NV).sum(-1).nan_to_num(nan=torch.inf)
+            before_BLV[seen.open_BL] = now_NV
+            return mean_open(seen.spread(divergence_N), seen.open_BL) <= nats
 
         return rule
 
-    return Halting(f"kl:{threshold:g}", start)
-
-
-def need(threshold: float, name: str, unit: str) -> None:
-    """Refuse a threshold that is no number of 0 or more."""
-    if not 0 <= threshold < math.inf:
-        raise ValueError(f"{name} needs a threshold of 0 {unit} or more, got {threshold:g}")
+    return Halting(f"kl:{nats:g}", start)
 
 
 CRITERIA: dict[str, Callable[..., Halting]] = {"entropy": entropy, "patience": patience, "kl": kl}
@@ -121,7 +96,6 @@ def make_halting(text: str) -> Halting:
     """The criterion written as ``name`` or ``name:number``, such as ``entropy:0.05``.
 
     Raises:
-        ValueError: unknown name or bad argument.
+        InputError: unknown name or bad argument.
     """
-    halting: Halting = parse_call(text, CRITERIA, "halting criterion")
-    return halting
+    return read(text, CRITERIA, "halting criterion")

@@ -4,27 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.model.embedding import Embedding
-from scorelm.noise.plan import Path
-from scorelm.text.conditioning import Template
+from scorelm.model.layout import Layout, number_blocks
+from scorelm.noise.forward import add_noise, to_sigma
+from scorelm.noise.schedule import Schedule
+from scorelm.text.batching import pad
 from scorelm.text.packing import first_fit
-from scorelm.text.tokenizer import BOS, EOS, PAD
+from scorelm.text.templates import Template
+from scorelm.text.tokenizer import Special
+
+FREE = -1
+"""In the place of a token that is to be written."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What stays as it is about the rows of a request."""
+
+    layout: Layout
+    special: Special
+    table_VE: Tensor
+    """Embeddings of all tokens."""
+    wanted_BL: Tensor
+    """Positions to be written."""
+    prompt_BL: Tensor
+    """Given tokens other than the ends of the text."""
+    closed_B: Tensor
+    """Rows whose ``</s>`` is given, so that no other may be written."""
+    generators: list[torch.Generator]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a path may spend.
+
+    Attributes:
+        schedule: maps u in [0, 1] to sigma.
+        steps: to make at most.
+        nats: of each step in each row, for paths on information; None to spend the steps evenly.
+        start: level u that the free positions begin at, at most.
+    """
+
+    schedule: Schedule
+    steps: int
+    nats: float | None = None
+    start: float = 1.0
 
 
 @dataclass
 class State:
     """Everything that a step changes; tensors [B, L, ...]."""
 
+    rows: Rows
+    budget: Budget
     x_BLE: Tensor
     sigma_BL: Tensor
     ids_BL: Tensor
+    """Given and finished tokens, and the likeliest token elsewhere."""
     free_BL: Tensor
     """Positions to be written; false beyond the ``</s>`` that an open row has written."""
     real_BL: Tensor
@@ -36,56 +78,106 @@ class State:
     """The estimate of the step before and its level, for multistep solvers; inf where there was none."""
     length_B: Tensor
     nfe_B: Tensor
+    """Evaluations that each row has taken part in."""
+    change_BL: Tensor
+    """How far the last prediction moved the estimate, in units of an embedding's norm."""
+    step: int = 0
+    """Of the path; it counts those in which nothing moves, too."""
 
-    def soften(self, soft_BL: Tensor, sigma: Tensor, eps_NE: Tensor) -> None:
-        """Doubt tokens that are given: noise of one level is put on them, and they are to be written anew."""
-        self.x_BLE[soft_BL] += sigma * eps_NE
-        self.sigma_BL[soft_BL] = sigma
-        self.free_BL |= soft_BL
+    @property
+    def open_BL(self) -> Tensor:
+        """Positions that are not finished."""
+        return self.free_BL & (self.sigma_BL > 0)
+
+    @cached_property
+    def order_BL(self) -> Tensor:
+        """A random order of each row's free positions, drawn once."""
+        return self.shuffle()
+
+    def shuffle(self) -> Tensor:
+        """A random place among its row's free positions for each of them, [B, L] from 0."""
+        return shuffle(self.rows.generators, self.free_BL)
+
+    def draws(self, mask_BL: Tensor) -> RowDraws:
+        """Random numbers for the positions of a mask."""
+        return RowDraws(self.rows.generators, mask_BL, self.x_BLE.shape[-1])
+
+    def sigma_at(self, u_BL: Tensor) -> Tensor:
+        """Sigma at the levels u where a position is free, 0 elsewhere: inf at u = 1, 0 at u = 0, float32."""
+        return torch.where(self.free_BL, to_sigma(u_BL, self.budget.schedule), 0.0)
+
+    def put(self, mask_BL: Tensor, x_NE: Tensor, sigma: Tensor | float) -> None:
+        """Place positions at a state and level."""
+        self.x_BLE[mask_BL] = x_NE
+        self.sigma_BL[mask_BL] = sigma
 
     def forget(self, back_BL: Tensor) -> None:
         """Take positions back to no evidence at all."""
-        self.sigma_BL[back_BL] = torch.inf
-        self.x_BLE[back_BL] = 0.0
+        self.put(back_BL, self.x_BLE.new_zeros(()), torch.inf)
 
     def end_rows(self) -> None:
         """End open rows at the ``</s>`` they have written: what follows becomes padding."""
+        special = self.rows.special
         column_L = torch.arange(self.free_BL.shape[1], device=self.free_BL.device)
-        ended_BL = self.free_BL & (self.sigma_BL == 0) & (self.ids_BL == EOS)
+        ended_BL = self.free_BL & (self.sigma_BL == 0) & (self.ids_BL == special.eos)
         end_B = torch.where(ended_BL, column_L + 1, self.length_B[:, None]).amin(1)
         beyond_BL = column_L >= end_B[:, None]
         self.length_B.copy_(end_B)
-        self.ids_BL[beyond_BL] = PAD
+        self.ids_BL[beyond_BL] = special.pad
         self.sigma_BL[beyond_BL] = 0
         self.free_BL &= ~beyond_BL
         self.real_BL &= ~beyond_BL
 
 
-def start(embedding: Embedding, templates: Sequence[Template], path: Path) -> tuple[State, Layout]:
-    """The state before the first step: given tokens at sigma 0, free positions at sigma inf; and where they stand."""
-    longest = max(map(len, templates))
-    ids_BL = torch.full((len(templates), longest), PAD)
-    free_BL = torch.zeros(ids_BL.shape, dtype=torch.bool)
-    for row, template in enumerate(templates):
-        ids_BL[row, : len(template)] = torch.tensor([PAD if token is None else token for token in template])
-        free_BL[row, : len(template)] = torch.tensor([token is None for token in template])
-    length_B = torch.tensor([len(t) for t in templates])
-    position_BL = torch.arange(longest).expand_as(ids_BL)
-    first_B1 = (ids_BL[:, :1] == BOS).long()
-    block_BL = torch.where(position_BL < first_B1, 0, 1 + (position_BL - first_B1) // (path.block or longest))
+def start(
+    table_VE: Tensor, templates: Sequence[Template], seeds: Sequence[int], special: Special, block: int, budget: Budget
+) -> State:
+    """The state before the first step: given tokens at sigma 0, free positions at sigma inf.
+
+    Args:
+        table_VE: embeddings of all tokens.
+        templates: one for each row.
+        seeds: one for each row.
+        special: ids of the special tokens.
+        block: positions in a block; 0 is the whole row.
+        budget: for the path. Below a `start` of 1, given tokens other than the ends get noise of that level, and are
+            to be written anew.
+    """
+    rows = [[FREE if token is None else token for token in template] for template in templates]
+    ids_BL, length_B = map(torch.from_numpy, pad(rows, special.pad))
+    free_BL = ids_BL == FREE
+    ids_BL[free_BL] = special.pad
+    closed_B = torch.tensor([row[-1] == special.eos for row in rows])
+    position_BL = torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
+    block_BL = number_blocks(position_BL, (ids_BL[:, :1] == special.bos).long(), block)
     real_BL = position_BL < length_B[:, None]
-    stream_BL = torch.where(position_BL < first_B1, CLEAN, NOISY)
-    device = embedding.weight.device
-    layout = Layout(real_BL.long(), position_BL, block_BL, stream_BL).to(device)
-    ids_BL, free_BL, real_BL, length_B = (t.to(device) for t in (ids_BL, free_BL, real_BL, length_B))
-    x_BLE = torch.where(free_BL[..., None], 0.0, embedding(ids_BL))
+    layout = Layout.one_stream(real_BL.long(), position_BL, block_BL).to(table_VE.device)
+    ids_BL, free_BL, real_BL, length_B, closed_B = (
+        t.to(table_VE.device) for t in (ids_BL, free_BL, real_BL, length_B, closed_B)
+    )
+    prompt_BL = ~free_BL & real_BL & (layout.block_BL > 0) & (ids_BL != special.eos)
+    x_BLE = torch.where(free_BL[..., None], 0.0, table_VE[ids_BL])
     sigma_BL = torch.where(free_BL, torch.inf, 0.0)
     nothing_BLE = torch.zeros_like(x_BLE)
+    if budget.start < 1:
+        free_BL = free_BL | prompt_BL
+    generators = [generator(seed) for seed in seeds]
+    facts = Rows(layout, special, table_VE, free_BL.clone(), prompt_BL, closed_B, generators)
     state = State(
-        x_BLE, sigma_BL, ids_BL, free_BL, real_BL,
-        nothing_BLE, nothing_BLE.clone(), torch.full_like(sigma_BL, torch.inf), length_B, torch.zeros_like(length_B),
+        facts, budget, x_BLE, sigma_BL, ids_BL, free_BL, real_BL, nothing_BLE, nothing_BLE.clone(),
+        torch.full_like(sigma_BL, torch.inf), length_B, torch.zeros_like(length_B), torch.zeros_like(sigma_BL),
     )  # fmt: skip
-    return state, layout
+    if budget.start < 1:
+        level = to_sigma(torch.tensor(budget.start, dtype=torch.float64), budget.schedule).to(table_VE.device)
+        x_NE, eps_NE = state.x_BLE[prompt_BL], state.draws(prompt_BL).normal()
+        state.put(prompt_BL, add_noise(x_NE, level.expand(len(x_NE)), eps_NE), level)
+    return state
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator for a seed from 0 to below 2^63; torch itself reads the lowest 32 bits only."""
+    word = seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return torch.Generator().manual_seed(word)
 
 
 class RowDraws:

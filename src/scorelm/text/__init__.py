@@ -1,4 +1,1 @@
-"""From words to packed rows of token ids: tokenizer, corpus, packing.
-
-This room imports neither torch nor any other room of the library.
-"""
+"""From words to packed rows of token ids: tokenizer, corpus, packing, templates. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Files of examples: text, JSON, CSV and Parquet, of which nothing is believed before it has been checked."""
+"""Read examples from text, JSON, CSV and Parquet files, trusting nothing in them before it has been checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from scorelm.untrusted import brief, exists
+from scorelm.errors import InputError, brief, exists
 
 if TYPE_CHECKING:
     import datasets
@@ -24,17 +24,17 @@ _KINDS = {".txt": "text", ".txt.xz": "text", ".jsonl": "json", ".json": "json", 
 _READABLE = ".txt, .jsonl, .json, .csv or .parquet"
 _CHUNK = 1 << 20  # bytes
 _LARGEST_ARRAY = 1 << 28  # bytes of JSON that are held in memory at once
-_LARGEST_EXPANSION = 1000  # of a compressed file; that of prose is below 10
+_LARGEST_EXPANSION = 1000  # times a compressed file may grow; prose grows less than tenfold
 _ROWS_AT_ONCE = 10_000
 
 
 def kind_of(path: Path) -> str | None:
-    """Which reader a file's name asks for, None for no reader."""
+    """The kind of file that a name says it is, or None where no reader is known."""
     return _KINDS.get("".join(path.suffixes[-2:]).lower()) or _KINDS.get(path.suffix.lower())
 
 
 def digest_of(*parts: bytes) -> str:
-    """A fingerprint of byte strings and where they end."""
+    """A fingerprint of byte strings and of where each ends."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -42,58 +42,57 @@ def digest_of(*parts: bytes) -> str:
 
 
 def read_files(source: str, field: str) -> tuple[datasets.Dataset, str]:
-    """Examples of the files at ``source`` in the column ``text``, and a fingerprint of their contents.
+    """Read the files at ``source``: their examples in a column ``text``, and a fingerprint of their contents.
 
     Raises:
-        ValueError: a file is missing, empty, damaged or not UTF-8, or has no such field; names the file.
+        InputError: a file is missing, empty, damaged or not UTF-8, or has no such field; the message names it.
     """
     import datasets
 
-    digests = {path: digest for path in _files(source) if (digest := _checked(path))}
+    digests = {path: digest for path in _find_files(source) if (digest := _check_contents(path))}
     if not digests:
-        raise ValueError(f"{source} is empty: it has no line that is not blank")
+        raise InputError(f"{brief(source)} is empty: every line is blank")
     parts, seen = [], []
     for kind, group in groupby(digests, key=lambda path: cast(str, kind_of(path))):
         paths = list(group)
         reader = kind if kind == "text" else f"{kind} {field}"
         seen.append(digest_of(reader.encode(), *(digests[path].encode() for path in paths)))
-        if kind == "text":
-            parts.append(_generated(_examples, seen[-1], paths=[str(path) for path in paths]))
-        else:
-            with one_line(f"cannot read {brief(', '.join(map(str, paths)))} as {kind}"):
-                parts.append(_parsed(kind, paths, field, seen[-1]))
+        with as_input_error(f"cannot read {brief(', '.join(map(str, paths)))} as {kind}"):
+            parts.append(_parse(kind, paths, field, seen[-1]))
     return datasets.concatenate_datasets(parts), digest_of(*(part.encode() for part in seen))
 
 
-def _files(source: str) -> list[Path]:
+def _find_files(source: str) -> list[Path]:
     if source == EMBEDDED:
         return [Path(str(files("scorelm.assets").joinpath("kjv.txt.xz")))]
-    path = Path(source)
+    path, name = Path(source), brief(source)
     if not exists(path):
-        raise ValueError(f"{brief(source)} does not exist: check the path")
+        raise InputError(f"{name} does not exist: check the path")
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.is_file() and kind_of(entry))
+        with as_input_error(f"cannot read directory {name}"):
+            found = sorted(entry for entry in path.iterdir() if entry.is_file() and kind_of(entry))
         if not found:
-            raise ValueError(f"directory {source} holds no {_READABLE} file")
+            raise InputError(f"directory {name} holds no {_READABLE} file to read")
         return found
     if not kind_of(path):
-        raise ValueError(f"cannot read {source}: {path.suffix or 'no'} extension, where {_READABLE} is needed")
+        ending = f"ends in {path.suffix}" if path.suffix else "has no extension"
+        raise InputError(f"cannot read {name}: its name {ending}, and {_READABLE} is needed")
     if not path.is_file():
-        raise ValueError(f"cannot read {source}: not a regular file")
+        raise InputError(f"cannot read {name}: not a regular file")
     return [path]
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, lzma.open(path)) if path.suffix == ".xz" else path.open("rb")
 
 
-def _checked(path: Path) -> str | None:
-    """Digest of a file's contents, None if it is blank; text must be UTF-8."""
-    digest, blank, offset = hashlib.blake2b(digest_size=16), True, 0
+def _check_contents(path: Path) -> str | None:
+    """Refuse a file that is not UTF-8 text (Parquet apart); returns a digest of its contents, None if it is blank."""
+    name, digest, blank, offset = brief(str(path)), hashlib.blake2b(digest_size=16), True, 0
     decoder = codecs.getincrementaldecoder("latin-1" if kind_of(path) == "parquet" else "utf-8")()
     try:
         most = max(64 * _CHUNK, _LARGEST_EXPANSION * path.stat().st_size)
-        with _opened(path) as file:
+        with _open(path) as file:
             chunk = b"begin"
             while chunk and offset <= most:
                 chunk = file.read(_CHUNK)
@@ -104,46 +103,46 @@ def _checked(path: Path) -> str | None:
                 offset += len(chunk)
     except UnicodeDecodeError as error:
         place = offset - pending + error.start
-        raise ValueError(f"{path} is not UTF-8 (byte offset {place}): convert it, for example with iconv") from None
+        raise InputError(f"{name} is not UTF-8 (byte offset {place}): convert it, for example with iconv") from None
     except (OSError, EOFError, lzma.LZMAError) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
     if offset > most:
-        raise ValueError(f"cannot read {path}: it expands more than {_LARGEST_EXPANSION}-fold")
+        raise InputError(f"cannot read {name}: it expands to more than {_LARGEST_EXPANSION} times its size")
     return None if blank else digest.hexdigest()
 
 
-def _generated(rows: Any, fingerprint: str, **arguments: Any) -> datasets.Dataset:
+def _generate(rows: Any, fingerprint: str, **arguments: Any) -> datasets.Dataset:
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string")})
     return datasets.Dataset.from_generator(rows, features=features, gen_kwargs=arguments, fingerprint=fingerprint)
 
 
-def _examples(paths: list[str]) -> Iterator[dict[str, str]]:
+def _read_lines(paths: list[str]) -> Iterator[dict[str, str]]:
     for path in paths:
-        with _opened(Path(path)) as file:
+        with _open(Path(path)) as file:
             for number, line in enumerate(file):
                 text = line.decode("utf-8-sig" if number == 0 else "utf-8")
                 yield {"text": text.removesuffix("\n").rstrip("\r")}
 
 
-def _records(paths: list[str], field: str) -> Iterator[dict[str, str | None]]:
-    """The field of every JSON object; Arrow's own reader crashes on deep nesting."""
+def _read_records(paths: list[str], field: str) -> Iterator[dict[str, str | None]]:
+    """The field of every JSON object; parsed by Python, since Arrow's reader crashes on deep nesting."""
     fields: dict[str, None] = {}
     for path in paths:
-        for number, record in _objects(Path(path)):
+        for number, record in _parse_json(Path(path)):
             if not isinstance(record, dict):
-                raise ValueError(f"{Path(path).name}: record {number} is no object")
+                raise InputError(f"{Path(path).name}: record {number} is not an object")
             text = record.get(field)
             if not isinstance(text, str | None):
                 kind = type(text).__name__
-                raise ValueError(f"{Path(path).name}: field {field!r} of record {number} holds {kind}, not text")
+                raise InputError(f"{Path(path).name}: field {field!r} of record {number} holds {kind}, not text")
             fields |= dict.fromkeys(record if len(fields) < _ROWS_AT_ONCE else ())
             yield {"text": text}
-    _need(field, list(fields))
+    _require_field(field, list(fields))
 
 
-def _objects(path: Path) -> Iterator[tuple[int, Any]]:
+def _parse_json(path: Path) -> Iterator[tuple[int, Any]]:
     """The items of a JSON array, or the lines of JSON Lines, with their numbers from 1."""
     with path.open("rb") as file:
         array = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
@@ -151,7 +150,7 @@ def _objects(path: Path) -> Iterator[tuple[int, Any]]:
         if array:
             contents = file.read(_LARGEST_ARRAY + 1)
             if len(contents) > _LARGEST_ARRAY:
-                raise ValueError("an array of more than 256 MiB: write one object a line instead")
+                raise InputError("its array is larger than 256 MiB: write one object on each line instead (.jsonl)")
             yield from enumerate(json.loads(contents.decode("utf-8-sig")), 1)
             return
         for number, line in enumerate(file, 1):
@@ -160,29 +159,31 @@ def _objects(path: Path) -> Iterator[tuple[int, Any]]:
                 if text.strip():
                     yield number, json.loads(text)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name}: line {number}: {error.msg}") from None
+                raise InputError(f"{path.name}: line {number}: {error.msg}") from None
 
 
-def _need(field: str, fields: list[str]) -> None:
+def _require_field(field: str, fields: list[str]) -> None:
     if field not in fields:
-        raise ValueError(f"it has no field {field!r}; its fields are {brief(', '.join(fields))}")
+        raise InputError(f"it has no field {field!r}; its fields are {brief(', '.join(fields))}")
 
 
-def _parsed(kind: str, paths: list[Path], field: str, fingerprint: str) -> Any:
-    """The column ``text`` of JSON, CSV or Parquet files, of whose other columns only the names are read."""
+def _parse(kind: str, paths: list[Path], field: str, fingerprint: str) -> Any:
+    """The column ``text`` of files of one kind; of their other columns only the names are read."""
     import datasets
 
     names = [str(path) for path in paths]
+    if kind == "text":
+        return _generate(_read_lines, fingerprint, paths=names)
     if kind == "json":
-        return _generated(_records, fingerprint, paths=names, field=field)
+        return _generate(_read_records, fingerprint, paths=names, field=field)
     for path in paths:
-        _need(field, _csv_header(path) if kind == "csv" else _parquet_header(path))
+        _require_field(field, _csv_header(path) if kind == "csv" else _parquet_header(path))
     options = (
-        {"keep_default_na": False, "usecols": [field]}  # or a line that reads NA would be missing
+        {"keep_default_na": False, "usecols": [field]}  # by default, a line that reads NA would be a missing value
         if kind == "csv"
         else {"columns": [field], "batch_size": _ROWS_AT_ONCE}
     )
-    return column(datasets.load_dataset(kind, data_files=names, split="train", **options), field, names[0])
+    return text_column(datasets.load_dataset(kind, data_files=names, split="train", **options), field, names[0])
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -197,34 +198,34 @@ def _parquet_header(path: Path) -> list[str]:
 
 
 @contextmanager
-def one_line(complaint: str) -> Iterator[None]:
-    """Turn any failure into a ValueError that names its cause in one line."""
+def as_input_error(complaint: str) -> Iterator[None]:
+    """Turn any failure inside into an InputError: the complaint, and the cause in parentheses, in one line."""
     try:
         yield
     except Exception as error:
         cause = error.__cause__ or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise ValueError(f"{complaint} ({brief(reason)})") from None
+        raise InputError(f"{complaint} ({brief(reason)})") from None
 
 
-def column(dataset: Any, field: str, source: str) -> Any:
-    """The one column ``field`` of a dataset as strings, under the name ``text``.
+def text_column(dataset: Any, field: str, source: str) -> Any:
+    """A dataset with only its column ``field``, as strings and under the name ``text``.
 
     Raises:
-        ValueError: there is no such column, or it holds no text.
+        InputError: there is no such column, or it does not hold text.
     """
     import datasets
     import pyarrow as pa
 
     if field not in dataset.column_names:
-        raise ValueError(f"{source} has no field {field!r}; its fields are {brief(', '.join(dataset.column_names))}")
+        raise InputError(f"{source} has no field {field!r}; its fields are {brief(', '.join(dataset.column_names))}")
     found = dataset.select_columns([field])
     kind = getattr(found.features[field], "dtype", "a list")
     if kind not in ("string", "large_string"):
-        raise ValueError(f"field {field!r} of {source} holds {kind}, not text")
+        raise InputError(f"field {field!r} of {source} holds {kind}, not text")
     try:
         found.data.column(field).validate(full=True)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"field {field!r} of {source} is damaged: {brief(str(error))}") from None
+        raise InputError(f"field {field!r} of {source} is damaged: {brief(str(error))}") from None
     found = found if field == "text" else found.rename_column(field, "text")
     return found if kind == "string" else found.cast(datasets.Features({"text": datasets.Value("string")}))

@@ -2,19 +2,17 @@
 
 A checkpoint is a directory ``step-00001000`` with the tensors in DCP's files, everything else in ``state.json``, and
 the size and digest of each of these in ``checksums.json``. DCP's metadata is a pickle, so a checkpoint is only ever
-read from the run's own directory, and only after `find` has verified its files.
+read from the run's own directory, and only after `find_checkpoint` has verified its files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -23,19 +21,22 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from scorelm.training.distributed import ALONE, Ranks
+from scorelm.errors import InputError, writing
+from scorelm.lm import ScoreLM
+from scorelm.parallel import ALONE, Ranks
+from scorelm.training.durable import replace_directory, sync, write_durably, writing_draft
 
 PREFIX = "step-"
 MANIFEST = "checksums.json"
 
 
-def complete(directory: Path) -> list[Path]:
+def list_checkpoints(directory: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     return sorted(p for p in directory.glob(f"{PREFIX}*") if p.is_dir())
 
 
 class Saver:
-    """Writes the checkpoints of a run, each beside the others and then renamed into place; keeps the newest few.
+    """Writes the checkpoints of a run, each under another name until it is whole; keeps the newest few.
 
     Args:
         directory: the run's ``checkpoints/``.
@@ -48,16 +49,22 @@ class Saver:
         self.directory, self.keep, self.ranks = directory, keep, ranks
         self.thread = ThreadPoolExecutor(1) if later else None
         self.group = dist.new_group(backend="gloo") if later and ranks.world > 1 else None
-        self.writing: Future[None] | None = None
+        self.pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.finish()
+        try:
+            self.finish()
+        finally:
+            if self.thread is not None:
+                self.thread.shutdown()
 
     def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Write a checkpoint, or begin to, after the one before is there.
+        """Write a checkpoint, or begin to once the one before is written.
+
+        Does nothing where the step has a sound one: a signal may come right after a save, or right after a resume.
 
         Args:
             step: optimiser steps made.
@@ -65,134 +72,105 @@ class Saver:
             state: everything else, as JSON values.
 
         Raises:
-            OSError: it, or the one before, could not be written, for want of space or otherwise; the others are whole.
+            DiskError: it, or the one before, could not be written, on a full disk for example; the others are whole.
         """
         self.finish()
         final, draft = self.directory / f"{PREFIX}{step:08d}", self.directory / f".writing-{step:08d}"
-        if self.ranks.gather(self.ranks.main and is_there(final))[0]:
+        if self.ranks.main:
+            clear_way(final)
+        if self.ranks.gather(final.exists())[0]:
             return
-        one_process()
-        disk, alone, text = FileSystemWriter(draft), self.ranks.world == 1, json.dumps(state)
+        silence_single_process()
+        disk, single, text = FileSystemWriter(draft), self.ranks.world == 1, json.dumps(state)
         if self.thread is None:
-            self._write(lambda: state_dict_saver.save(tensors, storage_writer=disk, no_dist=alone), draft, final, text)
+            self._write(lambda: state_dict_saver.save(tensors, storage_writer=disk, no_dist=single), draft, final, text)
             self.ranks.wait()
         else:
-            copied = state_dict_saver.async_save(tensors, storage_writer=disk, process_group=self.group, no_dist=alone)
-            self.writing = self.thread.submit(self._write, cast("Future[Any]", copied).result, draft, final, text)
+            copied = state_dict_saver.async_save(tensors, storage_writer=disk, process_group=self.group, no_dist=single)
+            self.pending = self.thread.submit(self._write, cast("Future[Any]", copied).result, draft, final, text)
 
-    def _write(self, tensors_written: Callable[[], object], draft: Path, final: Path, state: str) -> None:
-        with all_or_nothing(draft, final):
-            tensors_written()
+    def _write(self, write_tensors: Callable[[], object], draft: Path, final: Path, state: str) -> None:
+        with writing_draft(draft, final):
+            write_tensors()
             if not self.ranks.main:
                 return
             write_durably(draft / "state.json", state)
             seal(draft)
             draft.rename(final)
             sync(self.directory)
-        for old in complete(self.directory)[: -self.keep]:
+        for old in list_checkpoints(self.directory)[: -self.keep]:
             doomed = self.directory / f".writing-{old.name}"  # not to be taken for a checkpoint when half deleted
             old.rename(doomed)
             shutil.rmtree(doomed)
 
     def poll(self) -> None:
         """Raise what a writing that has ended in the meantime has to raise; see `save`."""
-        if self.writing is not None and self.writing.done():
+        if self.pending is not None and self.pending.done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait until the checkpoint that was begun is there; see `save` for errors."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
+        """Wait until the checkpoint that was begun is written; see `save` for errors."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
 
-def is_there(final: Path) -> bool:
-    """Clear the way for a checkpoint, unless it is there: a signal came right after a save, or right after a resume."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for stale in final.parent.glob(".writing-*"):
-        shutil.rmtree(stale)
-    if final.exists() and damage(final) is not None:
-        set_aside(final)
-    return final.exists()
+def clear_way(final: Path) -> None:
+    """Make room for a checkpoint: delete unfinished ones, and rename one of the same step that is damaged."""
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for stale in final.parent.glob(".writing-*"):
+            shutil.rmtree(stale)
+        if final.exists() and find_damage(final) is not None:
+            set_aside(final)
 
 
-@contextmanager
-def all_or_nothing(draft: Path, final: Path) -> Iterator[None]:
-    """Turn whatever stops the writing of `draft` into one OSError about `final`, and give its space back.
+def write_model(lm: ScoreLM, final: Path) -> None:
+    """Put a model in the place of the last one.
 
     Raises:
-        OSError: writing failed.
+        DiskError: it could not be written; the last one is whole.
     """
-    try:
-        yield
-    except (Exception, CheckpointException) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise OSError(f"{final} could not be written: {innermost(error)}") from None
-
-
-def innermost(error: BaseException) -> str:
-    """The first cause of an error that libraries have wrapped, in one line."""
-    causes = [error]
-    while True:
-        last = causes[-1]
-        wrapped = [e for e, _ in last.failures.values()] if isinstance(last, CheckpointException) else []
-        inner = [e for e in (*wrapped, last.__cause__, last.__context__) if e is not None and e not in causes]
-        if not inner:
-            break
-        causes.append(inner[0])
-    system = [e for e in causes if isinstance(e, OSError)]
-    reason = (system[-1].strerror if system else None) or str(causes[0]).strip()
-    return reason.splitlines()[0] if reason else type(causes[0]).__name__
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.writing")
-    write_durably(draft, text)
-    draft.replace(path)
+    draft = final.with_name(f".{final.name}-writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    with writing_draft(draft, final):
+        lm.save_pretrained(draft)
+        replace_directory(draft, final)
 
 
 def seal(draft: Path) -> None:
     """Write the size and digest of every file of a checkpoint, after whoever writes to it has finished."""
-    files = {p.name: describe(p) for p in sorted(draft.iterdir())}
-    write_durably(draft / MANIFEST, json.dumps({"files": files, "digest": digest_of(files)}, indent=1))
+    files = {p.name: digest_file(p) for p in sorted(draft.iterdir())}
+    write_durably(draft / MANIFEST, json.dumps({"files": files, "digest": digest_entries(files)}, indent=1))
     sync(draft)
 
 
-def describe(path: Path) -> dict[str, Any]:
+def digest_file(path: Path) -> dict[str, Any]:
     """A file's size and BLAKE2b digest."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
     return {"size": path.stat().st_size, "blake2b": digest}
 
 
-def digest_of(files: dict[str, Any]) -> str:
+def digest_entries(files: dict[str, Any]) -> str:
     """The digest of a manifest's own entries."""
     return hashlib.blake2b(json.dumps(files, sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
-def damage(checkpoint: Path) -> str | None:
-    """The first file of a checkpoint that is not as it was written and what is wrong with it; None if all are sound."""
+def find_damage(checkpoint: Path) -> str | None:
+    """The first file of a checkpoint that is not as it was written, and what is wrong with it; None if all are sound."""
     manifest = checkpoint / MANIFEST
     try:
         entries = json.loads(manifest.read_bytes())
         files = entries["files"]
-        if entries["digest"] != digest_of(files):
+        if entries["digest"] != digest_entries(files):
             return f"{manifest} does not match its own checksum"
         for name, written in files.items():
             path = checkpoint / name
             found = path.stat().st_size
             if found != written["size"]:
                 return f"{path} has {found:,} bytes of {written['size']:,}"
-            if describe(path) != written:
+            if digest_file(path) != written:
                 return f"{path} does not match its checksum"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
@@ -203,29 +181,29 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def find(directory: Path, fall_back: bool = False, say: Callable[[str], object] = lambda text: None) -> Path:
+def find_checkpoint(directory: Path, fall_back: bool, say: Callable[[str], object]) -> Path:
     """The checkpoint to resume from: the newest one, every file of it verified.
 
     Args:
         directory: the run's ``checkpoints/``.
-        fall_back: where the newest is damaged, take the newest sound one and keep the damaged ones under other names.
-        say: told what was set aside.
+        fall_back: where the newest is damaged, take the newest sound one and rename the damaged ones.
+        say: told what was renamed.
 
     Raises:
-        ValueError: there is no checkpoint, or it is damaged; names the file.
+        InputError: there is no checkpoint, or it is damaged; names the file.
     """
     damaged: dict[Path, str] = {}
-    for path in reversed(complete(directory)):
-        problem = damage(path)
+    for path in reversed(list_checkpoints(directory)):
+        problem = find_damage(path)
         if problem is None:
             for bad, why in damaged.items():
                 say(f"{why}; kept as {set_aside(bad)}")
             return path
         damaged[path] = problem
         if not fall_back:
-            raise ValueError(f"{problem}; --resume --fall-back continues from the newest sound checkpoint, if any")
+            raise InputError(f"{problem}; --resume --fall-back continues from the newest sound checkpoint, if any")
     first = next(iter(damaged.values()), "no checkpoint was written yet")
-    raise ValueError(f"{directory} has no sound checkpoint: {first}")
+    raise InputError(f"{directory} has no sound checkpoint: {first}")
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -236,18 +214,9 @@ def set_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(aside)
 
 
-def one_process() -> None:
+def silence_single_process() -> None:
     """Silence DCP's remark that there is no process group, which is as intended."""
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-
-
-def sync(directory: Path) -> None:
-    """Make the entries of a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -260,20 +229,17 @@ def read_tensors(checkpoint: Path, tensors: dict[str, Any], ranks: Ranks = ALONE
     """Fill `tensors`, which has the shapes that are expected, in place.
 
     Raises:
-        ValueError: the checkpoint has other tensors or shapes, or is damaged; names the checkpoint.
+        InputError: the checkpoint has other tensors or shapes, or is damaged; names the checkpoint.
     """
     try:
-        one_process()
+        silence_single_process()
         state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=ranks.world == 1)
     except (Exception, CheckpointException) as error:
-        raise ValueError(f"{checkpoint} does not fit this run or is damaged: {innermost(error)}") from None
+        raise InputError(f"{checkpoint} does not fit this run or is damaged: {first_line(error)}") from None
 
 
-def replace_directory(draft: Path, final: Path) -> None:
-    """Put `draft` in the place of `final`."""
-    old = final.with_name(f".{final.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    draft.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+def first_line(error: BaseException) -> str:
+    """What an error, or the first that DCP has collected in one, says in one line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return first_line(next(iter(error.failures.values()))[0])
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,8 +1,7 @@
-"""What a run learns from: the corpus, tokenised with its own or a given tokenizer, as packed batches."""
+"""What a run learns from: a corpus, tokenised with its own or a given tokenizer, as packed batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorelm.config import DataConfig, Recipe
+from scorelm.config.recipe import DataConfig, Recipe
+from scorelm.errors import InputError
+from scorelm.parallel import ALONE, Ranks
 from scorelm.text.corpus import Corpus, length_histogram, load_corpus, tokenise
 from scorelm.text.packing import packed_rows
+from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.tokenizer import Tokenizer
-from scorelm.training.distributed import ALONE, Ranks
-
-Say = Callable[[str], object]
+from scorelm.training.runlog import Say
 
 
 @dataclass
@@ -44,23 +44,24 @@ class TrainingData:
     def shards(self, recipe: Recipe, ranks: Ranks) -> list[Shard]:
         """The shards of the data that a rank reads.
 
-        A global batch is the rows of all shards one after the other, whoever computes them: rank r of w takes rows
-        ``r n / w`` to ``(r + 1) n / w`` of n. So a run is the same on any number of ranks, and no two shards share a
-        document in an epoch.
+        A global batch is the rows of all shards one after the other, whichever rank computes them: rank r of w takes
+        rows ``r n / w`` to ``(r + 1) n / w`` of n. So a run is the same on any number of ranks, and no two shards share
+        a document in an epoch.
 
         Raises:
-            ValueError: rows that cannot be shared out.
+            InputError: rows that cannot be shared out.
         """
         data, training, count = recipe.data, recipe.training, recipe.training.shards or 1
         if training.rows % count:
-            raise ValueError(f"{training.rows} rows a batch cannot be shared out over {count} shards")
+            raise InputError(f"{training.rows} rows a batch cannot be shared out over {count} shards")
         if training.rows < ranks.world:
-            raise ValueError(f"{training.rows} rows a batch are too few for {ranks.world} ranks")
+            raise InputError(f"{training.rows} rows a batch are too few for {ranks.world} ranks")
         own, each, found = ranks.part(training.rows), training.rows // count, []
         for index in range(own.start // each, -(-own.stop // each)):
             packed = packed_rows(
-                self.documents.train, max_length=data.max_length, rows=each, seed=training.seed, rank=index, world=count
-            )
+                self.documents.train, max_length=data.max_length, rows=each, seed=training.seed,
+                rank=index, world=count, pad=self.tokenizer.special.pad,
+            )  # fmt: skip
             start = index * each
             rows = slice(max(own.start - start, 0), min(own.stop - start, each))
             found.append(Shard(index, iter(packed), rows, rows.start == 0))
@@ -70,8 +71,11 @@ class TrainingData:
         """One pass over the held-out text in packed batches; empty where nothing is held out."""
         if not len(self.documents.heldout):
             return iter(())
-        length, rows = recipe.data.max_length, recipe.training.rows
-        return iter(packed_rows(self.documents.heldout, max_length=length, rows=rows, seed=0, epochs=1))
+        packed = packed_rows(
+            self.documents.heldout, max_length=recipe.data.max_length, rows=recipe.training.rows,
+            seed=0, epochs=1, pad=self.tokenizer.special.pad,
+        )  # fmt: skip
+        return iter(packed)
 
     @cached_property
     def _counts(self) -> np.ndarray:
@@ -96,24 +100,25 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks 
     Args:
         config: where the text is.
         out: the run directory, which exists.
-        resume: take the run's own tokenizer.
+        resume: use the tokenizer that the run directory has.
         say: told what takes time.
         ranks: the main one does the work, the others read what it has left in the cache.
 
     Raises:
-        ValueError: text or tokenizer that cannot be used.
+        InputError: text or tokenizer that cannot be used.
+        DiskError: the tokenizer could not be written.
     """
     kept = out / "tokenizer.model"
     with ranks.main_first():
         corpus = load_corpus(config.source, field=config.field, holdout=config.holdout)
         if resume or not ranks.main:
-            tokenizer = Tokenizer.load(kept)
+            tokenizer = SentencePieceTokenizer.load(kept)
         elif config.tokenizer is not None:
-            tokenizer = Tokenizer.load(config.tokenizer)
+            tokenizer = SentencePieceTokenizer.load(config.tokenizer)
         else:
             say(f"training a tokenizer of {config.vocab_size:,} tokens on {len(corpus.train):,} examples")
             texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
-            tokenizer = Tokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
+            tokenizer = SentencePieceTokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
         documents = tokenise(corpus, tokenizer, max_length=config.max_length)
         if ranks.main:
             tokenizer.save(kept)

@@ -1,12 +1,15 @@
-"""The optimisers of a run: fused AdamW (arXiv 1711.05101), and as an option Muon for the trunk's matrices."""
+"""What steps the weights: fused AdamW (arXiv 1711.05101), as an option Muon for the layers, and averages of weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scorelm.config import TrainingConfig
+from scorelm.config.recipe import TrainingConfig
 from scorelm.model.denoiser import Denoiser
 
 MUON_LR = 3.0
@@ -14,27 +17,32 @@ MUON_LR = 3.0
 
 
 def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """What steps together, with decay on the trunk's matrices only.
+    """What steps together, with decay on the backbone's matrices only.
 
     ``adamw``: one for all weights. ``muon``: the layers' matrices by orthogonalised momentum (Muon, with the scale of
-    arXiv 2502.16982), the rest by AdamW, which comes first.
+    arXiv 2502.16982), the rest by AdamW, which comes first. All state is there from the start, so that every
+    checkpoint has it.
     """
-    layers = [p for p in denoiser.trunk.blocks.parameters() if config.optimizer == "muon"]
+    layers = [p for p in denoiser.backbone.layers.parameters() if config.optimizer == "muon"]
     done = {id(p) for p in layers}
-    matrices = [p for p in denoiser.trunk.parameters() if p.ndim == 2 and id(p) not in done]
+    matrices = [p for p in denoiser.backbone.parameters() if p.ndim == 2 and id(p) not in done]
     done |= {id(p) for p in matrices}
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": [p for p in denoiser.parameters() if id(p) not in done], "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = []
+    rest = [p for p in denoiser.parameters() if id(p) not in done]
+    optimizers = [make_adamw([(matrices, config.weight_decay), (rest, 0.0)], config.lr)]
     if layers:
         muon = torch.optim.Muon(layers, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        for p in layers:  # state for every parameter from the start, so that every checkpoint has it
+        for p in layers:
             muon.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         optimizers.append(muon)
-    full = [group for group in groups if group["params"]]  # checkpoints of two optimisers take no empty ones
-    adamw = torch.optim.AdamW(full, lr=config.lr, betas=(0.9, 0.98), fused=True)
+    return optimizers
+
+
+def make_adamw(groups: Iterable[tuple[list[nn.Parameter], float]], lr: float) -> torch.optim.Optimizer:
+    """AdamW for groups of (weights, their decay), with its state."""
+    full = [
+        {"params": weights, "weight_decay": decay} for weights, decay in groups if weights
+    ]  # DCP takes no empty ones
+    adamw = torch.optim.AdamW(full, lr=lr, betas=(0.9, 0.98), fused=True)
     for group in adamw.param_groups:
         for p in group["params"]:
             adamw.state[p] = {
@@ -42,11 +50,32 @@ def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.op
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-    return [adamw, *optimizers]
+    return adamw
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """Give each its rate, by AdamW's."""
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Set each optimiser's rate from AdamW's."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * (MUON_LR if isinstance(optimizer, torch.optim.Muon) else 1.0)
+
+
+def learning_rate(config: TrainingConfig, step: int, share: float) -> float:
+    """AdamW's rate: linear warm-up, constant, then linear decay to 0 over the last `decay` of the run.
+
+    Args:
+        config: peak rate, warm-up and decay.
+        step: optimiser steps made.
+        share: how much of the run is done, from 0 to 1.
+    """
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    cool = min(1.0, (1 - share) / config.decay) if config.decay else 1.0
+    return config.lr * warm * cool
+
+
+def make_averages(model: nn.Module, decays: Iterable[float]) -> dict[str, AveragedModel]:
+    """An exponential moving average of the weights for each decay, by its name; a copy until the first update."""
+    return {
+        f"{decay:g}": AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+        for decay in decays
+    }

@@ -1,8 +1,9 @@
-"""SIGINT and SIGTERM end a run at the next step, after a checkpoint, instead of in the middle of anything."""
+"""SIGINT and SIGTERM end a run after the step that it is in, with a checkpoint, instead of in the middle of anything."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,7 +11,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a checkpoint; `signum` says which."""
+    """A signal, number `signum`, ended the run after a checkpoint."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -19,7 +20,10 @@ class Interrupted(Exception):
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one of either acts at once."""
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one of either acts at once.
+
+    Outside the main thread, which alone is told of signals, nothing is collected.
+    """
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -27,8 +31,9 @@ def deferred_signals() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, before[signum])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
     try:
         yield received
     finally:

@@ -1,37 +1,73 @@
-"""The training loop: from a recipe to a run directory with metrics, checkpoints and a model.
-
-Every draw is seeded by (seed, step), so that a run that was interrupted and resumed repeats the uninterrupted one bit
-for bit. Run it with ``scorelm train --data FILE --out DIR``.
-"""
+"""The training loop and its state: from a recipe and tokenised text to metrics, checkpoints and a model."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from scorelm.config import Recipe
-from scorelm.device import check_compiler, matmul_peak, pick_device, pick_dtype
-from scorelm.model.denoiser import Denoiser
-from scorelm.model.scorelm import Provenance, ScoreLM
-from scorelm.noise.schedule import EntropyCurve, Gumbel, Schedule, make_schedule
-from scorelm.training import checkpoint, snapshot
+from scorelm.config.recipe import Recipe, TrainingConfig
+from scorelm.device import matmul_peak
+from scorelm.errors import DivergedError, InputError
+from scorelm.lm import Provenance, ScoreLM
+from scorelm.noise.fit import EntropyCurve
+from scorelm.noise.schedule import Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
+from scorelm.objectives.objective import Outcome
+from scorelm.parallel import ALONE, Ranks
+from scorelm.training.checkpoint import Saver, read_state, read_tensors, write_model
 from scorelm.training.data import TrainingData
-from scorelm.training.distributed import ALONE, Ranks, gradients_stay, share_out, whole, whole_state
-from scorelm.training.draws import SHARED, draw_heldout, draw_step, generator, sent
-from scorelm.training.ema import averages
-from scorelm.training.logging import RunLog, Window, anisotropy
-from scorelm.training.loss import Draw, Outcome
-from scorelm.training.objective import OBJECTIVES, Loss
-from scorelm.training.optimizer import make_optimizers, set_learning_rate
+from scorelm.training.metrics import Window, anisotropy, parameter_norm
+from scorelm.training.optimizer import learning_rate
+from scorelm.training.runlog import RunLog, Say, append_samples, speak
 from scorelm.training.signals import Interrupted, deferred_signals
+from scorelm.training.step import Learner, draw_first_pass, draw_heldout, draw_step, self_conditions
+
+REFIT_EVERY = 10
+"""Steps between fits of an adaptive schedule."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Spent in steps; what checkpoints and held-out losses take is not counted."""
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    heldout: dict[str, float] = field(default_factory=dict)
+    """Newest held-out losses, nats, of the ``weights`` and of their averages by name."""
+    gradient_norm: float = 0.0
+    """Of the newest step that was not skipped."""
+
+    def share(self, config: TrainingConfig) -> float:
+        """How much of the run is done, 0 to 1."""
+        if config.minutes:
+            return min(1.0, self.seconds / (60 * config.minutes))
+        return self.step / (config.steps or 20_000)
+
+    def count_update(self, loss: float, norm: float, skip_limit: int) -> bool:
+        """Note whether a step's loss and gradient norm are finite, so that its update can be made.
+
+        Raises:
+            DivergedError: more than `skip_limit` steps in a row were not.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.gradient_norm, self.skipped_in_a_row = norm, 0
+            return True
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > skip_limit:
+            which = f"the loss is {loss:g} and the gradient norm {norm:g}, in {self.skipped_in_a_row} steps in a row"
+            raise DivergedError(f"step {self.step + 1}: {which}; the last checkpoint is kept")
+        return False
 
 
 class Trainer:
@@ -39,251 +75,205 @@ class Trainer:
 
     Args:
         recipe: what to do.
-        out: the run directory.
         data: tokenised text and its tokenizer.
         ranks: who takes part; every rank has a trainer of its own.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, data: TrainingData, ranks: Ranks = ALONE) -> None:
-        self.recipe, self.config, self.out, self.data, self.ranks = recipe, recipe.training, out, data, ranks
-        self.objective = OBJECTIVES[self.config.objective]
-        self.device = pick_device(self.config.device)
-        self.dtype = pick_dtype(self.config.precision, self.device)
-        torch.manual_seed(self.config.seed)
-        self.denoiser = Denoiser(recipe.model, data.tokenizer.vocab_size)
-        self.denoiser.set_prior(data.token_counts())
-        self.denoiser.to(self.device)
-        self.averages = averages(self.denoiser, self.config.ema)
-        self.losses = {
-            name: self._share_out(cast(Denoiser, average.module), False) for name, average in self.averages.items()
-        }
-        if self.config.compile:
-            check_compiler(self.device)
-            for block in self.denoiser.trunk.blocks:
-                block.compile()
-        self.losses["weights"] = self._share_out(self.denoiser, True)
-        self.optimizers = make_optimizers(self.denoiser, self.config)
+    def __init__(self, recipe: Recipe, data: TrainingData, ranks: Ranks = ALONE) -> None:
+        self.recipe, self.data, self.ranks = recipe, data, ranks
+        self.learner = Learner(recipe, data, ranks)
         noise, size = recipe.noise, recipe.model.embedding_dim
         self.schedule: Schedule = make_schedule(
             noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max
         )
         self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks)
-        self.saver = checkpoint.Saver(out / "checkpoints", self.config.keep, ranks, self.config.async_save)
-        self.step, self.tokens, self.seconds, self.update_seconds, self.gradient_norm = 0, 0, 0.0, 0.0, 0.0
-        self.skipped, self.skipped_in_a_row = 0, 0
-        self.received: list[int] = []
-        self.stopping = False
-        self.heldout: dict[str, float] = {}
+        self.progress = Progress()
         self.window = Window()
 
-    @property
-    def share(self) -> float:
-        """How much of the run is done, 0 to 1."""
-        if self.config.minutes:
-            return min(1.0, self.seconds / (60 * self.config.minutes))
-        return self.step / (self.config.steps or 20_000)
-
-    @property
-    def self_conditions(self) -> bool:
-        """Whether some steps feed a first estimate back."""
-        return self.objective.self_conditions and self.config.self_conditioning > 0
-
-    def learning_rate(self) -> float:
-        """Warm-up, constant, then linear decay to 0 over the last share of the run (DESIGN: training)."""
-        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup))
-        cool = min(1.0, (1 - self.share) / self.config.decay) if self.config.decay else 1.0
-        return self.config.lr * warm * cool
-
-    def train_step(self) -> None:
+    def step(self) -> None:
         """One optimiser step over `accumulation` batches; skipped where the loss or a gradient is not finite.
 
         Raises:
-            FloatingPointError: more than `skip_limit` steps in a row were skipped.
+            DivergedError: more than `skip_limit` steps in a row were skipped.
         """
-        started = time.perf_counter()
-        drawn = draw_step(self.shards, self.objective.draw, self.recipe, self.schedule, self.step)
-        live = int(self.ranks.sum(torch.tensor(sum(draw.live for _, draw in drawn))))
-        chance = float(torch.rand((), generator=generator(self.config.seed, self.step, SHARED)))
-        first_pass = self.self_conditions and chance < self.config.self_conditioning
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        outcomes = []
-        for k, (_, draw) in enumerate(drawn):
-            with gradients_stay(self.losses["weights"], k < len(drawn) - 1):
-                outcomes.append(self._backward(draw, live, first_pass))
-        norm = float(whole(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)))
-        loss, tokens, observed = 0.0, 0, np.zeros((2, EntropyCurve.BINS))
-        for (batch, draw), outcome in zip(drawn, (o.on_host() for o in outcomes), strict=True):
-            loss += float(outcome.loss)
-            tokens += int((batch.segment > 0).sum())
-            observed += self._observed(outcome)
-            self.window.add(self.denoiser, batch, draw, outcome, first_pass)
-        mine = [
-            loss,
-            tokens,
-            (time.perf_counter() - started + self.update_seconds) * self.ranks.main,
-            len(self.received),
-            *observed.flatten(),
-        ]
-        loss, tokens, elapsed, stop, *sums = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
-        started = time.perf_counter()
-        if math.isfinite(loss) and math.isfinite(norm):
-            self._update(norm, np.array(sums).reshape(observed.shape))
-        else:
-            self._skip(loss, norm)
-        self.update_seconds = time.perf_counter() - started  # counted with the next step
-        self.step += 1
-        if self.curve is not None and self.step % 10 == 0:
-            self.schedule = self.curve.fit()
-        self.tokens += int(tokens)
-        self.seconds += elapsed
-        self.stopping = stop > 0
-        self.window.advance(loss, int(tokens), elapsed)
-
-    def _update(self, norm: float, observed: np.ndarray) -> None:
-        set_learning_rate(self.optimizers, self.learning_rate())
-        for optimizer in self.optimizers:
-            optimizer.step()
-        for average in self.averages.values():
-            average.update_parameters(self.denoiser)
-        if self.curve is not None:
-            self.curve.add(observed)
-        self.gradient_norm, self.skipped_in_a_row = norm, 0
-
-    def _skip(self, loss: float, norm: float) -> None:
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row > self.config.skip_limit:
-            which = f"the loss is {loss:g} and the gradient norm {norm:g}, in {self.skipped_in_a_row} steps in a row"
-            raise FloatingPointError(f"step {self.step + 1}: {which}; the last checkpoint is kept")
-
-    def _backward(self, draw: Draw, live: int, first_pass: bool) -> Outcome:
-        """Gradients of a batch; DDP and FSDP take means over ranks, where a sum is wanted."""
-        outcome = self._loss("weights", draw, live, first_pass)
-        (outcome.loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]
-        return outcome
-
-    def _loss(self, name: str, draw: Draw, live: int, first_pass: bool) -> Outcome:
-        """The loss of the weights, or of one of their averages."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outcome: Outcome = self.losses[name](
-                sent(draw, self.device), self.schedule, self.config, live=live, self_conditioned=first_pass
-            )
-        return outcome
-
-    def _observed(self, outcome: Outcome) -> np.ndarray:
-        """What a batch says of cross-entropy against noise, for the adaptive schedule."""
-        if self.curve is None:
-            return np.zeros((2, EntropyCurve.BINS))
-        fitted = outcome.shared_N & torch.isfinite(outcome.sigma_N)
-        return self.curve.binned(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
-
-    def _share_out(self, denoiser: Denoiser, trained: bool) -> nn.Module:
-        """What computes the loss of a model on this rank's part of a batch."""
-        ranks, loss = self.ranks if trained else ALONE, Loss(denoiser, self.objective)
-        return share_out(
-            loss, denoiser.trunk.blocks, self.config.parallel, ranks, self.dtype, not self.objective.self_conditions
+        config, progress = self.recipe.training, self.progress
+        batches = draw_step(self.shards, self.data, self.recipe, self.schedule, progress.step)
+        first_pass = draw_first_pass(self.recipe, progress.step)
+        live = int(self.ranks.sum(torch.tensor(sum(draw.live for _, draw in batches))))
+        outcomes, norm = self.learner.compute_gradients(
+            [draw for _, draw in batches], self.schedule, live=live, self_conditioned=first_pass
         )
+        for (batch, draw), outcome in zip(batches, outcomes, strict=True):
+            self.window.add(self.learner.denoiser, batch, draw, outcome, first_pass)
+        own_loss = sum(float(outcome.loss) for outcome in outcomes)
+        own_tokens = sum(int((batch.segment > 0).sum()) for batch, _ in batches)
+        sums = torch.tensor([own_loss, own_tokens, *self._bin_by_noise(outcomes).flatten()], dtype=torch.float64)
+        loss, tokens, *observed = self.ranks.sum(sums).tolist()
+        if progress.count_update(loss, norm, config.skip_limit):
+            self.learner.update(learning_rate(config, progress.step, progress.share(config)))
+            if self.curve is not None:
+                self.curve.add(np.array(observed).reshape(2, -1))
+        progress.step += 1
+        progress.tokens += int(tokens)
+        self.window.count_step(loss, int(tokens))
+        if self.curve is not None and progress.step % REFIT_EVERY == 0:
+            self.schedule = self.curve.fit()
 
-    def metrics(self, peak: float) -> dict[str, Any]:
-        """A line of metrics.jsonl for the steps since the last one."""
-        w, self.window = self.window.summed(self.ranks), Window()
-        norms = [whole(p.detach().norm()) for p in self.denoiser.parameters()]
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "loss": w.loss / w.steps if w.steps else None,
-            "accuracy": w.correct / max(1, w.live),
-            "loss_by_snr": w.by_band(),
-            "skipped_steps": self.skipped,
-            "gradient_norm": self.gradient_norm,
-            "parameter_norm": float(torch.stack(norms).norm()),
-            "embedding_anisotropy": anisotropy(self.denoiser),
-            "lr": self.optimizers[0].param_groups[0]["lr"],
-            "tokens_per_second": w.tokens / w.seconds,
-            "packing_efficiency": w.tokens / w.positions,
-            "mfu": w.flops / w.seconds / (peak * self.ranks.world),
-            "seconds": self.seconds,
-        }
+    def _bin_by_noise(self, outcomes: list[Outcome]) -> np.ndarray:
+        """What batches say of cross-entropy against noise, for the adaptive schedule: sums, [2, BINS]."""
+        sums = np.zeros((2, EntropyCurve.BINS))
+        if self.curve is not None:
+            for outcome in outcomes:
+                fitted = outcome.shared_N & torch.isfinite(outcome.sigma_N)
+                sums += self.curve.binned(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
+        return sums
 
-    def evaluate(self) -> dict[str, float]:
-        """Training loss on held-out text at fixed noise, nats, for the weights and each of their averages."""
-        losses = dict.fromkeys(self.losses, 0.0)
-        drawn = draw_heldout(self.data, self.objective.draw, self.recipe, self.schedule)
-        live = sum(draw.live for draw in drawn)
+    def evaluate(self) -> None:
+        """Training loss on held-out text at fixed noise, for the weights and each of their averages."""
+        draws = draw_heldout(self.data, self.recipe, self.schedule)
+        live, first_pass = sum(draw.live for draw in draws), self_conditions(self.recipe)
+        losses = dict.fromkeys(self.learner.losses, 0.0)
         for name in losses:
-            for draw in drawn:
+            for draw in draws:
                 rows = self.ranks.part(len(draw.ids_BS))
                 own = draw.map(lambda t: t[rows])  # noqa: B023
                 with torch.no_grad():
-                    outcome = self._loss(name, own, live, self.self_conditions)
+                    outcome = self.learner.loss(name, own, self.schedule, live=live, self_conditioned=first_pass)
                 losses[name] += float(outcome.cross_entropy_N.double().sum()) / max(live, 1)
         totals = self.ranks.sum(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
-        self.heldout = {name: loss for name, loss in zip(losses, totals, strict=True) if live and math.isfinite(loss)}
-        return self.heldout
+        found = zip(losses, totals, strict=True)
+        self.progress.heldout = {name: loss for name, loss in found if live and math.isfinite(loss)}
 
     def model(self) -> ScoreLM | None:
-        """The weights or average that is best on held-out text, as a model of its own, on the main rank."""
-        untested = next(iter(self.averages), "weights")
-        best = min(self.heldout, key=lambda name: self.heldout[name]) if self.heldout else untested
-        weights = whole_state(self.averages[best].module if best in self.averages else self.denoiser)
+        """The weights, or their average, that are best on held-out text, as a model; None but on the main rank."""
+        heldout = self.progress.heldout
+        untested = next(iter(self.learner.averages), "weights")
+        best = min(heldout, key=lambda name: heldout[name]) if heldout else untested
+        weights = self.learner.weights(best)
         if not self.ranks.main:
             return None
         made = Provenance(
-            data=self.recipe.data.source, steps=self.step, tokens=self.tokens, heldout_loss=self.heldout.get(best)
-        )
-        lengths, objective = self.data.lengths(self.recipe), self.config.objective
+            data=self.recipe.data.source, steps=self.progress.step, tokens=self.progress.tokens,
+            heldout_loss=heldout.get(best),
+        )  # fmt: skip
+        lengths, objective = self.data.lengths(self.recipe), self.recipe.training.objective
         lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, lengths, made, objective)
         lm.denoiser.load_state_dict(weights)
-        return lm.to(self.device).eval()
+        return lm.to(self.learner.device).eval()
 
-    def save(self) -> None:
-        """Write a checkpoint, and the model as it is now."""
-        tensors, state = snapshot.tensors(self), snapshot.state(self)
-        self.saver.save(self.step, tensors, state)
-        self.write_model()
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint holds: the tensors of this rank, and all else as JSON values."""
+        tensors, progress = self.learner.tensors(), self.progress
+        if self.curve is not None:
+            tensors["curve"] = torch.from_numpy(self.curve.sums)
+        owned = [(str(shard.index), shard.batches.get_state()) for shard in self.shards if shard.owned]
+        state = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+            "skipped": [progress.skipped, progress.skipped_in_a_row],
+            "heldout": progress.heldout,
+            "schedule": schedule_to_dict(self.schedule),
+            "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
+            "fingerprint": self.data.fingerprint,
+        }
+        return tensors, state
 
-    def write_model(self) -> None:
-        """Put the model as it is now in the place of the last one."""
-        lm, draft, final = self.model(), self.out / ".model-writing", self.out / "model"
-        if lm is None:
-            return
-        shutil.rmtree(draft, ignore_errors=True)
-        with checkpoint.all_or_nothing(draft, final):
-            lm.save_pretrained(draft)
-            checkpoint.replace_directory(draft, final)
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint that `find_checkpoint` has found, as if the run had never stopped.
 
-    def run(self) -> None:
-        """Train to the end of the budget; on SIGINT or SIGTERM save and raise `Interrupted`."""
-        peak = matmul_peak(self.device, self.dtype)
-        log, signals = RunLog(self.out, self.recipe, self.step, self.ranks.main), deferred_signals()
-        with log, signals as self.received, self.saver:
-            if self.share >= 1:  # killed between the last checkpoint and its model
-                self.write_model()
-            while self.share < 1 and not self.stopping:
-                self.train_step()
-                self.saver.poll()
-                log.advance(self.step, self.share)
-                done = self.share >= 1
-                if self.step % self.config.log_every == 0 or done:
-                    log.write(self.metrics(peak), self.share)
-                if self.config.sample_every and self.step % self.config.sample_every == 0:
-                    self.write_samples()
-                if done or self.step % self.config.save_every == 0:
-                    self.evaluate()
-                    self.save()
-            if self.stopping:
-                signum = max(max(self.ranks.gather(self.received), default=[]), default=signal.SIGTERM)
-                log.say(f"{signal.Signals(signum).name}: saving step {self.step:,}")
-                self.save()
-                raise Interrupted(signum)
+        Raises:
+            InputError: the text is not what the run was started with, or the checkpoint does not fit.
+        """
+        (tensors, _), state = self.snapshot(), read_state(checkpoint)
+        if state["fingerprint"] != self.data.fingerprint:
+            raise InputError(f"{self.recipe.data.source} has changed since {checkpoint} was written; start a new run")
+        read_tensors(checkpoint, tensors, self.ranks)
+        self.learner.load_tensors(tensors)
+        self.schedule = schedule_from_dict(state["schedule"])
+        if self.curve is not None and isinstance(self.schedule, Gumbel):
+            self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
+        self.progress = Progress(state["step"], state["tokens"], state["seconds"], *state["skipped"], state["heldout"])
+        for shard in self.shards:
+            shard.batches.set_state(state["batches"][str(shard.index)])
 
-    def write_samples(self) -> None:
-        """Append a few samples to samples.txt."""
-        lm = self.model()
-        if lm is None:
-            return
-        samples = lm.generate(n=4, steps=32)
-        with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(f"step {self.step}\n" + "".join(f"  {s.text}\n" for s in samples))
+
+def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
+    """Train to the end of the budget; write metrics, samples, checkpoints and the model to a run directory.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        DivergedError: too many steps in a row whose loss or gradient is not finite.
+        DiskError: a file could not be written.
+    """
+    config, ranks, progress, learner = trainer.recipe.training, trainer.ranks, trainer.progress, trainer.learner
+    peak = matmul_peak(learner.device, learner.dtype) * ranks.world
+    log = RunLog(out, progress.step, config.tensorboard, ranks.main, say)
+    saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save)
+    with log, deferred_signals() as received, saver:
+        if progress.share(config) >= 1:  # killed between the last checkpoint and its model
+            save_model(trainer, out)
+        stopping = False
+        while progress.share(config) < 1 and not stopping:
+            started = time.perf_counter()
+            trainer.step()
+            stopping = agree(trainer, time.perf_counter() - started, len(received))
+            saver.poll()
+            share = progress.share(config)
+            log.advance(progress.step, share)
+            if progress.step % config.log_every == 0 or share >= 1:
+                log.write(measure(trainer, peak), share)
+            if config.sample_every and progress.step % config.sample_every == 0:
+                save_samples(trainer, out)
+            if progress.step % config.save_every == 0 or share >= 1:
+                trainer.evaluate()
+                saver.save(progress.step, *trainer.snapshot())
+                save_model(trainer, out)
+        if stopping:
+            signum = max(max(ranks.gather(received), default=[]), default=signal.SIGTERM)
+            log.say(f"{signal.Signals(signum).name}: saving step {progress.step:,}")
+            saver.save(progress.step, *trainer.snapshot())
+            save_model(trainer, out)
+            raise Interrupted(signum)
+
+
+def agree(trainer: Trainer, seconds: float, signals: int) -> bool:
+    """Count the time that the main rank took for a step; returns whether any rank was told to stop."""
+    own = torch.tensor([seconds * trainer.ranks.main, signals], dtype=torch.float64)
+    elapsed, received = trainer.ranks.sum(own).tolist()
+    trainer.progress.seconds += elapsed
+    trainer.window.seconds += elapsed
+    return bool(received)
+
+
+def measure(trainer: Trainer, peak: float) -> dict[str, Any]:
+    """A line of metrics.jsonl for the steps since the last one; `peak` is the FLOP/s of all ranks at best."""
+    window, progress, learner = trainer.window, trainer.progress, trainer.learner
+    trainer.window = Window()
+    window.sum_over(trainer.ranks)
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        **window.summary(peak),
+        "skipped_steps": progress.skipped,
+        "gradient_norm": progress.gradient_norm,
+        "parameter_norm": parameter_norm(learner.denoiser),
+        "embedding_anisotropy": anisotropy(learner.denoiser),
+        "lr": learner.optimizers[0].param_groups[0]["lr"],
+        "seconds": progress.seconds,
+    }
+
+
+def save_model(trainer: Trainer, out: Path) -> None:
+    """Put the model as it is now in the place of the last one."""
+    lm = trainer.model()
+    if lm is not None:
+        write_model(lm, out / "model")
+
+
+def save_samples(trainer: Trainer, out: Path) -> None:
+    """Append a few samples of the model as it is now to samples.txt."""
+    lm = trainer.model()
+    if lm is not None:
+        append_samples(out / "samples.txt", trainer.progress.step, [s.text for s in lm.generate(n=4, steps=32)])

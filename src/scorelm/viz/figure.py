@@ -1,6 +1,6 @@
-"""A film on paper: a still of the noise of every position over the steps, or an animated gif with the text above it.
+"""A film as a picture: a still of the noise at every position over the steps, or a gif with the text above it.
 
-Drawn through matplotlib, the optional extra ``viz``, in the colours of the web page.
+Drawn with matplotlib, the optional extra ``viz``, in the colours of the web page.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 MOST_ROWS, MOST_FRAMES = 4, 100
 INK, QUIET, GUESS, GIVEN = "#1b1e24", "#666c77", "#a8461b", "#c6c8cd"
 FAINTEST = 0.25
-"""Opacity of a guess without confidence."""
+"""Opacity of a guess that the model has no confidence in."""
 SCALE = ("#f1f0ea", "#86b5bd", "#1d4268")
 """Colours of noise: no evidence, sigma = norm, finished."""
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Symbols 2")
-"""Each for the characters that the ones before it lack; the first comes with matplotlib."""
+"""Each is for the characters that the ones before it lack; the first comes with matplotlib."""
 POINT = 1 / 72
 """Inches."""
 FRAME_SECONDS, LAST_SECONDS = 0.125, 2.5
 
 
-def still(rows: Sequence[Row], norm: float, title: str, path: Path) -> None:
-    """Write a png with a panel for each of the first four rows: noise over steps by positions, final tokens beside."""
+def draw_still(rows: Sequence[Row], norm: float, title: str, path: Path) -> None:
+    """Write a png with a panel for each of the first four rows: noise by step and position, and the final tokens."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ def still(rows: Sequence[Row], norm: float, title: str, path: Path) -> None:
         bar.set_label("noise after every step (given tokens: grey)", color=QUIET)
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
-        figure.suptitle(wrapped(title, across), x=0.01, ha="left")
+        figure.suptitle(wrap_title(title, across), x=0.01, ha="left")
         figure.savefig(path, dpi=160, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
@@ -122,7 +122,7 @@ def colormap() -> Colormap:
 
 
 def draw_noise(axis: Axes, row: Row, norm: float) -> None:
-    """Noise of a row, steps from left to right and positions from top to bottom, given ones in grey."""
+    """Draw the noise of a row: steps from left to right, positions from top to bottom, given ones in grey."""
     from matplotlib.colors import to_rgba
     from matplotlib.ticker import MaxNLocator
 
@@ -134,7 +134,7 @@ def draw_noise(axis: Axes, row: Row, norm: float) -> None:
 
 
 def label_positions(axis: Axes, row: Row, pitch: float) -> None:
-    """The final token beside each position, or beside every few where the pitch (points) is too narrow."""
+    """Write the final token beside each position, or beside every few if the pitch, in points, is too narrow."""
     every = max(1, int(np.ceil(6 / pitch)))
     at = range(0, len(row.given_N), every)
     labels = [textwrap.shorten(row.tokens[-1][i].text.strip(), 18, placeholder="…") for i in at]
@@ -143,8 +143,8 @@ def label_positions(axis: Axes, row: Row, pitch: float) -> None:
         label.set_color(QUIET if row.given_N[i] else INK)
 
 
-def wrapped(title: str, inches: float) -> str:
-    """A title on at most two lines."""
+def wrap_title(title: str, inches: float) -> str:
+    """Break a title into at most two lines."""
     return "\n".join(textwrap.wrap(title, int(inches * 11), max_lines=2, placeholder=" …"))
 
 
@@ -158,25 +158,25 @@ class Stage:
 
         self.rows, self.artists = rows, list["Artist"]()
         self.limit = self.WIDE - 2 * self.MARGIN
-        heading = wrapped(title, self.limit * POINT)
+        heading = wrap_title(title, self.limit * POINT)
         top = self.MARGIN + (8 + 13 * len(heading.splitlines()) if heading else 0)
         self.tops, strips = [], []
         for row in rows:
-            lines = 1 + max(line for tokens in row.tokens for _, line in flow(tokens, self.limit, self.SIZE))
+            lines = 1 + max(line for tokens in row.tokens for _, line in place_tokens(tokens, self.limit, self.SIZE))
             high = min(max(4.0 * len(row.given_N), 40.0), 160.0)
             self.tops.append(top)
             strips.append((top + self.LINE * lines + 4, high))
             top = sum(strips[-1]) + 18
         self.high = top + 14
         self.figure = Figure(figsize=(self.WIDE * POINT, self.high * POINT), dpi=100)
-        self.cursors = [self.strip(row, norm, *place) for row, place in zip(rows, strips, strict=True)]
+        self.cursors = [self.draw_strip(row, norm, *place) for row, place in zip(rows, strips, strict=True)]
         self.axis = self.figure.add_axes((0, 0, 1, 1), xlim=(0, self.WIDE), ylim=(self.high, 0), facecolor="none")
         self.axis.set_axis_off()
         self.axis.text(self.MARGIN, self.MARGIN, heading, fontsize=10.5, va="top")
-        self.legend()
+        self.draw_legend()
 
-    def strip(self, row: Row, norm: float, top: float, high: float) -> tuple[Rectangle, Rectangle]:
-        """The noise of a row with a cursor on it, and a veil over what is still to come."""
+    def draw_strip(self, row: Row, norm: float, top: float, high: float) -> tuple[Rectangle, Rectangle]:
+        """Draw the noise of a row; returns a cursor for the step shown and a veil over the steps still to come."""
         box = (self.MARGIN / self.WIDE, 1 - (top + high) / self.high, self.limit / self.WIDE, high / self.high)
         axis = self.figure.add_axes(box)
         draw_noise(axis, row, norm)
@@ -187,11 +187,11 @@ class Stage:
         axis.set_xlim(-0.5, len(row.tokens) - 0.5)
         return cursor, veil
 
-    def legend(self) -> None:
-        """The scale of noise, at the bottom right."""
+    def draw_legend(self) -> None:
+        """Draw the scale of noise at the bottom right."""
         y, wide = self.high - self.MARGIN, 70.0
         right = self.WIDE - self.MARGIN
-        left = right - width("finished", 8) - 5 - wide
+        left = right - measure("finished", 8) - 5 - wide
         box = (left / self.WIDE, (self.MARGIN - 1) / self.high, wide / self.WIDE, 7 / self.high)
         bar = self.figure.add_axes(box)
         bar.imshow(np.linspace(0, 1, 128)[None], aspect="auto", cmap=colormap())
@@ -208,25 +208,25 @@ class Stage:
         for row, top, (cursor, veil) in zip(self.rows, self.tops, self.cursors, strict=True):
             cursor.set_x(k - 0.5)
             veil.set_x(k + 0.5)
-            places = flow(row.tokens[k], self.limit, self.SIZE)
+            places = place_tokens(row.tokens[k], self.limit, self.SIZE)
             for i, (token, (x, line)) in enumerate(zip(row.tokens[k], places, strict=True)):
                 y = top + self.LINE * (line + 0.75)
-                self.write(token, self.MARGIN + x, y, bool(row.given_N[i]), row.sigma_KN[k, i] == 0)
+                self.draw_token(token, self.MARGIN + x, y, bool(row.given_N[i]), row.sigma_KN[k, i] == 0)
                 self.artists[-1].set_alpha(FAINTEST + (1 - FAINTEST) * float(row.confidence_KN[k, i]))
 
-    def write(self, token: Token, x: float, y: float, given: bool, finished: bool) -> None:
-        """One token, underlined where given."""
+    def draw_token(self, token: Token, x: float, y: float, given: bool, finished: bool) -> None:
+        """Draw one token, underlined if it was given."""
         text = token.text.lstrip()
-        left = x + width(token.text[: len(token.text) - len(text)], self.SIZE)
+        left = x + measure(token.text[: len(token.text) - len(text)], self.SIZE)
         if given and token.kind != "control":
-            right = left + width(text, self.SIZE)
+            right = left + measure(text, self.SIZE)
             self.artists += self.axis.plot([left, right], [y + 3.5, y + 3.5], color=QUIET, linewidth=0.7)
         colour = QUIET if token.kind in ("control", "blank") else INK if finished else GUESS
         self.artists.append(self.axis.text(left, y, text, color=colour, fontsize=self.SIZE))
 
 
-def flow(tokens: Sequence[Token], limit: float, size: float) -> list[tuple[float, int]]:
-    """Where every token begins, in points from the left and lines from the top; lines break before words."""
+def place_tokens(tokens: Sequence[Token], limit: float, size: float) -> list[tuple[float, int]]:
+    """Where each token begins, in points from the left and lines from the top; lines break before words."""
     places: list[tuple[float, int]] = []
     x, line = 0.0, 0
     for i, token in enumerate(tokens):
@@ -237,11 +237,11 @@ def flow(tokens: Sequence[Token], limit: float, size: float) -> list[tuple[float
                 if begins_word(later):
                     break
                 rest.append(later.text)
-        needed = sum(width(part, size) for part in rest)
-        if i and (x + needed > limit >= needed or x + width(text, size) > limit):
-            x, line = -width(text[: len(text) - len(text.lstrip())], size), line + 1
+        needed = sum(measure(part, size) for part in rest)
+        if i and (x + needed > limit >= needed or x + measure(text, size) > limit):
+            x, line = -measure(text[: len(text) - len(text.lstrip())], size), line + 1
         places.append((x, line))
-        x += width(text, size)
+        x += measure(text, size)
     return places
 
 
@@ -251,11 +251,11 @@ def begins_word(token: Token) -> bool:
 
 
 @cache
-def width(text: str, size: float) -> float:
+def measure(text: str, size: float) -> float:
     """Width of a text in points, spaces included."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextToPath
 
-    measure = TextToPath().get_text_width_height_descent
+    extent = TextToPath().get_text_width_height_descent
     font = FontProperties(size=size)
-    return float(measure(f"|{text}|", font, False)[0] - measure("||", font, False)[0])
+    return float(extent(f"|{text}|", font, False)[0] - extent("||", font, False)[0])

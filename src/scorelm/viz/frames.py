@@ -1,4 +1,4 @@
-"""Frames of a film: what every position says after a step, how noisy it is, and how sure the model is of it.
+"""Frames of a film: the token at every position after a step, how noisy it is, and how sure the model is of it.
 
 Films, stills and the live view in the terminal are all drawn from these.
 """
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scorelm.text.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from scorelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from scorelm.sampling.generate import StepRecord
+    from scorelm.sampling.loop import StepRecord
 
 Array = NDArray[Any]
 Kind = Literal["word", "control", "byte", "blank"]
@@ -29,39 +29,40 @@ PICTURES = {
     ord("\n"): "↵",
     ord("▁"): " ",
 }
-"""What stands for the characters that would move the cursor of a terminal or break a line."""
+"""What is shown for characters that would move the cursor of a terminal or break a line."""
 
 
 class Token(NamedTuple):
     """A token as it is shown."""
 
     text: str
-    """May be empty: the later bytes of a character that is spelled in bytes."""
+    """Empty for the later bytes of a character that is spelled in bytes."""
     kind: Kind
-    """``control`` is ``<s>``, ``</s>`` or ``<unk>``; ``byte`` no whole character; ``blank`` not written yet."""
+    """``control`` is ``<s>``, ``</s>`` or ``<unk>``; ``byte`` is part of a character; ``blank`` is not written yet."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The state after a step; arrays are [B, L], or [B] for one number a row."""
+    """The state after a step; arrays are [B, L], or [B] where a row has one number."""
 
     step: int
     ids_BL: Array
     """``<pad>`` where the model has not looked yet."""
     sigma_BL: Array
-    """Noise level: 0 is given or finished, inf not begun."""
+    """Noise level: 0 where given or finished, inf where nothing is known yet."""
     confidence_BL: Array
     """exp(-entropy): 1 where given or finished, 0 where the model has not looked yet."""
     length_B: Array
     nfe_B: Array
+    """Evaluations of the network that each row has taken part in."""
 
 
-def opening(record: StepRecord) -> Frame:
+def first_frame(record: StepRecord, tokenizer: Tokenizer) -> Frame:
     """The state before the first step, from the record of that step: what was given, and no evidence elsewhere."""
-    given_BL = (record.sigma_BL.numpy() == 0) & unjudged(record)
+    given_BL = (record.sigma_BL.numpy() == 0) & find_unjudged(record)
     return Frame(
         record.step - 1,
-        np.where(given_BL, record.ids_BL.numpy(), PAD).astype(np.int32),
+        np.where(given_BL, record.ids_BL.numpy(), tokenizer.special.pad).astype(np.int32),
         np.where(given_BL, 0, np.inf).astype(np.float32),
         given_BL.astype(np.float16),
         record.length_B.numpy().astype(np.int32),
@@ -69,10 +70,10 @@ def opening(record: StepRecord) -> Frame:
     )
 
 
-def following(previous: Frame, record: StepRecord) -> Frame:
-    """The state after a step; positions that it did not judge keep their confidence."""
+def next_frame(previous: Frame, record: StepRecord) -> Frame:
+    """The state after a step; positions that it made no posterior for keep their confidence."""
     sigma_BL, entropy_BL = record.sigma_BL.numpy(), record.entropy_BL.numpy()
-    confidence_BL = np.where(unjudged(record), previous.confidence_BL, np.exp(-entropy_BL))
+    confidence_BL = np.where(find_unjudged(record), previous.confidence_BL, np.exp(-entropy_BL))
     return Frame(
         record.step,
         record.ids_BL.numpy().astype(np.int32),
@@ -83,7 +84,7 @@ def following(previous: Frame, record: StepRecord) -> Frame:
     )
 
 
-def unjudged(record: StepRecord) -> Array:
+def find_unjudged(record: StepRecord) -> Array:
     """Positions that the step made no posterior for, [B, L]: a new posterior has entropy, or moves x0 by its norm."""
     unjudged_BL: Array = (record.entropy_BL.numpy() == 0) & (record.change_BL.numpy() == 0)
     return unjudged_BL
@@ -111,8 +112,8 @@ class Row:
         return signal_KN
 
 
-def by_row(frames: Sequence[Frame], tokenizer: Tokenizer) -> list[Row]:
-    """The frames of every row by itself, cut to its final length; none without frames."""
+def split_rows(frames: Sequence[Frame], tokenizer: Tokenizer) -> list[Row]:
+    """The frames of every row by itself, cut to its final length; no rows without frames."""
     rows = []
     for b, n in enumerate(frames[-1].length_B.tolist() if frames else []):
         ids, sigma, confidence = (
@@ -125,24 +126,25 @@ def by_row(frames: Sequence[Frame], tokenizer: Tokenizer) -> list[Row]:
 
 
 def spell(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Token]:
-    """Every token as it is shown; a character that is spelled in bytes stands at its first byte."""
+    """Every token as it is shown; a character that is spelled in bytes is shown at its first byte."""
+    special = tokenizer.special
     pieces = tokenizer.pieces(ids)
     numbers = [int(found[1], 16) if (found := BYTE.fullmatch(piece)) else None for piece in pieces]
     tokens: list[Token] = []
     while (at := len(tokens)) < len(pieces):
         if (byte := numbers[at]) is not None:
             tokens += spell_bytes(byte, numbers[at + 1 : at + 4])
-        elif ids[at] == PAD:
+        elif ids[at] == special.pad:
             tokens.append(Token(" ·", "blank"))
-        elif ids[at] in (BOS, EOS, UNK):
-            tokens.append(Token(" ⁇ " if ids[at] == UNK else pieces[at], "control"))
+        elif ids[at] in (special.bos, special.eos, special.unk):
+            tokens.append(Token(" ⁇ " if ids[at] == special.unk else pieces[at], "control"))
         else:
             tokens.append(Token(pieces[at].translate(PICTURES), "word"))
     return tokens
 
 
 def spell_bytes(first: int, more: Sequence[int | None]) -> list[Token]:
-    """The character that begins with a byte, with an empty token for each byte more, or else the byte in hex."""
+    """The character that begins with a byte and an empty token for each of its other bytes, or the byte in hex."""
     count = 0 if first < 0x80 else 1 if first < 0xE0 else 2 if first < 0xF0 else 3
     rest = [number for number in more[:count] if number is not None]
     try:

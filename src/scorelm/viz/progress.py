@@ -1,4 +1,4 @@
-"""A progress bar on stderr for work whose share is known; nothing where stderr is no terminal."""
+"""A progress bar on stderr for work whose length is known; nothing is shown where stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 @contextmanager
 def progress(title: str, shown: bool = True) -> Iterator[Callable[[float], None]]:
-    """Show `title` and a bar; what it yields is called with the share that is done, from 0 to 1."""
+    """Show `title` and a bar; the function that it yields is to be called with the share done, from 0 to 1."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal)) as bar:

@@ -7,69 +7,48 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-PLACE = "{{report}}"
-"""Where the JSON goes in report.html."""
+from scorelm.errors import InputError
+from scorelm.viz.files import check_directory, fill_page, replacing
 
 
 def check_report(target: Path | None) -> None:
     """Refuse, before long work, a name that `save_report` could not write to.
 
     Raises:
-        ValueError: the suffix is not .html, or the directory does not exist.
+        InputError: the suffix is not .html, or the directory does not exist.
     """
     if target is None:
         return
     if target.suffix.lower() != ".html":
-        raise ValueError(f"a report is written to a name that ends in .html, got {str(target)!r}")
-    if not target.parent.is_dir():
-        raise ValueError(f"cannot write {target}: {target.parent} is not a directory")
+        raise InputError(f"the name of a report must end in .html, not {str(target)!r}")
+    check_directory(target)
 
 
 def save_report(report: dict[str, Any], target: Path) -> None:
-    """Write the page of a report, and its figures beside it as .json; each all of it or nothing.
+    """Write the page of a report, and its figures beside it as .json, each of them whole or not at all.
 
     Args:
         report: what `scorelm.evaluation.report.evaluate` returned.
         target: an .html file, replaced where there is one.
 
     Raises:
-        ValueError: another suffix, no such directory, or the file can't be written.
+        InputError: another suffix, no such directory, or the file cannot be written.
     """
     check_report(target)
-    write(target, page(report))
-    write(target.with_suffix(".json"), json.dumps(finite(report), allow_nan=False, indent=1) + "\n")
+    finite = replace_nonfinite(report)
+    page, figures = fill_page("report.html", finite), json.dumps(finite, allow_nan=False, indent=1) + "\n"
+    for file, text in ((target, page), (target.with_suffix(".json"), figures)):
+        with replacing(file) as draft:
+            draft.write_text(text, encoding="utf-8")
 
 
-def write(target: Path, text: str) -> None:
-    """Write a file through a draft beside it."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def page(report: dict[str, Any]) -> str:
-    """The web page that shows a report; nothing in it can end the element that holds it."""
-    before, after = files("scorelm.viz").joinpath("report.html").read_text(encoding="utf-8").split(PLACE)
-    escaped = json.dumps(finite(report), allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
-        escaped = escaped.replace(sign, f"\\u{ord(sign):04x}")
-    return before + escaped + after
-
-
-def finite(value: Any) -> Any:
-    """The same values with null for numbers that JSON does not have, such as the loss of a model that diverged."""
+def replace_nonfinite(value: Any) -> Any:
+    """The same values with None for numbers that JSON does not have, such as the loss of a model that diverged."""
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
+        return {key: replace_nonfinite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
+        return [replace_nonfinite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

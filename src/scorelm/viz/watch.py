@@ -1,6 +1,6 @@
-"""Generation live in the terminal: every row's text on stderr, brighter the surer the model is of it.
+"""Generation live in the terminal: every row's text on stderr, brighter where the model is surer of it.
 
-Without a terminal nothing is shown, so that a pipe stays clean.
+Where stderr is not a terminal nothing is shown, so that a log stays clean.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from scorelm.text.tokenizer import PAD, Tokenizer
-from scorelm.viz.frames import Frame, Token, following, opening, spell
+from scorelm.text.tokenizer import Tokenizer
+from scorelm.viz.frames import Frame, Token, first_frame, next_frame, spell
 
 if TYPE_CHECKING:
-    from scorelm.sampling.generate import StepRecord
+    from scorelm.sampling.loop import StepRecord
 
 SURE = 0.5
 """Confidence above which a guess is as bright as plain text."""
@@ -56,28 +56,28 @@ class Watch:
         if not self.live.is_started:
             return
         if self.frame is None or self.first is None or record.step == 1:
-            self.first = self.frame = opening(record)
-        self.frame = following(self.frame, record)
-        self.live.update(view(self.first, self.frame, self.tokenizer))
+            self.first = self.frame = first_frame(record, self.tokenizer)
+        self.frame = next_frame(self.frame, record)
+        self.live.update(render(self.first, self.frame, self.tokenizer))
 
 
-def view(first: Frame, frame: Frame, tokenizer: Tokenizer) -> Group:
-    """All rows as styled text up to the last token that has been judged, with a line of counts above them."""
+def render(first: Frame, frame: Frame, tokenizer: Tokenizer) -> Group:
+    """All rows as styled text up to the last token that the model has looked at, below a line of counts."""
     nfe = frame.nfe_B.tolist()
     counts = f"{min(nfe)}" if min(nfe) == max(nfe) else f"{min(nfe)} to {max(nfe)}"
-    lines = [Text(f"step {frame.step}  NFE {counts}", style="dim")]
+    lines = [Text(f"step {frame.step}, {counts} evaluation{'s' * (counts != '1')} of the network", style="dim")]
     for b, length in enumerate(frame.length_B.tolist()):
-        n = 1 + int(np.flatnonzero(frame.ids_BL[b, :length] != PAD).max(initial=0))
+        n = 1 + int(np.flatnonzero(frame.ids_BL[b, :length] != tokenizer.special.pad).max(initial=0))
         line = Text("• ", style="dim")
         state = (frame.sigma_BL[b, :n] == 0, first.sigma_BL[b, :n] == 0, frame.confidence_BL[b, :n])
         for token, *now in zip(spell(tokenizer, frame.ids_BL[b, :n].tolist()), *state, strict=True):
-            line.append(token.text, style(token, *now))
+            line.append(token.text, choose_style(token, *now))
         lines.append(line)
     return Group(*lines)
 
 
-def style(token: Token, finished: bool, given: bool, confidence: float) -> str:
-    """A style that suits light and dark terminals."""
+def choose_style(token: Token, finished: bool, given: bool, confidence: float) -> str:
+    """The style of a token, legible in light and dark terminals."""
     if token.kind in ("control", "blank"):
         return "not bold dim"
     if given:

@@ -1,0 +1,93 @@
+"""``scorelm eval``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveInt
+from tyro.conf import arg
+
+from scorelm.cli.model import DEFAULT_MODEL, Device, Model, open_model
+from scorelm.cli.printing import show, tell
+from scorelm.cli.texts import Texts, load_texts, training_texts
+from scorelm.cli.verb import Verb
+from scorelm.config import named
+from scorelm.config.generation import Precision, Seed
+
+COLUMNS = ("perplexity", "mauve", "entropy", "distinct_2", "self_bleu", "repetition_4", "copied")
+"""Figures that are printed, of those that were taken."""
+
+
+class EvalVerb(Verb):
+    """Options of ``scorelm eval``.
+
+    Prices held-out text on several paths; writes texts and judges them beside real text and two generators of nonsense;
+    and measures quality against temperature and against the number of evaluations of the network.
+    """
+
+    less_memory: ClassVar[str] = "use a smaller model or judge, or --device cpu if that was a GPU's"
+
+    model: Model = DEFAULT_MODEL
+    texts: Annotated[Texts, arg(name="")] = Texts()
+    judge: str | None = None
+    """Language model that says how likely the written texts are (perplexity, MAUVE): an autoregressive model of
+    scorelm, trained with another seed on another share of the text, or any causal language model of Hugging Face
+    transformers; a directory or a hub name. By default there is none, and these figures are left out."""
+    n: Annotated[int, named("n", "-n"), Field(ge=2)] = 128
+    """Number of texts in each set."""
+    steps: PositiveInt = 64
+    """Most evaluations of the network for a text, except where effort is what varies."""
+    seed: Seed = 0
+    """Seed of the first text of each set."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """Number format of matrix products while texts are written: float32, bfloat16, or auto (bfloat16 where the hardware
+    has it natively). Prices are always taken in float32."""
+    report: Path | None = None
+    """Write a self-contained page to this .html file, and the figures beside it as .json."""
+    as_json: Annotated[bool, arg(name="json")] = False
+    """Print all figures as JSON."""
+
+    def run(self) -> int:
+        """Measure, write the report and print the tables."""
+        from rich.console import Console
+
+        from scorelm.evaluation.judge import load_judge
+        from scorelm.evaluation.report import evaluate
+        from scorelm.viz.report import check_report, save_report
+
+        check_report(self.report)
+        lm = open_model(self.model, self.device)
+        judge = load_judge(self.judge) if self.judge is not None else None
+        texts, what = load_texts(lm, self.texts)
+        training = training_texts(lm, self.texts)
+        console = Console(stderr=True)
+        console.print(f"{what}; {'no judge' if judge is None else 'judge: ' + judge.name}", highlight=False)
+        with console.status("measuring") as status:
+            found = evaluate(
+                lm, texts, training, judge, n=self.n, steps=self.steps, seed=self.seed, precision=self.precision,
+                watch=status.update,
+            )  # fmt: skip
+        if self.report is not None:
+            save_report(found, self.report)
+        show(json.dumps(found, indent=1) if self.as_json else tables(found))
+        if self.report is not None:
+            tell(f"report: {self.report}")
+        return 0
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Prices, and the written texts beside the others, as text."""
+    lines = []
+    for line in found["prices"]:
+        steps = f" in {line['steps']} steps" if line["steps"] else ""
+        lines.append(
+            f"{line['path'] + steps:<24} {line['nats_per_token']:.3f} +- {line['stderr_nats_per_token']:.3f} nats/token"
+            f"  {line['bits_per_char']:.3f} bits/character  {'exact' if line['exact'] else 'upper bound'}"
+        )
+    columns = [name for name in COLUMNS if name in found["table"][0]]
+    lines.append("\n" + " " * 34 + "".join(f"{name:>13}" for name in columns))
+    lines += [f"{line['name']:<34}" + "".join(f"{line[name]:>13.3f}" for name in columns) for line in found["table"]]
+    return "\n".join(lines)

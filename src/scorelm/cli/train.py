@@ -1,0 +1,84 @@
+"""``scorelm train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+import tyro
+from tyro.conf import arg
+
+from scorelm.cli.verb import Verb
+from scorelm.config.recipe import Recipe
+from scorelm.config.toml import load_recipe
+from scorelm.errors import InputError, exists
+
+
+class TrainVerb(Verb):
+    """Options of ``scorelm train``.
+
+    Makes a run directory with recipe.toml (every option), metrics.jsonl, samples.txt, checkpoints and the model. A run
+    that was stopped, even by kill -9, goes on with: scorelm train --out OUT --resume
+    """
+
+    less_memory: ClassVar[str] = "lower --rows, --max-length or --model.dim"
+
+    out: Annotated[Path, arg(aliases=("-mdir",))]
+    """Run directory to make, or to go on with."""
+    recipe: str | None = None
+    """Options to start from, which flags override: the name of a recipe, such as demo, or a .toml file. By default the
+    defaults below."""
+    resume: bool = False
+    """Go on with the run in --out from its newest checkpoint, with the options of its recipe.toml."""
+    fall_back: bool = False
+    """With --resume: where the newest checkpoint is damaged, go on from the newest sound one, and keep the damaged one
+    as checkpoints/damaged-STEP."""
+    options: Annotated[Recipe, arg(name="")] = Recipe()
+
+    @classmethod
+    def before(cls, words: Sequence[str]) -> Self | None:
+        """The options of --recipe, or of the run that --resume goes on with.
+
+        Raises:
+            InputError: no such recipe or run.
+        """
+        out, source = value(words, "--out", "-mdir"), value(words, "--recipe")
+        if out is not None and "--resume" in words:
+            source = str(Path(out) / "recipe.toml")
+            if not exists(Path(source)):
+                raise InputError(f"nothing to resume: {out} has no recipe.toml")
+        if source is None:
+            return None
+        recipe = load_recipe(source)
+        replaced = {"--steps": "minutes", "--minutes": "steps"}
+        dropped = {other: None for flag, other in replaced.items() if value(words, flag) is not None}
+        training = recipe.training.model_copy(update=dropped)
+        return cls.model_construct(out=tyro.MISSING, options=recipe.model_copy(update={"training": training}))
+
+    def run(self) -> int:
+        """Train, and say where the model is."""
+        from scorelm.parallel import launched
+        from scorelm.training import Interrupted, train
+        from scorelm.training.runlog import drop, speak
+
+        with launched() as ranks:
+            say = speak if ranks.main else drop
+            try:
+                model = train(self.options, self.out, resume=self.resume, fall_back=self.fall_back, ranks=ranks)
+            except Interrupted as stop:
+                say(f"{stop}; go on with: scorelm train --out {self.out} --resume")
+                return 128 + stop.signum
+            say(f"model: {model}   (try: scorelm sample {model})")
+        return 0
+
+
+def value(words: Sequence[str], *names: str) -> str | None:
+    """The value of an option, read ahead of the parser."""
+    for k, word in enumerate(words):
+        for name in names:
+            if word == name and k + 1 < len(words):
+                return words[k + 1]
+            if word.startswith(f"{name}="):
+                return word.removeprefix(f"{name}=")
+    return None

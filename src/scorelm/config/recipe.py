@@ -1,0 +1,197 @@
+"""A training run: every option of it, as one tree of frozen pydantic models.
+
+The attribute docstrings below are the text of ``scorelm train --help``; a recipe is the same tree in TOML.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+import tyro
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator as validator
+
+from scorelm.config import Options, named
+
+Share = Annotated[float, Field(ge=0, le=1)]
+MOST_TOKENS = 32_768  # of a document: the mask of attention holds their square
+ObjectiveName = Literal["score", "autoregressive", "masked"]
+ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]
+
+
+class DataConfig(Options):
+    """Where the text comes from and how it becomes rows of tokens."""
+
+    source: Annotated[str, named("data", "-d")] = "kjv"
+    """Text to learn: kjv (embedded), a .txt/.jsonl/.csv/.parquet file, a directory of them, or a Hugging Face name."""
+    field: str = "text"
+    """Column that holds the text, in files with columns."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of examples, chosen by a hash of their text, that no training step sees."""
+    tokenizer: Annotated[Path | None, named("tokenizer", "-spm")] = None
+    """A SentencePiece .model file; by default one is trained on the data."""
+    vocab_size: Annotated[PositiveInt, named("vocab-size")] = 2048
+    """Size of the vocabulary, when a tokenizer is trained."""
+    byte_fallback: bool = True
+    """Whether a trained tokenizer spells unknown characters in bytes, so that any text round-trips."""
+    max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
+    """Tokens in a packed row; longer documents are cut at a random window."""
+
+
+class Size(NamedTuple):
+    """The sizes of a trunk, all resolved."""
+
+    dim: int
+    layers: int
+    heads: int
+    hidden: int
+
+
+class ModelConfig(Options):
+    """The denoiser. One dial, `dim`, sets the rest unless it is given."""
+
+    dim: Annotated[int, Field(ge=8, le=65_536)] = 256
+    """Width of the trunk."""
+    layers: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    """Transformer layers; by default dim / 64, at least 4."""
+    heads: PositiveInt | None = None
+    """Attention heads; by default dim / 64, at least 1."""
+    hidden: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Width of the SwiGLU layer; by default 8/3 dim, rounded up to a multiple of 64."""
+    embedding_dim: Annotated[int, Field(ge=2, le=65_536)] = 32
+    """Size E of the token embeddings that the noise is added to."""
+    noise_conditioning: Literal["none", "film"] = "none"
+    """none: a position's evidence tells its noise level; film: per-position FiLM of log sigma as well."""
+
+    @property
+    def size(self) -> Size:
+        """The trunk's sizes with every default filled in."""
+        heads = self.heads or max(1, self.dim // 64)
+        hidden = self.hidden or -(-self.dim * 8 // (3 * 64)) * 64
+        return Size(self.dim, self.layers or max(4, self.dim // 64), heads, hidden)
+
+    @validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % (2 * self.size.heads):
+            raise ValueError(f"dim {self.dim} must be an even multiple of the number of heads, {self.size.heads}")
+        return self
+
+
+class Mixture(Options):
+    """Relative weights of the kinds of per-position noise levels; see `scorelm.noise.levels`."""
+
+    shared: Annotated[float, Field(ge=0)] = 0.35
+    """One level for a whole block."""
+    independent: Annotated[float, Field(ge=0)] = 0.0
+    """A level of its own for every position."""
+    spread: Annotated[float, Field(ge=0)] = 0.05
+    """A centre for the block plus a spread around it for every position."""
+    ramp: Annotated[float, Field(ge=0)] = 0.05
+    """A line over positions, earlier ones less noisy (AR-Diffusion)."""
+    prefix: Annotated[float, Field(ge=0)] = 0.05
+    """A clean prefix, the rest on one level."""
+    absorbing: Annotated[float, Field(ge=0)] = 0.45
+    """Each position given or without evidence (masked diffusion)."""
+    ordered: Annotated[float, Field(ge=0)] = 0.05
+    """A clean prefix, the rest without evidence (left to right)."""
+
+    @validator(mode="after")
+    def _some_weight(self) -> Self:
+        if not sum(self.model_dump().values()) > 0:
+            raise ValueError("at least one kind of noise level needs a weight above 0")
+        return self
+
+
+class NoiseConfig(Options):
+    """How much noise, where, in training."""
+
+    schedule: ScheduleName = "adaptive"
+    """Map from u in [0, 1] to sigma; adaptive spends equal steps of u on equal amounts of cross-entropy."""
+    sigma_min: PositiveFloat | None = None
+    """Lowest noise level; by default from the embedding and vocabulary sizes (ddlm: 1, cdcd: 1)."""
+    sigma_max: PositiveFloat | None = None
+    """Highest finite noise level; by default from the embedding size (ddlm: 10, cdcd: 300)."""
+    mixture: Mixture = Mixture()
+    streams: Literal[1, 2] = 2
+    """2: a clean and a noisy copy of each row, cut into blocks (block diffusion); 1: the noisy copy alone."""
+    block_sizes: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 1, 2, 4, 8, 0)
+    """Block sizes drawn per document with two streams; 0 is the whole document."""
+    given: Share = 0.5
+    """Share of documents that have a random span of tokens given (sigma 0)."""
+
+
+class TrainingConfig(Options):
+    """Optimisation, checkpoints and logging."""
+
+    objective: ObjectiveName = "score"
+    """What is learned: score, the diffusion model; or its peers in the same trunk, autoregressive and masked."""
+    steps: PositiveInt | None = None
+    """Optimiser steps; 20,000 unless `minutes` is given."""
+    minutes: PositiveFloat | None = None
+    """Training time, instead of `steps`."""
+    rows: PositiveInt = 32
+    """Packed rows in a batch, of all processes together."""
+    shards: PositiveInt | None = None
+    """Equal streams that the data is cut into; by default as many as processes at the start, where they divide rows."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: a copy of the model in every process (ddp), or its weights shared out among them (fsdp)."""
+    accumulation: PositiveInt = 1
+    """Batches whose gradients are added up for one step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for layers, at 3 times the rate and decay and in bfloat16 (slow where not native), adamw else."""
+    lr: PositiveFloat = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup: NonNegativeInt = 50
+    """Steps of linear warm-up."""
+    decay: Share = 0.4
+    """Last share of the run in which the learning rate falls linearly to 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, on matrices of the trunk only."""
+    clip: PositiveFloat = 1.0
+    """Largest gradient norm."""
+    skip_limit: NonNegativeInt = 10
+    """Steps in a row that are skipped because the loss or a gradient is not finite; the next one ends the run."""
+    self_conditioning: Share = 0.5
+    """Share of steps that take a first pass without gradient and feed its estimate back (score alone)."""
+    likelihood_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the term that is the integrand of the likelihood bound."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared log-partition function of the logits."""
+    ema: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.98, 0.995, 0.999)
+    """Decays of the weight averages; the one that is best on held-out text becomes the model."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the processor multiplies it natively, else float32."""
+    compile: bool = False
+    """Compile the trunk's layers with torch.compile, which on a CPU needs a C++ compiler and half a minute."""
+    device: str = "auto"
+    """A torch device; auto takes CUDA where there is one."""
+    seed: NonNegativeInt = 0
+    """Seed of every draw: with the step number it determines them all."""
+    save_every: PositiveInt = 500
+    """Steps between checkpoints."""
+    keep: PositiveInt = 2
+    """Checkpoints kept."""
+    async_save: bool = False
+    """Write checkpoints from a copy in memory while training goes on."""
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics.jsonl."""
+    sample_every: NonNegativeInt = 1000
+    """Steps between samples from the averaged weights, in samples.txt; 0 for none."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the tensorboard extra)."""
+
+    @validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.steps and self.minutes:
+            raise ValueError("give either steps or minutes, not both")
+        return self
+
+
+class Recipe(Options):
+    """A whole training run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    noise: NoiseConfig = NoiseConfig()
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig()

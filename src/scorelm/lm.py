@@ -1,0 +1,287 @@
+"""ScoreLM: a denoiser with the tokenizer, schedule and lengths that it was trained with, as users hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin
+from safetensors.torch import save_file
+from torch import nn
+
+from scorelm.config.generation import Continuation, Generation, Infilling, takes
+from scorelm.config.recipe import ModelConfig, ObjectiveName
+from scorelm.errors import InputError
+from scorelm.model.denoiser import Denoiser
+from scorelm.model.directory import Manifest, Provenance, find_directory, read_manifest, read_weights
+from scorelm.noise.schedule import Schedule, schedule_from_dict, schedule_to_dict
+from scorelm.objectives import OBJECTIVES
+from scorelm.sampling.evaluator import Network
+from scorelm.sampling.loop import Loop, StepRecord
+from scorelm.sampling.request import Settings
+from scorelm.sampling.sample import Sample, best_of_each, check_choice
+from scorelm.text.sentencepiece import SentencePieceTokenizer
+from scorelm.text.templates import Template, blank_template, prompt_template
+from scorelm.text.tokenizer import Tokenizer
+
+Watch = Callable[[StepRecord], object]
+
+
+class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion", "text-generation"]):
+    """A trained score-based diffusion language model.
+
+    >>> lm = ScoreLM.from_pretrained("runs/kjv")
+    >>> lm.generate(["In the beginning"], n=4)
+    >>> lm.infill("And God said, ____ there be light")
+
+    The same request, seed, model, batch and machine give the same text, bit for bit. In another batch or on another
+    machine the text is the same up to floating-point rounding, which can change a token now and then.
+
+    Args:
+        config: sizes of the denoiser.
+        tokenizer: the tokenizer it was trained with.
+        schedule: noise schedule, for sampling grids.
+        lengths: histogram of document lengths in tokens, ``<s>`` and ``</s>`` included; its last index is the
+            longest length that the model was trained on.
+        provenance: how the model came about.
+        objective: what it was trained for; ``autoregressive`` models write left to right, ``masked`` ones in random
+            order.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        schedule: Schedule,
+        lengths: Sequence[int],
+        provenance: Provenance | None = None,
+        objective: ObjectiveName = "score",
+    ) -> None:
+        super().__init__()
+        self.objective = OBJECTIVES[objective]
+        self.config = config
+        self.tokenizer = tokenizer
+        self.schedule = schedule
+        self.lengths = list(lengths)
+        self.provenance = provenance or Provenance()
+        self.denoiser = Denoiser(config, tokenizer.vocab_size)
+
+    @property
+    def max_length(self) -> int:
+        """Longest document, in tokens, that the model was trained on."""
+        return len(self.lengths) - 1
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of learned parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def norm(self) -> float:
+        """Length of an embedding, sqrt(E): what noise levels are compared with."""
+        return self.denoiser.embedding.norm
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.denoiser.prior.device
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **hub_options: Any) -> Self:  # type: ignore[override]
+        """Load a model.
+
+        Args:
+            path: a model directory, the directory of a run, or a name on the Hugging Face hub.
+            hub_options: passed to `huggingface_hub.snapshot_download` for a hub name (revision, token, ...).
+
+        Raises:
+            InputError: no such model, or files that are missing, damaged or of another shape; names the file.
+        """
+        directory = find_directory(path, hub_options)
+        manifest = read_manifest(directory / "config.json")
+        try:
+            schedule = schedule_from_dict(manifest.schedule)
+        except ValueError as error:
+            raise InputError(f"{directory / 'config.json'}: {error}") from None
+        tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model")
+        if tokenizer.vocab_size != manifest.vocab_size:
+            raise InputError(
+                f"{directory / 'tokenizer.model'} has {tokenizer.vocab_size} tokens, "
+                f"config.json says {manifest.vocab_size}"
+            )
+        weights = read_weights(directory / "model.safetensors", manifest)
+        model = cls(manifest.model, tokenizer, schedule, manifest.lengths, manifest.provenance, manifest.objective)
+        model.denoiser.load_state_dict(weights)
+        return model.eval()
+
+    @takes(Continuation)
+    def generate(
+        self, prompts: str | Sequence[str] = ("",), n: int = 1, *, watch: Watch | None = None, **options: Any
+    ) -> list[Sample]:
+        """Continue each prompt `n` times.
+
+        Args:
+            prompts: a text to begin with, or several; "" for none.
+            n: texts for each prompt.
+            watch: called with every `StepRecord`.
+            **options: as listed below.
+
+        Returns:
+            A list of `Sample` (text, ids, seed, nfe), n for each prompt in order; row i has the seed ``seed + i``.
+
+        Raises:
+            InputError: a prompt that does not fit, or a bad option.
+        """
+        request = Continuation.of(**options)
+        settings = self._settings(request)
+        closed = settings.path.block != 1 or request.length is not None
+        longest = self.max_length if request.max_length is None else request.max_length
+        if longest > self.max_length:
+            if not settings.path.block or not settings.one_pass:
+                raise InputError(
+                    f"the model was trained on at most {self.max_length} tokens: only paths of blocks, without "
+                    "guidance, can write longer texts"
+                )
+            settings = replace(settings, window=self.max_length).checked()
+
+        def template(prompt: str, rng: np.random.Generator) -> Template:
+            return prompt_template(prompt, self.tokenizer, self.lengths, request.length, longest, closed, rng)
+
+        return self._run(prompts, template, n, settings, watch)
+
+    @takes(Infilling)
+    def infill(
+        self, texts: str | Sequence[str], n: int = 1, *, watch: Watch | None = None, **options: Any
+    ) -> list[Sample]:
+        """Fill every blank, written as four underscores or more, in each text in `n` ways.
+
+        On paths of blocks a blank does not see what is given in later blocks.
+
+        Args:
+            texts: one text with blanks, or several.
+            n: number of ways.
+            watch: called with every `StepRecord`.
+            **options: as listed below.
+
+        Returns:
+            A list of `Sample` (text, ids, seed, nfe), n for each text in order; row i has the seed ``seed + i``.
+
+        Raises:
+            InputError: no blank, a text that does not fit, a bad option, or a model that cannot fill in blanks.
+        """
+        request = Infilling.of(**options)
+        path = self.objective.default_path if request.repair is None else self.objective.repair_path
+        settings = Settings.of(request, path)
+        self.objective.allows_infilling(settings)
+
+        def template(text: str, rng: np.random.Generator) -> Template:
+            needed = request.repair is None
+            return blank_template(text, self.tokenizer, self.lengths, request.blank_tokens, rng, needed)
+
+        return self._run(texts, template, n, self.objective.allows(settings), watch)
+
+    def loop(self, precision: str = "float32") -> Loop:
+        """A loop that requests to this model can join; see `scorelm.sampling.loop.Loop`."""
+        network = Network(self.denoiser, self.tokenizer.special, precision)
+        return Loop(network, self.schedule, self.objective.evaluator)
+
+    def _settings(self, request: Generation) -> Settings:
+        return self.objective.allows(Settings.of(request, self.objective.default_path))
+
+    def _run(
+        self,
+        texts: str | Sequence[str],
+        template: Callable[[str, np.random.Generator], Template],
+        n: int,
+        settings: Settings,
+        watch: Watch | None,
+    ) -> list[Sample]:
+        """Answer every request `n` times: make its template, generate to the end, decode and choose."""
+        options = settings.options
+        check_choice(options)
+        each = n * options.best_of
+        repeated = [text for text in ([texts] if isinstance(texts, str) else texts) for _ in range(each)]
+        if n < 0 or options.seed >= 2**63 - len(repeated):
+            raise InputError(f"n must be 0 or more and the seed below 2^63 - n, got {n} and {options.seed}")
+        seeds = [options.seed + i for i in range(len(repeated))]
+        templates = [template(text, np.random.default_rng(s)) for text, s in zip(repeated, seeds, strict=True)]
+        if not templates:
+            return []
+        loop = self.loop(options.precision)
+        job = loop.join(templates, seeds, settings)
+        while not job.finished:
+            loop.step()
+            for record in job.take_records():
+                if watch is not None:
+                    watch(record)
+        made = [
+            Sample(self.tokenizer.decode(ids).strip(), ids, seed, nfe)
+            for (ids, nfe), seed in zip(job.rows(), seeds, strict=True)
+        ]
+        return best_of_each(made, options)
+
+    def forward(self, *inputs: Any, **options: Any) -> NoReturn:
+        """A language model of this kind has no single forward pass.
+
+        Raises:
+            InputError: always; says what to call.
+        """
+        raise InputError(
+            "call lm.generate(...), lm.infill(...) or scorelm.price(lm, ...); the network itself is lm.denoiser.predict"
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the model to a device; its weights stay in float32.
+
+        Raises:
+            InputError: a number format of 16 bits; says what to do.
+        """
+        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
+        if dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                "the weights stay in float32: pass precision='bfloat16' to generate, infill or price for faster "
+                "matrix products"
+            )
+        return super().to(*args, **kwargs)
+
+    def half(self) -> Self:
+        """See `to`."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Self:
+        """See `to`."""
+        return self.to(torch.bfloat16)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        manifest = Manifest(
+            objective=self.objective.name,
+            model=self.config,
+            vocab_size=self.tokenizer.vocab_size,
+            lengths=self.lengths,
+            schedule=schedule_to_dict(self.schedule),
+            provenance=self.provenance,
+        )
+        (save_directory / "config.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+        weights = {name: t.detach().cpu().contiguous() for name, t in self.denoiser.state_dict().items()}
+        save_file(weights, save_directory / "model.safetensors")
+        self.tokenizer.save(save_directory / "tokenizer.model")
+        (save_directory / "README.md").write_text(self.card())
+
+    def card(self) -> str:
+        """The model card, in Markdown."""
+        size, made = self.config.size, self.provenance
+        heldout = "" if made.heldout_loss is None else f", held-out loss {made.heldout_loss:.3f} nats"
+        return (
+            "---\nlibrary_name: scorelm\npipeline_tag: text-generation\ntags: [diffusion, score-based]\n---\n"
+            f"# {self.objective.title} language model\n\n"
+            f"Trained with scorelm on `{made.data}`: {made.steps:,} steps, {made.tokens:,} tokens{heldout}.\n"
+            f"{self.parameters_count:,} parameters: width {size.dim}, {size.layers} layers, {size.heads} heads, "
+            f"embeddings of size {self.config.embedding_dim}, vocabulary {self.tokenizer.vocab_size:,}, "
+            f"length up to {self.max_length}.\n\n"
+            '```python\nfrom scorelm import ScoreLM\n\nlm = ScoreLM.from_pretrained("PATH")\n'
+            "for sample in lm.generate(n=4):\n    print(sample.text)\n```\n"
+        )

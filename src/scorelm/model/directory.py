@@ -1,0 +1,116 @@
+"""Model directories: ``config.json``, ``model.safetensors``, ``tokenizer.model`` and ``README.md``.
+
+A directory is untrusted input: nothing in it is unpickled, and sizes are checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from pydantic import ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from scorelm.config import Options, explain
+from scorelm.config.recipe import MOST_TOKENS, ModelConfig, ObjectiveName
+from scorelm.errors import InputError, brief, exists, read_bounded
+from scorelm.model.denoiser import Denoiser
+
+REAL = ("F16", "BF16", "F32", "F64")
+FILES = ("config.json", "model.safetensors", "tokenizer.model")
+MOST_MANIFEST_BYTES = 1 << 22
+MOST_HEADER_BYTES = 1 << 23
+LARGEST_WEIGHT = 1e6  # products of larger ones may not be finite in float32
+
+
+class Provenance(Options):
+    """How a model came about."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    data: str = ""
+    steps: int = 0
+    tokens: int = 0
+    heldout_loss: float | None = None
+
+
+class Manifest(Options):
+    """The contents of config.json."""
+
+    format: Literal[1] = 1
+    objective: ObjectiveName = "score"
+    model: ModelConfig
+    vocab_size: int = Field(ge=4, le=10_000_000)
+    lengths: list[Annotated[int, Field(ge=0, le=2**53)]] = Field(min_length=4, max_length=MOST_TOKENS + 1)
+    schedule: dict[str, Any]
+    provenance: Provenance = Provenance()
+
+
+def find_directory(path: str | Path, hub_options: dict[str, Any]) -> Path:
+    """The model directory that a path or a hub name stands for; a run directory stands for its model.
+
+    Raises:
+        InputError: there is none, or a file is missing; names it.
+    """
+    directory = Path(path)
+    if exists(directory / "model" / "config.json"):
+        directory = directory / "model"
+    elif not (exists(directory) and directory.is_dir()):
+        directory = download(str(path), hub_options)
+    for name in FILES:
+        if not (directory / name).is_file():
+            raise InputError(f"{directory} is not a model directory: it has no {name}")
+    return directory
+
+
+def download(name: str, options: dict[str, Any]) -> Path:
+    """Fetch the files of a model from the hub."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*FILES, "README.md"], **options))
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"no model at {name!r}: it is no directory, and the hub says: {reason}") from None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and validate config.json."""
+    try:
+        return Manifest.model_validate(json.loads(read_bounded(path, MOST_MANIFEST_BYTES).decode("utf-8")))
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {brief(str(error))}") from None
+
+
+def read_weights(path: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """Read model.safetensors after checking every name and shape against the manifest."""
+    with torch.device("meta"):
+        expected = {k: list(v.shape) for k, v in Denoiser(manifest.model, manifest.vocab_size).state_dict().items()}
+    try:
+        with path.open("rb") as header:
+            if int.from_bytes(header.read(8), "little") > MOST_HEADER_BYTES:
+                raise InputError(f"{path} is damaged: its header is larger than {MOST_HEADER_BYTES:,} bytes")
+        with safe_open(path, framework="pt") as file:
+            check_header({name: file.get_slice(name) for name in file.keys()}, expected, path)  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged: {brief(str(error))}") from None
+    for name, weight in weights.items():
+        if not weight.abs().max() <= LARGEST_WEIGHT:  # nor is a NaN
+            raise InputError(f"{path} is damaged: {name} holds numbers that are not finite or above {LARGEST_WEIGHT:g}")
+    return weights
+
+
+def check_header(parts: dict[str, Any], expected: dict[str, list[int]], path: Path) -> None:
+    """Refuse tensors of other names, shapes or kinds of number than are expected, before any is read."""
+    for name in sorted(expected.keys() | parts.keys()):
+        found, wanted = parts[name].get_shape() if name in parts else "none", expected.get(name, "none")
+        if found != wanted:
+            raise InputError(
+                f"{path} does not fit config.json: {brief(name)} has shape {brief(found)}, expected {wanted}"
+            )
+        if (kind := parts[name].get_dtype()) not in REAL:
+            raise InputError(f"{path} is damaged: {name} holds {kind}, not real numbers")

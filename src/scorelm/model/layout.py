@@ -1,0 +1,126 @@
+"""Where every position of a batch stands, and the one rule of who sees whom.
+
+The rule covers packed documents, plain bidirectional diffusion (one block), autoregressive training (blocks of one
+token) and everything between (block diffusion, BD3-LM, arXiv 2503.09573, with a clean and a noisy stream).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CLEAN, NOISY = 0, 1
+WHOLE = 2**31 - 1
+"""Size of a block that no document outgrows."""
+
+
+@dataclass
+class Past:
+    """Keys and values of C positions that are computed already and stand before the layout's own.
+
+    A forward pass reads `keys` and `values`, and puts those of the layout's own positions in `new`.
+    """
+
+    layout: Layout
+    """Of the C positions; segment 0 where there is nothing."""
+    keys: list[Tensor]
+    """[B, C, H, K], one for each layer."""
+    values: list[Tensor]
+    new: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(keys, values) [B, L, H, K] of each layer."""
+
+    def before(self, k_BLHK: Tensor, v_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """The next layer's keys and values with those of the past before them, [B, C + L, H, K]."""
+        layer = len(self.new)
+        self.new.append((k_BLHK, v_BLHK))
+        return torch.cat([self.keys[layer], k_BLHK], 1), torch.cat([self.values[layer], v_BLHK], 1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every position of a batch stands; all that attention needs to know. Four integer tensors [B, L]."""
+
+    segment_BL: Tensor
+    """Number of the document in its row, from 1; 0 is padding."""
+    position_BL: Tensor
+    """Position inside the document, from 0."""
+    block_BL: Tensor
+    """Number of the block inside the document."""
+    stream_BL: Tensor
+    """CLEAN (0) or NOISY (1)."""
+    past: Past | None = None
+    """What is computed already; queries see it by the same rule."""
+    computed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What layers share because it depends on the layout only, computed once."""
+
+    @property
+    def marks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Segment, block and stream: what visibility is a rule about."""
+        return self.segment_BL, self.block_BL, self.stream_BL
+
+    @classmethod
+    def one_stream(cls, segment_BL: Tensor, position_BL: Tensor, block_BL: Tensor) -> Layout:
+        """Every row once, block 0 (``<s>``) clean and the rest noisy."""
+        return cls(segment_BL, position_BL, block_BL, torch.where(block_BL == 0, CLEAN, NOISY))
+
+    @classmethod
+    def two_streams(cls, segment_BL: Tensor, position_BL: Tensor, block_BL: Tensor) -> Layout:
+        """Every row twice, a clean copy and then a noisy one, [B, 2 L]: what block diffusion trains on."""
+        segment, position, block = (twice(t_BL) for t_BL in (segment_BL, position_BL, block_BL))
+        stream = torch.cat([torch.full_like(block_BL, CLEAN), torch.full_like(block_BL, NOISY)], 1)
+        return cls(segment, position, block, stream)
+
+    @classmethod
+    def causal(cls, segment_BL: Tensor, position_BL: Tensor) -> Layout:
+        """Every position sees those before it and itself: an autoregressive model's rows."""
+        return cls(segment_BL, position_BL, position_BL, torch.full_like(position_BL, CLEAN))
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout on another device."""
+        return self.map(lambda t_BL: t_BL.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
+        """The layout with each of its tensors changed; it has no past."""
+        return Layout(change(self.segment_BL), change(self.position_BL), change(self.block_BL), change(self.stream_BL))
+
+
+def twice(t_BL: Tensor) -> Tensor:
+    """The row, then the row again."""
+    return torch.cat([t_BL, t_BL], 1)
+
+
+def number_blocks(position_BL: Tensor, start_BL: Tensor, size: Tensor | int) -> Tensor:
+    """Number of the block that each position is in: ``<s>`` is block 0, what follows is in blocks from 1.
+
+    Args:
+        position_BL: position inside the document, from 0.
+        start_BL: 1 where the position's document begins with ``<s>``, else 0; broadcasts.
+        size: positions in a block; 0 is the whole document; broadcasts.
+    """
+    size = torch.as_tensor(size, device=position_BL.device)
+    number_BL = 1 + (position_BL - start_BL) // torch.where(size == 0, WHOLE, size)
+    return torch.where(position_BL < start_BL, 0, number_BL)
+
+
+def visibility(layout: Layout) -> Tensor:
+    """Which key positions (last axis) a query position sees: bool [B, L, L], or [B, L, C + L] with a past.
+
+    A query sees a key iff they share the segment and either share stream and block, or the key is clean and in an
+    earlier block. Padding sees padding only.
+    """
+    own = layout.marks
+    past = layout.past.layout.marks if layout.past is not None else tuple(t[:, :0] for t in own)
+    key = [torch.cat(pair, 1)[:, None, :] for pair in zip(past, own, strict=True)]
+    return sees([t[:, :, None] for t in own], key)
+
+
+def sees(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """The rule of `visibility` for marks (segment, block, stream) that broadcast against each other."""
+    (segment, block, stream), (key_segment, key_block, key_stream) = query, key
+    same_block = (block == key_block) & (stream == key_stream)
+    clean_before = (key_stream == CLEAN) & (key_block < block)
+    return (segment == key_segment) & (same_block | clean_before)

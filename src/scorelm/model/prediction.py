@@ -1,0 +1,114 @@
+"""What a model says of the open positions of a batch: logits, and what follows from them, computed when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**24
+"""Most numbers of an array [N, V] that are held at a time where all of it is not asked for."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The posterior over the tokens of N open positions (sigma above 0, not padding), in reading order.
+
+    Nothing of size [N, V] exists before it is asked for.
+    """
+
+    open_BL: Tensor
+    """Where the open positions are, bool."""
+    table_VE: Tensor
+    """Embeddings of all tokens."""
+    read_out: Callable[..., tuple[Tensor, Tensor]]
+    """From `rows`: the logits, and the part of them that evidence and prior give without context, [N, V] each."""
+    rows: tuple[Tensor, ...]
+    """What the logits of each position are read from; the trunk's output [N, D] comes first."""
+
+    @classmethod
+    def of(cls, logits_NV: Tensor, open_BL: Tensor, table_VE: Tensor) -> Prediction:
+        """One with these logits."""
+        return cls(open_BL, table_VE, lambda logits_NV: (logits_NV, logits_NV), (logits_NV,))
+
+    @cached_property
+    def _logits(self) -> tuple[Tensor, Tensor]:
+        return self.read_out(*self.rows)
+
+    @property
+    def logits_NV(self) -> Tensor:
+        """Logits of the posterior, fp32."""
+        return self._logits[0]
+
+    @property
+    def context_free_NV(self) -> Tensor:
+        """The part of the logits that evidence and prior give without context."""
+        return self._logits[1]
+
+    @property
+    def hidden_ND(self) -> Tensor:
+        """The trunk's output."""
+        return self.rows[0]
+
+    @cached_property
+    def probability_NV(self) -> Tensor:
+        """The posterior, fp32."""
+        return self.logits_NV.softmax(-1)
+
+    @cached_property
+    def x0_NE(self) -> Tensor:
+        """Score interpolation (CDCD, arXiv 2211.15089, eq. 5): the posterior mean of the embedding, fp32."""
+        with torch.autocast(self.table_VE.device.type, enabled=False):
+            return self.probability_NV @ self.table_VE
+
+    @cached_property
+    def entropy_N(self) -> Tensor:
+        """Entropy of the posterior in nats: the log-partition function less the mean logit."""
+        log_partition_N = self.logits_NV.amax(-1) - self.probability_NV.amax(-1).log()
+        mean_N: Tensor = torch.linalg.vecdot(self.probability_NV, self.logits_NV.clamp(min=-1e30))
+        return (log_partition_N - mean_N).clamp(min=0)
+
+    @property
+    def confidence_N(self) -> Tensor:
+        """Probability of the likeliest token."""
+        return self.probability_NV.amax(-1)
+
+    @cached_property
+    def ids_N(self) -> Tensor:
+        """The likeliest tokens."""
+        return self.logits_NV.argmax(-1)
+
+    def at(self, mask_BL: Tensor) -> Tensor:
+        """Logits [M, V] of the positions of a mask, all of them open."""
+        return self.logits_NV[mask_BL[self.open_BL]]
+
+    def spread(self, value_N: Tensor, fill: float = 0.0) -> Tensor:
+        """Values of the open positions where they stand, [B, L, ...], and `fill` elsewhere."""
+        spread_BL = value_N.new_full((*self.open_BL.shape, *value_N.shape[1:]), fill)
+        spread_BL[self.open_BL] = value_N
+        return spread_BL
+
+    def in_chunks(self, function: Callable[..., Tensor], *rows_N: Tensor) -> Tensor:
+        """``function(prediction, *rows)`` of a few positions at a time, so that no array [N, V] is held; joined."""
+
+        def of_chunk(*rows: Tensor) -> Tensor:
+            own, given = rows[: len(self.rows)], rows[len(self.rows) :]
+            return function(Prediction(self.open_BL, self.table_VE, self.read_out, own), *given)
+
+        return in_chunks(of_chunk, len(self.table_VE), *self.rows, *rows_N)
+
+
+def in_chunks(function: Callable[..., Tensor], vocabulary: int, *rows_N: Tensor) -> Tensor:
+    """A function of N rows, whose work has the size [N, V], in chunks of at most `CHUNK` numbers.
+
+    Where there is more than one chunk, each is computed again for its gradient instead of kept.
+    """
+    size = max(1, CHUNK // vocabulary)
+    if len(rows_N[0]) <= size:
+        return function(*rows_N)
+    chunks = zip(*(torch.split(t, size) for t in rows_N), strict=True)
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])

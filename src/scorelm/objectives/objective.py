@@ -1,0 +1,179 @@
+"""What an objective is: all that tells score diffusion and its peers in the same trunk apart."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scorelm.config.recipe import NoiseConfig, ObjectiveName, TrainingConfig
+from scorelm.model.denoiser import Denoiser, Places
+from scorelm.model.layout import Layout
+from scorelm.model.prediction import Prediction
+from scorelm.noise.schedule import Schedule
+from scorelm.sampling.evaluator import Evaluator, Network
+from scorelm.sampling.paths import Path
+from scorelm.sampling.request import Settings
+from scorelm.text.tokenizer import Special
+
+
+class Batch(NamedTuple):
+    """Packed rows: three integer tensors [B, L] on the CPU."""
+
+    ids: Tensor
+    segment: Tensor
+    position: Tensor
+
+
+class Draw(NamedTuple):
+    """A batch with its noise levels drawn: tensors [B, S], S = L with one stream and 2 L with two."""
+
+    ids_BS: Tensor
+    sigma_BS: Tensor
+    shared_BS: Tensor
+    """Where the whole block has one finite level: what the adaptive schedule is fitted to."""
+    layout: Layout
+    weight_BS: Tensor | None = None
+    """Weights of the cross-entropies, where they differ."""
+    eps_BSE: Tensor | None = None
+    """Standard normal noise for the forward process."""
+    places: Places | None = None
+    """Where positions of each kind are, once the draw is where it is computed."""
+
+    def with_noise(self, size: int, rng: torch.Generator) -> Draw:
+        """The draw with its noise, for embeddings of that size."""
+        return self._replace(eps_BSE=torch.randn(*self.sigma_BS.shape, size, generator=rng))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
+        """The draw with each of its tensors changed."""
+        weight, eps = (None if t is None else change(t) for t in (self.weight_BS, self.eps_BSE))
+        layout = self.layout.map(change)
+        return Draw(change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS), layout, weight, eps)
+
+    @property
+    def open_BS(self) -> Tensor:
+        """Positions that the loss is computed at."""
+        return (self.sigma_BS > 0) & (self.layout.segment_BL > 0)
+
+    @property
+    def live(self) -> int:
+        """How many these are."""
+        return int(self.open_BS.sum())
+
+    @property
+    def noisy(self) -> int:
+        """How many of them have some evidence."""
+        return int((self.open_BS & (self.sigma_BS < torch.inf)).sum())
+
+
+class Outcome(NamedTuple):
+    """What a batch gave: the loss to differentiate, and what is logged of its N open positions."""
+
+    loss: Tensor
+    cross_entropy_N: Tensor
+    sigma_N: Tensor
+    shared_N: Tensor
+    correct_N: Tensor
+
+    def on_host(self) -> Outcome:
+        """Without gradients, on the CPU, which waits for the device."""
+        return Outcome(*(t.detach().cpu() for t in self))
+
+
+class Objective(ABC):
+    """What is learned, and how a model that has learned it generates and is priced."""
+
+    name: ClassVar[ObjectiveName]
+    title: ClassVar[str]
+    """What a model card calls such a model."""
+    default_path: ClassVar[str] = "bounded"
+    """The path that generation takes unless told otherwise."""
+    repair_path: ClassVar[str] = "uniform"
+    """The path that a repair takes unless told otherwise."""
+    priced_path: ClassVar[str]
+    """The path that is priced unless told otherwise."""
+    self_conditions: ClassVar[bool] = False
+    """Whether a first estimate may be fed back, in training and in prices."""
+    judges: ClassVar[bool] = False
+    """Whether its models price any text exactly in one pass, so that they can judge other models' text."""
+    shown_prices: ClassVar[tuple[tuple[str, int | None], ...]]
+    """Paths and steps whose prices a report shows."""
+    shown_paths: ClassVar[tuple[str, ...]]
+    """Paths whose quality against effort a report shows."""
+    sampled_paths: ClassVar[tuple[str, ...]] = ("bounded",)
+    """Paths whose texts a report shows."""
+    shown_budgets: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128)
+    """Steps that it shows them at."""
+
+    @abstractmethod
+    def draw(
+        self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
+    ) -> Draw:
+        """What is to be predicted from what: noise levels for a batch; everything random comes from `rng`."""
+
+    @abstractmethod
+    def loss(
+        self,
+        denoiser: Denoiser,
+        draw: Draw,
+        schedule: Schedule,
+        config: TrainingConfig,
+        *,
+        live: int,
+        special: Special,
+        self_conditioned: bool = False,
+    ) -> Outcome:
+        """Loss of a drawn batch, summed over its open positions and divided by `live`.
+
+        Args:
+            denoiser: the model.
+            draw: tokens, noise levels, noise and layout, on the model's device.
+            schedule: that the levels were drawn through.
+            config: weights of optional terms.
+            live: the number to divide by: open positions of all batches of the step.
+            special: ids of the special tokens.
+            self_conditioned: take a first pass without gradient and feed its estimate back (arXiv 2208.04202).
+        """
+
+    @abstractmethod
+    def evaluator(self, network: Network, settings: Settings, shared: Evaluator) -> Evaluator:
+        """What answers a request's queries: `shared`, which joins those of many requests, or one of its own."""
+
+    @abstractmethod
+    def next_tokens(
+        self,
+        denoiser: Denoiser,
+        ids_BL: Tensor,
+        real_BL: Tensor,
+        position_BL: Tensor,
+        open_BL: Tensor,
+        special: Special,
+    ) -> Prediction:
+        """The posterior over the token at each open position given those before it in its row, in one evaluation."""
+
+    @abstractmethod
+    def allows(self, settings: Settings) -> Settings:
+        """The settings as a model of this kind takes them.
+
+        Raises:
+            InputError: it cannot generate so.
+        """
+
+    @abstractmethod
+    def allows_infilling(self, settings: Settings) -> None:
+        """See that a model of this kind can fill in blanks so; `allows` is asked too.
+
+        Raises:
+            InputError: it cannot.
+        """
+
+    @abstractmethod
+    def allows_price(self, name: str, path: Path | None) -> None:
+        """See that text has a price on a path or, where `path` is None, in an order of that name.
+
+        Raises:
+            InputError: it has none.
+        """

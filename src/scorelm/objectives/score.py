@@ -1,0 +1,176 @@
+"""Score diffusion: cross-entropy of the posterior over tokens at per-position noise levels.
+
+Cross-entropy trains score interpolation (CDCD, arXiv 2211.15089, section 3.2); two optional terms are functions of
+their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scorelm.config.recipe import NoiseConfig, ObjectiveName, TrainingConfig
+from scorelm.model.denoiser import Denoiser, Places
+from scorelm.model.kernels import different_rows
+from scorelm.model.layout import Layout, number_blocks, twice
+from scorelm.model.prediction import Prediction
+from scorelm.noise.forward import add_noise
+from scorelm.noise.levels import draw_levels, given_spans, runs
+from scorelm.noise.schedule import Schedule
+from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
+from scorelm.sampling.evaluator import Cached, Evaluator, Network, read_noisy
+from scorelm.sampling.paths import Path
+from scorelm.sampling.request import Settings
+from scorelm.text.tokenizer import Special
+
+
+class Score(Objective):
+    """The score of noisy embeddings, at every combination of levels."""
+
+    name: ClassVar[ObjectiveName] = "score"
+    title: ClassVar[str] = "A score-based diffusion"
+    priced_path: ClassVar[str] = "uniform"
+    self_conditions: ClassVar[bool] = True
+    shown_prices: ClassVar[tuple[tuple[str, int | None], ...]] = (
+        ("uniform", None), ("ramp:1", None), ("blocks:4", None), ("ordered", None), ("random", None),
+        ("uniform", 64), ("confidence", 64), ("bounded", 64),
+    )  # fmt: skip
+    shown_paths: ClassVar[tuple[str, ...]] = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "bounded")
+    sampled_paths: ClassVar[tuple[str, ...]] = ("blocks:1", *shown_paths)
+
+    def draw(
+        self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
+    ) -> Draw:
+        """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
+
+        With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean blocks before it
+        (block diffusion, arXiv 2503.09573). Where the whole document is one block, ``</s>`` is given half of the time,
+        as it is in generation, where the length is known.
+        """
+        starts_BL = (batch.ids == special.bos) & (batch.segment > 0)
+        document = runs(batch.segment)
+        sizes = torch.tensor(config.block_sizes if config.streams == 2 else (0,))
+        size_N = sizes[torch.randint(len(sizes), (document.number,), generator=rng)]
+        begins_BL = document.having(starts_BL).long()
+        block_BL = number_blocks(batch.position, begins_BL, size_N[document.index_BL])
+        drawn = draw_levels(document, runs(batch.segment, block_BL), schedule, config.mixture, rng)
+        closed_N = (size_N == 0) & (torch.rand(document.number, generator=rng) < 0.5)
+        given_BL = given_spans(document, config.given, rng) & (size_N == 0)[document.index_BL]
+        given_BL |= starts_BL | (closed_N[document.index_BL] & (batch.ids == special.eos))
+        sigma_BL = torch.where(given_BL, 0.0, drawn.sigma_BL)
+        if config.streams == 1:
+            layout = Layout.one_stream(batch.segment, batch.position, block_BL)
+            return Draw(batch.ids, sigma_BL, drawn.shared_BL, layout)
+        layout = Layout.two_streams(batch.segment, batch.position, block_BL)
+        clean_BL = torch.zeros_like(sigma_BL)
+        return Draw(twice(batch.ids), torch.cat([clean_BL, sigma_BL], 1), twice(drawn.shared_BL), layout)
+
+    def loss(
+        self,
+        denoiser: Denoiser,
+        draw: Draw,
+        schedule: Schedule,
+        config: TrainingConfig,
+        *,
+        live: int,
+        special: Special,
+        self_conditioned: bool = False,
+    ) -> Outcome:
+        """Cross-entropy at every open position, and the optional terms."""
+        places = draw.places or Places.of(draw.sigma_BS, draw.layout)
+        table_VE, e_BSE = denoiser.embedding.table(), denoiser.embedding(draw.ids_BS)
+        assert draw.eps_BSE is not None
+        x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
+
+        def predict(self_cond_BSE: Tensor | None) -> Prediction:
+            return denoiser.predict(
+                x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE, draw.ids_BS, table_VE, places
+            )  # fmt: skip
+
+        self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step
+        if self_conditioned:
+            with torch.no_grad():
+                x0_NE = predict(None).in_chunks(lambda seen: seen.x0_NE)
+                self_cond_BSE.flatten(0, 1).index_copy_(0, places.open_N, x0_NE)
+        e_NE = different_rows(e_BSE.flatten(0, 1), places.open_N)
+        ids_N, sigma_N, shared_N = (t.flatten()[places.open_N] for t in (draw.ids_BS, draw.sigma_BS, draw.shared_BS))
+        weight_N = torch.ones_like(sigma_N) if draw.weight_BS is None else draw.weight_BS.flatten()[places.open_N]
+        terms = loss_terms(schedule, config)
+        terms_N3 = predict(self_cond_BSE).in_chunks(terms, sigma_N, e_NE, ids_N, weight_N)
+        loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
+        return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
+
+    def evaluator(self, network: Network, settings: Settings, shared: Evaluator) -> Evaluator:
+        """On blocks, finished ones are read from their keys and values; guidance reads everything twice instead."""
+        if settings.path.block and settings.one_pass:
+            return Cached(network, settings.window, read_noisy(network))
+        return shared
+
+    def next_tokens(
+        self,
+        denoiser: Denoiser,
+        ids_BL: Tensor,
+        real_BL: Tensor,
+        position_BL: Tensor,
+        open_BL: Tensor,
+        special: Special,
+    ) -> Prediction:
+        """Two streams in blocks of one token: each noisy token sees the clean ones before it."""
+        begins_B1 = (ids_BL[:, :1] == special.bos).long()
+        layout = Layout.two_streams(real_BL, position_BL, number_blocks(position_BL, begins_B1, 1))
+        e_BLE = denoiser.embedding(ids_BL)
+        x_BSE = torch.cat([e_BLE, torch.where(open_BL[..., None], 0.0, e_BLE)], 1)
+        sigma_BL = torch.where(open_BL, torch.inf, 0.0)
+        return denoiser.predict(
+            x_BSE, torch.cat([torch.zeros_like(sigma_BL), sigma_BL], 1), layout, ids_BL=twice(ids_BL)
+        )
+
+    def allows(self, settings: Settings) -> Settings:
+        """Everything."""
+        return settings
+
+    def allows_infilling(self, settings: Settings) -> None:
+        """Everything."""
+
+    def allows_price(self, name: str, path: Path | None) -> None:
+        """Every path and order."""
+
+
+def loss_terms(schedule: Schedule, config: TrainingConfig) -> Callable[..., Tensor]:
+    """What the loss asks of N open positions: loss, cross-entropy, and 1 where the likeliest token is right, [N, 3]."""
+
+    def terms(seen: Prediction, sigma_N: Tensor, e_NE: Tensor, ids_N: Tensor, weight_N: Tensor) -> Tensor:
+        cross_entropy_N = F.cross_entropy(seen.logits_NV, ids_N, reduction="none") * weight_N
+        loss_N = cross_entropy_N
+        if config.likelihood_weight:
+            loss_N = loss_N + config.likelihood_weight * likelihood_term(e_NE, seen.x0_NE, sigma_N, schedule)
+        if config.z_loss:
+            loss_N = loss_N + config.z_loss * z_term(seen.logits_NV, seen.context_free_NV)
+        return torch.stack([loss_N, cross_entropy_N, (seen.ids_N == ids_N).float()], 1)
+
+    return terms
+
+
+def likelihood_term(e_NE: Tensor, x0_NE: Tensor, sigma_N: Tensor, schedule: Schedule) -> Tensor:
+    """Integrand of the variational bound at a level drawn through the schedule, nats per position [N].
+
+    ``sigma^-3 |e - x0|^2 dsigma/du`` (VDM, arXiv 2107.00630, eq. 15, in variance-exploding form; RePlaid,
+    arXiv 2605.18530): its mean over u in [0, 1] is the diffusion term of the bound. 0 where sigma is inf, and at the
+    ends of the schedule, which are levels that a ramp or a spread was clipped to.
+    """
+    inside_N = (sigma_N > schedule.sigma_min) & (sigma_N < schedule.sigma_max)
+    level_N = torch.where(inside_N, sigma_N, schedule.sigma_max)
+    weight_N = level_N**-3 * schedule.derivative(schedule.u(level_N))
+    return torch.where(inside_N, weight_N * (e_NE - x0_NE).pow(2).sum(-1), 0.0)
+
+
+def z_term(logits_NV: Tensor, context_free_NV: Tensor) -> Tensor:
+    """Squared log-partition function of the Bayesian update, [N]: z-loss (PaLM, arXiv 2204.02311, section 5).
+
+    The evidence has a large partition function by right, so the drift that is held back is the context's alone.
+    """
+    return (logits_NV.logsumexp(-1) - context_free_NV.logsumexp(-1)) ** 2

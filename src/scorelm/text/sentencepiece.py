@@ -1,0 +1,241 @@
+"""A SentencePiece tokenizer with fixed special ids, a token for each digit, and bytes for what it has never seen.
+
+Byte-pair encoding as in SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226); a tokenizer is its model bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+
+import sentencepiece
+
+from scorelm.errors import InputError, brief, read_bounded, writing
+from scorelm.text.tokenizer import Special
+
+_SPECIAL = Special(bos=0, eos=1, pad=2, unk=3)
+_DIGITS = "0123456789"
+_BYTES = 256
+_LONGEST_LINE = 1 << 30  # bytes; SentencePiece drops longer lines, and this is the largest limit it takes
+_LEAST_COVERAGE = 0.98  # the smallest that SentencePiece takes
+_ERRORS_ONLY = 2
+_MOST_BYTES = 1 << 24  # of a model file: three times the largest in use
+
+
+class SentencePieceTokenizer:
+    """A `Tokenizer` whose special ids are ``<s>`` = 0, ``</s>`` = 1, ``<pad>`` = 2 and ``<unk>`` = 3.
+
+    Text is not normalised: ``decode(encode(text)) == text``, leading, trailing and repeated spaces and line breaks
+    included. The two exceptions are U+2581, SentencePiece's own sign for a space, which comes back as a space, and
+    characters outside the vocabulary of a model without byte fallback, which come back as ``⁇``.
+    """
+
+    special = _SPECIAL
+    """Ids of the special tokens."""
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+        """Wrap a loaded SentencePiece model; `train`, `load` and `from_bytes` call this.
+
+        Raises:
+            InputError: the model has other special ids, or its vocabulary is not UTF-8.
+        """
+        found = Special(*(getattr(processor, f"{name}_id")() for name in Special._fields))
+        if found != _SPECIAL:
+            raise InputError(
+                f"its special ids are {_describe(found)} (-1 means none), but {_describe(_SPECIAL)} are required: "
+                "train a new tokenizer with these ids"
+            )
+        try:
+            processor.id_to_piece(list(range(processor.vocab_size())))
+            processor.decode(list(range(processor.vocab_size())))
+        except UnicodeDecodeError:
+            raise InputError("its vocabulary is not UTF-8") from None
+        self._processor = processor
+
+    @classmethod
+    def train(cls, lines: Iterable[str], vocab_size: int, *, byte_fallback: bool = True) -> SentencePieceTokenizer:
+        """Train byte-pair encoding on lines of text, in memory; the same lines give the same tokenizer.
+
+        Args:
+            lines: the text; blank lines are skipped.
+            vocab_size: number of token ids, special ones, digits and bytes included.
+            byte_fallback: whether to spell what has no token in bytes. The rarest characters are then left to bytes
+                where the alphabet would fill more than half of the vocabulary; otherwise every character gets a token.
+
+        Raises:
+            InputError: there is no text, or it cannot support this vocabulary size; names the nearest that works.
+        """
+        texts = [line for line in lines if line.strip()]
+        reserved = len(_SPECIAL) + len(_DIGITS) + (_BYTES if byte_fallback else 0)
+        if not texts:
+            raise InputError("there is no text to train a tokenizer on")
+        if vocab_size <= reserved:
+            raise InputError(
+                f"vocabulary size {vocab_size} is too small: {reserved} tokens are reserved for special tokens, digits"
+                f"{' and bytes' if byte_fallback else ''}"
+            )
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                byte_fallback=byte_fallback,
+                character_coverage=_coverage(texts, (vocab_size - reserved) // 2) if byte_fallback else 1.0,
+                user_defined_symbols=list(_DIGITS),
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                max_sentence_length=_LONGEST_LINE,
+                num_threads=1,
+                minloglevel=_ERRORS_ONLY,
+                **{f"{name}_id": token for name, token in _SPECIAL._asdict().items()},
+            )
+        except RuntimeError as error:
+            raise InputError(_training_error(vocab_size, str(error))) from None
+        return cls.from_bytes(model.getvalue())
+
+    @classmethod
+    def from_bytes(cls, proto: bytes) -> SentencePieceTokenizer:
+        """Read a tokenizer from the bytes of a SentencePiece model.
+
+        Raises:
+            InputError: the bytes are not a SentencePiece model, or its special ids are not the required ones.
+        """
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = bool(proto) and processor.LoadFromSerializedProto(proto)
+        except (RuntimeError, UnicodeDecodeError):  # the latter where its error message quotes damaged bytes
+            loaded = False
+        if not loaded:
+            raise InputError("not a SentencePiece model, or a damaged one")
+        return cls(processor)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SentencePieceTokenizer:
+        """Read a tokenizer from a SentencePiece ``.model`` file.
+
+        Raises:
+            InputError: the file cannot be read, is damaged, or has other special ids; names the file.
+        """
+        try:
+            return cls.from_bytes(read_bounded(Path(path), _MOST_BYTES))
+        except OSError as error:
+            raise InputError(f"cannot read tokenizer {path}: {error.strerror}") from None
+        except InputError as error:
+            raise InputError(f"cannot use tokenizer {path}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the SentencePiece model to a file, all of it or nothing.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with writing(target):
+            try:
+                partial.write_bytes(self.to_bytes())
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of the SentencePiece model, which are the whole tokenizer."""
+        proto: bytes = self._processor.serialized_model_proto()
+        return proto
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        size: int = self._processor.vocab_size()
+        return size
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, without ``<s>`` and ``</s>``.
+
+        Raises:
+            InputError: the text has lone surrogates, as a command-line argument that is not UTF-8 has.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"not Unicode text: {brief(text)}") from None
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Return the token ids of a text that follows other text: no space is put before its first word.
+
+        The text is encoded behind a digit, which is then taken off again, since digits are tokens of their own. A
+        model trained elsewhere may merge digits with other characters; the space then stays.
+        """
+        ids = self.encode("0" + text)
+        for before in (1, 2):
+            if "".join(self.pieces(ids[:before])) in ("0", "▁0"):
+                return ids[before:]
+        return self.encode(text)
+
+    def encode_document(self, text: str) -> list[int]:
+        """Return the token ids of a text between ``<s>`` and ``</s>``."""
+        return [self.special.bos, *self.encode(text), self.special.eos]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids, skipping ``<s>``, ``</s>`` and ``<pad>``.
+
+        Any sequence of ids is safe: ``<unk>`` reads ``⁇`` and bytes that are not UTF-8 read U+FFFD.
+
+        Raises:
+            InputError: an id outside the vocabulary.
+        """
+        silent = (self.special.bos, self.special.eos, self.special.pad)
+        text: str = self._processor.decode([token for token in self._check(ids) if token not in silent])
+        return text
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Return the vocabulary entry of each id, special ones included; a leading ``▁`` is a space.
+
+        Raises:
+            InputError: an id outside the vocabulary.
+        """
+        return [self._processor.id_to_piece(token) for token in self._check(ids)]
+
+    def __reduce__(self) -> tuple[Callable[[bytes], SentencePieceTokenizer], tuple[bytes]]:
+        """Pickle as model bytes, so that worker processes and cache fingerprints see nothing else."""
+        return SentencePieceTokenizer.from_bytes, (self.to_bytes(),)
+
+    def _check(self, ids: Iterable[int]) -> list[int]:
+        tokens = [int(token) for token in ids]
+        for token in tokens:
+            if not 0 <= token < self.vocab_size:
+                raise InputError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+        return tokens
+
+
+def _describe(ids: Special) -> str:
+    return ", ".join(f"{name} {token}" for name, token in ids._asdict().items())
+
+
+def _coverage(texts: list[str], most: int) -> float:
+    """Share of the text that its ``most`` commonest characters make up; the others become bytes."""
+    counts = Counter(chain.from_iterable(texts))
+    if len(counts) <= most:
+        return 1.0
+    return max(_LEAST_COVERAGE, sum(count for _, count in counts.most_common(most)) / counts.total())
+
+
+def _training_error(vocab_size: int, message: str) -> str:
+    if too_large := re.search(r"<=\s*(\d+)\.?\s*$", message):
+        return f"vocabulary size {vocab_size} is too large for this text: the largest that works is {too_large[1]}"
+    if too_small := re.search(r"required_chars\D*\d+ vs (\d+)", message):
+        return f"vocabulary size {vocab_size} is too small for this text: the smallest that works is {too_small[1]}"
+    return f"SentencePiece cannot train a vocabulary of {vocab_size} on this text: {message.strip()}"
+
+
+BOS, EOS, PAD, UNK = _SPECIAL
+Tokenizer = SentencePieceTokenizer

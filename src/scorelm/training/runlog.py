@@ -1,0 +1,148 @@
+"""What a run tells: metrics.jsonl, lines and a progress bar on stderr, samples.txt, and TensorBoard if asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from scorelm.errors import InputError, writing
+
+Say = Callable[[str], object]
+
+
+def speak(text: str) -> None:
+    """Write a line to stderr; drop it, rather than wait, where its reader has stopped reading or has gone."""
+    with suppress(OSError, ValueError):  # ValueError: stderr is closed, or is no file of the system
+        if select.select([], [sys.stderr.fileno()], [], 0)[1]:
+            print(text, file=sys.stderr, flush=True)
+
+
+class RateColumn(ProgressColumn):
+    """Loss and speed, from the task's fields."""
+
+    def render(self, task: Task) -> Text:
+        """The two figures as text."""
+        loss, speed = task.fields["loss"], task.fields["speed"]
+        return Text("" if loss is None else f"loss {loss:.3f}  {speed:,.0f} tokens/s", style="cyan")
+
+
+class RunLog:
+    """Writes metrics.jsonl and shows progress, on the main rank; a context manager.
+
+    Args:
+        out: the run directory.
+        step: where the run starts, or goes on from a checkpoint; later lines of metrics.jsonl are dropped.
+        tensorboard: also write TensorBoard's event files.
+        main: whether this rank writes and shows anything.
+        say: takes lines for people; with the default there is a bar as well where stderr is a terminal.
+    """
+
+    def __init__(self, out: Path, step: int, tensorboard: bool = False, main: bool = True, say: Say = speak) -> None:
+        self.path = out / "metrics.jsonl" if main else Path(os.devnull)
+        with writing(self.path):
+            if main:
+                drop_lines_after(self.path, step)
+            self.file = self.path.open("a", encoding="utf-8")
+        self.tensorboard = tensorboard_writer(out) if main and tensorboard else None
+        console = Console(stderr=True, quiet=not main)
+        self.show_bar = main and say is speak and console.is_terminal
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            RateColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=console, disable=not self.show_bar,
+        )  # fmt: skip
+        self.task = self.progress.add_task("training", total=1.0, loss=None, speed=0.0)
+        self._say = say if main else drop
+        self.said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+    def advance(self, step: int, share: float) -> None:
+        """Move the bar to `share` (0 to 1) of the run."""
+        self.progress.update(self.task, completed=share, description=f"step {step:,}")
+
+    def write(self, metrics: dict[str, Any], share: float) -> None:
+        """Write one line of metrics.jsonl; where there is no bar, also say one every ten seconds."""
+        with writing(self.path):
+            self.file.write(json.dumps(metrics) + "\n")
+            self.file.flush()
+        loss, speed = metrics["loss"], metrics["tokens_per_second"]
+        self.progress.update(self.task, loss=loss, speed=speed)
+        if not self.show_bar and time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            self._say(
+                f"{share:4.0%}  step {metrics['step']:,}  loss {'none' if loss is None else f'{loss:.3f}'}  "
+                f"{speed:,.0f} tokens/s  packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}"
+            )
+        if self.tensorboard is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self.tensorboard.add_scalar(name, value, metrics["step"])
+
+    def say(self, text: str) -> None:
+        """Say a line, above the bar if there is one."""
+        if self.show_bar:
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._say(text)
+
+
+def drop(text: str) -> None:
+    """Say nothing."""
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines that a killed run wrote after its last checkpoint, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    draft = path.with_suffix(".writing")
+    draft.write_text("".join(kept), encoding="utf-8")
+    draft.replace(path)
+
+
+def append_samples(path: Path, step: int, texts: Iterable[str]) -> None:
+    """Append the samples of a step to samples.txt."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(f"step {step}\n" + "".join(f"  {text}\n" for text in texts))
+
+
+def tensorboard_writer(out: Path) -> Any:
+    """TensorBoard's writer for the run.
+
+    Raises:
+        InputError: the extra is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("tensorboard is not installed: pip install 'scorelm[tensorboard]'") from None
+    return SummaryWriter(str(out / "tensorboard"))

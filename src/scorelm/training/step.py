@@ -1,0 +1,247 @@
+"""One optimiser step: rows with their noise drawn, their loss, its gradients, and the update of the weights.
+
+Every draw is seeded by (seed, step, shard), so that a run that was interrupted and resumed repeats the uninterrupted
+one bit for bit, on however many ranks its rows are shared out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from scorelm.config.recipe import Recipe
+from scorelm.device import check_compiler, pick_device, pick_dtype
+from scorelm.model.denoiser import Denoiser
+from scorelm.model.layout import Layout
+from scorelm.noise.schedule import Schedule
+from scorelm.objectives import OBJECTIVES
+from scorelm.objectives.objective import Batch, Draw, Objective, Outcome, Places
+from scorelm.parallel import Ranks, gather_tensor, gather_weights, hold_gradients, replicate, shard
+from scorelm.text.packing import first_fit
+from scorelm.text.tokenizer import Special
+from scorelm.training.data import Shard, TrainingData
+from scorelm.training.optimizer import make_averages, make_optimizers, set_learning_rate
+
+HELDOUT_BATCHES = 4
+WHOLE_STEP = 2**31
+"""Stands in the place of a shard's number where something is drawn for the whole step."""
+WIDTH_MULTIPLE = 64
+"""Narrowed rows have a multiple of so many positions: kernels are prepared for each width that occurs."""
+
+
+def seeded_generator(*words: int) -> torch.Generator:
+    """A CPU generator whose numbers depend on nothing but these words."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) % 2**63)
+
+
+def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
+    """A packed batch as tensors."""
+    return Batch(*(torch.from_numpy(arrays[name]) for name in Batch._fields))
+
+
+def draw_step(
+    shards: Sequence[Shard], data: TrainingData, recipe: Recipe, schedule: Schedule, step: int
+) -> list[tuple[Batch, Draw]]:
+    """This rank's rows of a step's batches, `accumulation` of them.
+
+    A shard's noise comes from a generator seeded by (seed, step, shard), for all of its rows, so that a row's noise
+    does not depend on which rank computes it.
+    """
+    draw, special = OBJECTIVES[recipe.training.objective].draw, data.tokenizer.special
+    rngs = [seeded_generator(recipe.training.seed, step, shard.index) for shard in shards]
+    batches = []
+    for _ in range(recipe.training.accumulation):
+        parts = []
+        for shard, rng in zip(shards, rngs, strict=True):
+            batch = to_batch(next(shard.batches))
+            drawn = draw(batch, recipe.noise, schedule, special, rng).with_noise(recipe.model.embedding_dim, rng)
+            parts.append(take_rows(batch, drawn, shard.rows))
+        batches.append(concatenate(parts))
+    return batches
+
+
+def draw_heldout(data: TrainingData, recipe: Recipe, schedule: Schedule) -> list[Draw]:
+    """A few held-out batches with noise that is always the same."""
+    draw, special = OBJECTIVES[recipe.training.objective].draw, data.tokenizer.special
+    draws = []
+    for k, arrays in enumerate(islice(data.heldout_batches(recipe), HELDOUT_BATCHES)):
+        rng = seeded_generator(1, k)
+        drawn = draw(to_batch(arrays), recipe.noise, schedule, special, rng)
+        draws.append(drawn.with_noise(recipe.model.embedding_dim, rng))
+    return draws
+
+
+def draw_first_pass(recipe: Recipe, step: int) -> bool:
+    """Whether a step feeds a first estimate back, which is drawn once for all ranks."""
+    chance = float(torch.rand((), generator=seeded_generator(recipe.training.seed, step, WHOLE_STEP)))
+    return self_conditions(recipe) and chance < recipe.training.self_conditioning
+
+
+def self_conditions(recipe: Recipe) -> bool:
+    """Whether any step of a run feeds a first estimate back."""
+    return OBJECTIVES[recipe.training.objective].self_conditions and recipe.training.self_conditioning > 0
+
+
+def take_rows(batch: Batch, draw: Draw, rows: slice) -> tuple[Batch, Draw]:
+    """Some rows of a batch and of its draw."""
+    return Batch(*(t_BL[rows] for t_BL in batch)), draw.map(lambda t: t[rows])
+
+
+def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
+    """One batch of the rows of all parts, which are drawn in the same way."""
+    if len(parts) == 1:
+        return parts[0]
+    batches, draws = zip(*parts, strict=True)
+
+    def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        present = [t for t in tensors if t is not None]
+        return torch.cat(present) if present else None
+
+    ids, sigma, shared, layouts, weights, eps, _ = zip(*draws, strict=True)
+    names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
+    layout = Layout(*(torch.cat([getattr(one, name) for one in layouts]) for name in names))
+    draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps))
+    return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
+
+
+def to_device(draw: Draw, device: torch.device) -> Draw:
+    """The draw on a device, with its places, which are found on the host so that nothing waits for the device."""
+    draw = narrow_rows(draw) if device.type == "cpu" else draw
+    places = Places.of(draw.sigma_BS, draw.layout)
+
+    def move(t: Tensor) -> Tensor:
+        return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
+
+    return draw.map(move)._replace(places=Places(*map(move, places)))
+
+
+def narrow_rows(draw: Draw) -> Draw:
+    """The same documents in narrower rows, where the longest of them takes half of a row or less.
+
+    Attention costs the square of a row's length, however short the documents in it are.
+    """
+    segment_BS = draw.layout.segment_BL
+    length = segment_BS.shape[1]
+    document_P = (segment_BS + (segment_BS.amax() + 1) * torch.arange(len(segment_BS))[:, None]).flatten()
+    place_N = (segment_BS.flatten() > 0).nonzero().squeeze(1)
+    _, extent_D = torch.unique(document_P[place_N], return_counts=True)
+    width = -(-int(extent_D.max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE if len(extent_D) else length
+    if 2 * width > length:
+        return draw
+    pieces = place_N[document_P[place_N].argsort(stable=True)].numpy()
+    index_RW = torch.from_numpy(first_fit(np.split(pieces, extent_D.cumsum(0)[:-1].numpy()), width))
+    real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
+    narrow = draw.map(lambda t_BS: t_BS.flatten(0, 1)[at_RW])
+    layout = replace(narrow.layout, segment_BL=torch.where(real_RW, document_P[at_RW], 0))
+    return narrow._replace(sigma_BS=narrow.sigma_BS.where(real_RW, 0.0), layout=layout)
+
+
+class Loss(nn.Module):
+    """A denoiser with its loss as `forward`, which is what DDP and FSDP watch."""
+
+    def __init__(self, denoiser: Denoiser, objective: Objective, special: Special) -> None:
+        super().__init__()
+        self.denoiser, self.objective, self.special = denoiser, objective, special
+
+    def forward(self, draw: Draw, *settings: Any, **how: Any) -> Outcome:
+        return self.objective.loss(self.denoiser, draw, *settings, special=self.special, **how)
+
+
+class Learner:
+    """What a step changes: the weights, their averages and the optimisers' moments.
+
+    Args:
+        recipe: sizes of the model and how it is trained.
+        data: for its tokenizer, and for how often each token occurs.
+        ranks: who takes part.
+    """
+
+    def __init__(self, recipe: Recipe, data: TrainingData, ranks: Ranks) -> None:
+        self.config, self.special, self.ranks = recipe.training, data.tokenizer.special, ranks
+        self.device = pick_device(self.config.device)
+        self.dtype = pick_dtype(self.config.precision, self.device)
+        torch.manual_seed(self.config.seed)
+        self.denoiser = Denoiser(recipe.model, data.tokenizer.vocab_size)
+        self.denoiser.set_prior(data.token_counts())
+        self.denoiser.to(self.device)
+        self.averages = make_averages(self.denoiser, self.config.ema)
+        self.losses = {
+            name: self._spread(cast(Denoiser, average.module), trained=False) for name, average in self.averages.items()
+        }
+        if self.config.compile:
+            check_compiler(self.device)
+            for layer in self.denoiser.backbone.layers:
+                layer.compile()
+        self.losses["weights"] = self._spread(self.denoiser, trained=True)
+        self.optimizers = make_optimizers(self.denoiser, self.config)
+
+    def _spread(self, denoiser: Denoiser, trained: bool) -> nn.Module:
+        """What computes a model's loss on this rank; only weights that are trained need to agree on gradients."""
+        objective = OBJECTIVES[self.config.objective]
+        loss = Loss(denoiser, objective, self.special)
+        if self.config.parallel == "fsdp" and self.ranks.world > 1:
+            shard(loss, denoiser.backbone.layers, self.dtype)
+        elif trained:
+            return replicate(loss, self.ranks, unused=not objective.self_conditions)
+        return loss
+
+    def loss(self, name: str, draw: Draw, schedule: Schedule, *, live: int, self_conditioned: bool) -> Outcome:
+        """The loss of the ``weights``, or of an average by its name; see `Objective.loss`."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outcome: Outcome = self.losses[name](
+                to_device(draw, self.device), schedule, self.config, live=live, self_conditioned=self_conditioned
+            )
+        return outcome
+
+    def compute_gradients(
+        self, draws: Sequence[Draw], schedule: Schedule, *, live: int, self_conditioned: bool
+    ) -> tuple[list[Outcome], float]:
+        """Gradients of the sum of the draws' losses, clipped; returns what each draw gave, and the norm before clipping.
+
+        DDP and FSDP take means over ranks, where a sum is wanted.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        outcomes = []
+        for k, draw in enumerate(draws):
+            with hold_gradients(self.losses["weights"], k < len(draws) - 1):
+                outcome = self.loss("weights", draw, schedule, live=live, self_conditioned=self_conditioned)
+                (outcome.loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]
+            outcomes.append(outcome)
+        norm = gather_tensor(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip))
+        return [outcome.on_host() for outcome in outcomes], float(norm)
+
+    def update(self, lr: float) -> None:
+        """Move the weights along their gradients, and their averages after them."""
+        set_learning_rate(self.optimizers, lr)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for average in self.averages.values():
+            average.update_parameters(self.denoiser)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """All of the ``weights``, or of an average by its name, on the main rank's CPU; every rank must call it."""
+        return gather_weights(self.averages[name].module if name in self.averages else self.denoiser)
+
+    def tensors(self) -> dict[str, Any]:
+        """What a checkpoint keeps: weights, averages and moments, of each only this rank's part."""
+        return {
+            "model": self.denoiser.state_dict(),
+            "optimizer": get_optimizer_state_dict(self.denoiser, self.optimizers),
+            "ema": {name.replace(".", "_"): average.state_dict() for name, average in self.averages.items()},
+        }
+
+    def load_tensors(self, tensors: dict[str, Any]) -> None:
+        """Go on from what `tensors` gave."""
+        self.denoiser.load_state_dict(tensors["model"])
+        set_optimizer_state_dict(self.denoiser, self.optimizers, tensors["optimizer"])
+        for name, average in self.averages.items():
+            average.load_state_dict(tensors["ema"][name.replace(".", "_")])

@@ -1,0 +1,172 @@
+"""What the tests of training share: a text, recipes for it, whole runs, and a process that forks runs of the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scorelm.config.recipe import Recipe
+from scorelm.config.toml import to_toml
+from scorelm.training import train
+
+TINY = {
+    "data": {"vocab_size": 300, "max_length": 32},
+    "model": {"dim": 32, "layers": 2, "embedding_dim": 8},
+    "training": {"rows": 4, "log_every": 1, "warmup": 3, "sample_every": 0, "ema": [0.9, 0.5], "device": "cpu"},
+}
+
+
+def train_words(out: Path, recipe: Recipe, *flags: str) -> list[str]:
+    """The command that starts a run, or resumes it."""
+    start = ["--resume"]
+    if not any(out.glob("checkpoints/step-*")):
+        start = ["--recipe", str(out.with_name(f"{out.name}.toml"))]
+        Path(start[1]).write_text(to_toml(recipe))
+    return ["train", "--out", str(out), *start, *flags]
+
+
+class Tools:
+    """Functions that several test files need."""
+
+    @staticmethod
+    def recipe(text: Path, more: dict[str, Any] | None = None, **training: Any) -> Recipe:
+        """The recipe of a tiny run, with other options of training, and of the rooms in `more`."""
+        rooms = {room: TINY.get(room, {}) | (more or {}).get(room, {}) for room in (*TINY, "noise")}
+        rooms["data"] |= {"source": str(text)}
+        rooms["training"] |= training
+        return Recipe.model_validate(rooms)
+
+    train_words = staticmethod(train_words)
+
+    @staticmethod
+    def train(recipe: Recipe, out: Path, **how: Any) -> list[str]:
+        """What a run in this process says."""
+        said: list[str] = []
+        assert train(recipe, out, say=said.append, **how) == out / "model"
+        return said
+
+    @staticmethod
+    def log(out: Path) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    @classmethod
+    def losses(cls, out: Path) -> list[float]:
+        return [line["loss"] for line in cls.log(out)]
+
+    @staticmethod
+    def weights(out: Path) -> dict[str, torch.Tensor]:
+        return load_file(out / "model" / "model.safetensors")
+
+    @classmethod
+    def assert_same(cls, one: Path, other: Path) -> None:
+        """Two runs have equal losses, and models that are equal bit for bit."""
+        assert cls.losses(one) == cls.losses(other)
+        ours, theirs = cls.weights(one), cls.weights(other)
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+        assert (one / "model" / "config.json").read_text() == (other / "model" / "config.json").read_text()
+
+    @staticmethod
+    def checkpoints(out: Path) -> list[int]:
+        """The steps of a run's checkpoints, all of which have to be sound."""
+        steps = []
+        for path in sorted((out / "checkpoints").glob("step-*")):
+            written = json.loads((path / "checksums.json").read_text())["files"]
+            found = {p.name: p.read_bytes() for p in path.iterdir() if p.name != "checksums.json"}
+            sums = {name: [len(v), blake2b(v, digest_size=32).hexdigest()] for name, v in found.items()}
+            assert sums == {name: [v["size"], v["blake2b"]] for name, v in written.items()}, path
+            steps.append(int(path.name.removeprefix("step-")))
+        return steps
+
+
+class Forks:
+    """Starts runs of the command, with faults, as children of one process that has imported everything.
+
+    Each child computes with two threads, as the command does where there are two cores.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("forks.py"))]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        self.server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.errors = directory / "errors"
+
+    def begin(self, *words: str, errors: Path | None = None, world: int = 1, **fault: Any) -> list[int]:
+        """Start a command on `world` ranks; returns their process ids."""
+        for path in self.errors.parent.glob(f"{self.errors.name}*"):
+            path.unlink()
+        job = {"arguments": words, "errors": str(errors or self.errors), "world": world, "fault": fault}
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        self.pids: list[int] = json.loads(self.server.stdout.readline())
+        return self.pids
+
+    def end(self, patience: float = 120) -> int:
+        """The exit code, of the first rank that failed if one did; what hangs is killed."""
+        assert self.server.stdout is not None
+        watch = threading.Timer(patience, lambda: [os.kill(pid, signal.SIGKILL) for pid in self.pids])
+        watch.start()
+        try:
+            return int(self.server.stdout.readline())
+        finally:
+            watch.cancel()
+
+    def __call__(self, *words: str, **how: Any) -> tuple[int, str]:
+        """A command's exit code and what it said on stderr."""
+        self.begin(*words, **how)
+        return self.end(), self.errors.read_text()
+
+    def output(self, *words: str, world: int = 1) -> str:
+        """What a command that succeeds prints."""
+        code, errors = self(*words, world=world)
+        assert (code, "Warning" in errors) == (0, False), errors
+        return Path(f"{self.errors}.stdout").read_text()
+
+    def train(self, out: Path, recipe: Recipe, *flags: str, **how: Any) -> tuple[int, str]:
+        """Start a run, or resume it if it has a checkpoint; its exit code and what it said on stderr."""
+        return self(*train_words(out, recipe, *flags), **how)
+
+
+@pytest.fixture(scope="package")
+def tools() -> type[Tools]:
+    return Tools
+
+
+@pytest.fixture(scope="package")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    names, verbs, things = ["Ruth", "Saul", "Amos", "Leah"], ["sees", "eats", "sells", "hides"], ["figs", "oil", "corn"]
+    lines = [f"{a} {v} {t} and {b} {w}" for a in names for v in verbs for t in things for b in names for w in verbs]
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text("".join(f"{line} {k}.\n" for k, line in enumerate(lines)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="package")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    assert forks.server.stdin is not None
+    forks.server.stdin.close()
+    forks.server.wait()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As the command computes where there are two cores; tests have one thread otherwise."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
