@@ -2,16 +2,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo check test test-all clean
 
 demo: .venv/installed
 	$(BIN)/scorelm demo
 
-test: .venv/installed
+# Lint, types and the fast tests, for every change.
+check: .venv/installed lint
+	$(BIN)/pytest -m 'not thorough and not slow'
+
+# What CI runs.
+test: .venv/installed lint
+	$(BIN)/pytest -m 'not slow'
+
+# Long campaigns too; docs/testing.md has the last result.
+test-all: .venv/installed lint
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

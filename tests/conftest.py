@@ -1,5 +1,67 @@
-"""Settings that every test shares."""
+"""Settings and small things that every test shares."""
 
+import pytest
 import torch
+from torch import nn
+
+from scorelm.config.generation import Generation
+from scorelm.config.recipe import ModelConfig
+from scorelm.noise.schedule import Log, Schedule
+from scorelm.objectives import OBJECTIVES
+from scorelm.sampling.evaluator import Network
+from scorelm.sampling.loop import Loop
+from scorelm.sampling.request import Settings
+from scorelm.text.tokenizer import Special
 
 torch.set_num_threads(1)
+SPECIAL = Special(0, 1, 2, 3)
+LINES = [
+    "in the beginning god created the heaven and the earth",
+    "and the earth was without form and void",
+    "and god said let there be light and there was light",
+    "he called the light day and the darkness night 12",
+] * 5
+
+
+@pytest.fixture(scope="session")
+def special() -> Special:
+    """The special ids of every tokenizer here."""
+    return SPECIAL
+
+
+@pytest.fixture(scope="session")
+def make_lm():
+    """Makes a model of random weights, in which every rounding shows."""
+    from scorelm import ScoreLM, Tokenizer
+
+    def make(objective="score", lengths=(*[0] * 5, *[1] * 40), schedule: Schedule | None = None, **config):
+        torch.manual_seed(0)
+        tokenizer = Tokenizer.train(LINES, 50, byte_fallback=False)
+        sizes = {"dim": 32, "layers": 2, "heads": 2, "hidden": 64, "embedding_dim": 16} | config
+        lm = ScoreLM(ModelConfig(**sizes), tokenizer, schedule or Log(0.7, 20.0), list(lengths), objective=objective)
+        for parameter in lm.denoiser.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        nn.init.normal_(lm.denoiser.context.weight, std=0.5)
+        return lm.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def settings_of():
+    """Settings from the options of a request: ``settings_of(path="uniform", steps=6)``."""
+
+    def settings(options: type[Generation] = Generation, window: int = 0, **values) -> Settings:
+        return Settings.of(options.of(**values), window=window)
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def loop_of():
+    """A loop around any denoiser, for tests that stand below `ScoreLM`."""
+
+    def loop(denoiser, schedule: Schedule, objective: str = "score", precision: str = "float32") -> Loop:
+        return Loop(Network(denoiser, SPECIAL, precision), schedule, OBJECTIVES[objective].evaluator)
+
+    return loop

@@ -88,7 +88,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.denoiser.prior.device
+        return self.denoiser.embedding.weight.device
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **hub_options: Any) -> Self:  # type: ignore[override]

@@ -1,23 +1,25 @@
-"""A law over short documents whose posterior is known: every text is enumerated and Bayes' rule is summed over all.
+"""Laws over short documents whose posterior is known: every text is enumerated and Bayes' rule is summed over all.
 
 `Exact` stands where the denoiser stands. It reads noisy embeddings, levels and layout as a network would, by its own
-reading of the visibility rule, and knows what is cached from the keys alone, in which it writes its token ids.
+reading of the visibility rule, and knows what is cached from the keys only, in which it writes its token ids.
 """
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from scorelm.config.recipe import Size
 from scorelm.evaluation.rows import batches
-from scorelm.model.denoiser import Posterior
 from scorelm.model.embedding import Embedding
-from scorelm.text.sentencepiece import BOS, EOS, PAD
+from scorelm.model.prediction import Prediction
+
+from ..conftest import SPECIAL
 
 F64 = torch.float64
+BOS, EOS, PAD, UNK = SPECIAL
 REAL = 4  # ids 0 to 3 are special
 LOW = -1e6
 """Log-likelihood of what cannot be; finite, so that it may be multiplied by 0."""
@@ -25,29 +27,18 @@ EVERYTHING = 10**9
 
 
 class Law:
-    """A Markov chain over K tokens from `lengths[0]` to `lengths[1]` of them, then ``</s>``.
+    """A law over texts: words of tokens from 0 with the chance of each, between ``<s>`` and ``</s>``."""
 
-    Every length is as likely as the next; `first` and `then` are rows of transition probabilities.
-    """
-
-    def __init__(self, first, then, lengths):
-        self.vocab, self.lengths = REAL + len(first), lengths
-        texts, chance = [], []
-        for length in range(lengths[0], lengths[1] + 1):
-            for word in itertools.product(range(len(first)), repeat=length):
-                p = first[word[0]] / (lengths[1] - lengths[0] + 1)
-                for a, b in itertools.pairwise(word):
-                    p *= then[a][b]
-                texts.append([BOS, *(REAL + w for w in word), EOS])
-                chance.append(p)
-        self.texts = texts
+    def __init__(self, words, chance):
+        self.vocab = REAL + 1 + max(map(max, words))
+        self.texts = [[BOS, *(REAL + w for w in word), EOS] for word in words]
         self.p_M = torch.tensor(chance, dtype=F64)
         assert abs(float(self.p_M.sum()) - 1) < 1e-12
-        self.at_MP = torch.full((len(texts), lengths[1] + 2), PAD)
-        for m, text in enumerate(texts):
+        self.at_MP = torch.full((len(words), max(map(len, self.texts))), PAD)
+        for m, text in enumerate(self.texts):
             self.at_MP[m, : len(text)] = torch.tensor(text)
         self.hot_PVM = nn.functional.one_hot(self.at_MP, self.vocab).permute(1, 2, 0).double()
-        self.length_M = torch.tensor([len(text) for text in texts])
+        self.length_M = torch.tensor([len(text) for text in self.texts])
 
     @property
     def nats_M(self):
@@ -57,7 +48,8 @@ class Law:
     @property
     def closed_nats_M(self):
         """-log p of every text given its length."""
-        return -(self.p_M * (self.lengths[1] - self.lengths[0] + 1)).log()
+        of_length_L = torch.zeros(int(self.length_M.max()) + 1, dtype=F64).index_add(0, self.length_M, self.p_M)
+        return -(self.p_M / of_length_L[self.length_M]).log()
 
     def mean(self, value_M):
         """Expectation under the law."""
@@ -71,15 +63,32 @@ class Law:
         both_M = same_M & (self.at_MP[:, place] == self.at_MP[m, place])
         return -math.log(float(self.p_M[both_M].sum() / self.p_M[same_M].sum()))
 
+    def after(self, prefix):
+        """p of the next token after a prefix, [V]."""
+        p_V = torch.zeros(self.vocab, dtype=F64)
+        for text, p in zip(self.texts, self.p_M, strict=True):
+            if text[: len(prefix)] == prefix and len(text) > len(prefix):
+                p_V[text[len(prefix)]] += p
+        return p_V / p_V.sum()
+
 
 def make_law(tokens=4, lengths=(4, 4), strength=0.85, seed=0):
-    """Each token is followed by one of its own with probability `strength`, or else by any, unequally."""
+    """A Markov chain of `lengths[0]` to `lengths[1]` tokens, every length as likely as the next.
+
+    Each token is followed by one of its own with probability `strength`, or else by any, unequally.
+    """
     gen = torch.Generator().manual_seed(seed)
     first = torch.rand(tokens, dtype=F64, generator=gen) + 0.2
     rest = torch.rand(tokens, tokens, dtype=F64, generator=gen) + 0.2
     then = (1 - strength) * rest / rest.sum(1, keepdim=True)
     then += strength * torch.eye(tokens, dtype=F64).roll(1, 1)
-    return Law((first / first.sum()).tolist(), then.tolist(), lengths)
+    first, then, words, chance = (first / first.sum()).tolist(), then.tolist(), [], []
+    for length in range(lengths[0], lengths[1] + 1):
+        for word in itertools.product(range(tokens), repeat=length):
+            steps = [then[a][b] for a, b in itertools.pairwise(word)]
+            words.append(word)
+            chance.append(first[word[0]] * math.prod(steps) / (lengths[1] - lengths[0] + 1))
+    return Law(words, chance)
 
 
 class Seen(NamedTuple):
@@ -87,29 +96,42 @@ class Seen(NamedTuple):
 
     x_BLE: torch.Tensor
     sigma_BL: torch.Tensor
-    live_BL: torch.Tensor
+    open_BL: torch.Tensor
     logits_NV: torch.Tensor
 
 
 class Exact(nn.Module):
-    """The posterior of a law, by enumeration; `sharpness` other than 1 makes it wrong."""
+    """The posterior of a law, by enumeration; `sharpness` other than 1 makes it wrong.
 
-    def __init__(self, law, dim=8, seed=0, sharpness=1.0):
+    Args:
+        law: whose posterior it is.
+        dim: size of the embeddings, which are random unless `table` gives them.
+        sharpness: multiplies the logits.
+        table: embeddings of all tokens, before they are normalised.
+    """
+
+    def __init__(self, law, dim=8, sharpness=1.0, table=None):
         super().__init__()
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.embedding = Embedding(law.vocab, dim)
+            torch.manual_seed(0)
+            self.embedding = Embedding(law.vocab, dim if table is None else table.shape[1])
+        if table is not None:
+            self.embedding.weight.data.copy_(table)
         self.law, self.sharpness = law, sharpness
-        self.size = Size(dim=1, layers=1, heads=1, hidden=1)
+        self.backbone = SimpleNamespace(kv_shape=(1, 1, 1))
         self.seen = []
         """What every evaluation was asked and answered."""
 
-    def live(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None):
-        law, table_VE = self.law, self.embedding.table().detach().double()
+    def predict(
+        self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None, places=None
+    ):  # fmt: skip
+        law, own_VE = self.law, self.embedding.table().detach()
         assert x_BLE.shape[:2] == sigma_BL.shape == layout.segment_BL.shape
-        live_BL = (sigma_BL > 0) & (layout.segment_BL > 0)
-        dot_BLV = x_BLE.double() @ table_VE.T
-        known_BLV = torch.where(torch.arange(law.vocab) == dot_BLV.argmax(-1, keepdim=True), 0.0, LOW).double()
+        open_BL = (sigma_BL > 0) & (layout.segment_BL > 0)
+        dot_BLV = x_BLE.double() @ own_VE.double().T
+        if ids_BL is None:
+            ids_BL = dot_BLV.argmax(-1)
+        known_BLV = torch.where(torch.arange(law.vocab) == ids_BL[..., None], 0.0, LOW).double()
         sigma_BL1 = sigma_BL.double()[..., None]
         evidence_BLV = torch.where(sigma_BL1 > 0, dot_BLV / sigma_BL1.clamp(min=1e-6) ** 2, known_BLV)
         evidence_BLV[sigma_BL.isinf()] = 0.0
@@ -117,7 +139,7 @@ class Exact(nn.Module):
         key = [layout.segment_BL, layout.block_BL, layout.stream_BL, layout.position_BL]
         query = key[:3]
         if layout.past is not None:
-            ids_BL11 = dot_BLV.argmax(-1).float()[..., None, None]
+            ids_BL11 = ids_BL.float()[..., None, None]
             ids_BK, _ = layout.past.before(ids_BL11, ids_BL11)
             past = layout.past.layout
             behind = [past.segment_BL, past.block_BL, past.stream_BL, past.position_BL]
@@ -138,17 +160,14 @@ class Exact(nn.Module):
         p_BLV = torch.zeros(*sigma_BL.shape, law.vocab, dtype=F64)
         for place, hot_VM in enumerate(law.hot_PVM):
             p_BLV[layout.position_BL == place] = weight_BLM[layout.position_BL == place] @ hot_VM.T
-        logits_NV = (self.sharpness * p_BLV[live_BL].log()).float()
-        self.seen.append(Seen(x_BLE.clone(), sigma_BL.clone(), live_BL, logits_NV))
-        return Posterior(logits_NV, logits_NV, live_BL)
-
-    def estimate(self, logits_NV):
-        return logits_NV.softmax(-1) @ self.embedding.table()
+        logits_NV = (self.sharpness * p_BLV[open_BL].log()).float()
+        self.seen.append(Seen(x_BLE.clone(), sigma_BL.clone(), open_BL, logits_NV.clone()))
+        return Prediction.of(logits_NV, open_BL, own_VE if table_VE is None else table_VE)
 
 
 def one_batch(rows):
     """Rows in one batch, and for each of its lines which row it is."""
-    (batch,) = batches(rows, torch.device("cpu"), EVERYTHING)
+    (batch,) = batches(rows, torch.device("cpu"), SPECIAL, EVERYTHING)
     return batch, torch.tensor(batch.index)
 
 

@@ -125,6 +125,12 @@ def test_nothing_to_train_on(lines):
         Tokenizer.train(lines, 300)
 
 
+def test_text_that_is_not_unicode_is_refused_in_one_printable_line():
+    for refuse in (TOKENIZER.encode, lambda text: Tokenizer.train([*LINES, text], 340)):
+        with pytest.raises(InputError, match=r"^not Unicode text: light \\udcff$"):
+            refuse("light \udcff")
+
+
 def test_save_load_and_pickle_keep_the_bytes(tmp_path):
     path = tmp_path / "tokenizer.model"
     TOKENIZER.save(path)

@@ -1,10 +1,7 @@
 """Films: the page holds what was recorded, nothing in a text breaks out of it, and it plays in a browser."""
 
-import html.parser
 import io
-import json
 import math
-import shutil
 import sys
 from dataclasses import replace
 
@@ -13,40 +10,29 @@ import pytest
 import sentencepiece
 import torch
 from rich.console import Console
-from torch import nn
 
-from scorelm.config.recipe import ModelConfig
-from scorelm.lm import ScoreLM
-from scorelm.noise.schedule import Log
-from scorelm.sampling.generate import StepRecord
-from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
-from scorelm.viz.film import Film, check_suffix, film_data, page
+from scorelm.errors import InputError
+from scorelm.sampling.loop import StepRecord
+from scorelm.text.sentencepiece import SentencePieceTokenizer
+from scorelm.viz.figure import MOST_ROWS
+from scorelm.viz.files import fill_page
+from scorelm.viz.film import Film, check_suffix, film_data
 from scorelm.viz.frames import Token, spell
 from scorelm.viz.watch import Watch
 
+from .pages import HOSTILE, Reader
+
+BOS, EOS, PAD, UNK = SentencePieceTokenizer.special
 LINES = [
     "in the beginning god created the heaven and the earth",
     "and the earth was without form and void",
-    "and god said let there be light and there was light",
-    "he called the light day and the darkness night 12",
 ] * 5
 LENGTHS = [0] * 5 + [1, 2, 3, 4, 5, 4, 3, 2, 1, 1, 1]  # at most 15 tokens
-HOSTILE = "</script><script>window.broken=1</script><!--<img src=x onerror=alert(1)>&lt;${1}$x_1^$\u202eשלום🙂"
-CHROMIUM = "/usr/bin/chromium"
-QUIETLY = ["disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync"]
-ARGUMENTS = [f"--{name}" for name in ("headless", "no-sandbox", "disable-gpu", *QUIETLY)]
 
 
 @pytest.fixture(scope="module")
-def lm():
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(LINES, 50, byte_fallback=False)
-    config = ModelConfig(dim=32, layers=2, heads=2, hidden=64, embedding_dim=16)
-    lm = ScoreLM(config, tokenizer, Log(0.7, 20.0), LENGTHS)
-    for parameter in lm.denoiser.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    nn.init.normal_(lm.denoiser.context.weight, std=0.5)
-    return lm.eval()
+def lm(make_lm):
+    return make_lm(lengths=LENGTHS)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +44,7 @@ def bytewise():
         user_defined_symbols=["</script>", *"0123456789"], normalization_rule_name="identity", minloglevel=2,
         remove_extra_whitespaces=False, bos_id=BOS, eos_id=EOS, pad_id=PAD, unk_id=UNK,
     )  # fmt: skip
-    return Tokenizer.from_bytes(model.getvalue())
+    return SentencePieceTokenizer.from_bytes(model.getvalue())
 
 
 def shoot(lm, title="A title", **options):
@@ -82,29 +68,6 @@ def script(ids, **changes):
     return replace(StepRecord(1, sigma, torch.tensor([ids]), entropy, change, *counts), **changes)
 
 
-class Reader(html.parser.HTMLParser):
-    """The elements of a page, and what is in its JSON."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.inside, self.json = [], False, ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.inside = ("id", "film") in attrs
-
-    def handle_data(self, data):
-        self.json += data if self.inside else ""
-
-    def handle_endtag(self, tag):
-        self.inside = False
-
-
-def read(path):
-    return json.loads(Reader(path.read_text(encoding="utf-8")).json)
-
-
 # --- what is recorded -------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +75,7 @@ def read(path):
 def test_the_page_holds_the_records(lm, tmp_path, path):
     film, records, samples = shoot(lm, n=3, path=path, steps=7)
     film.save(tmp_path / "film.html")
-    data = read(tmp_path / "film.html")
+    data = Reader((tmp_path / "film.html").read_text(encoding="utf-8")).data
     assert (data["title"], data["subtitle"], data["norm"]) == ("A title", "scorelm sample", 4.0)
     assert data["steps"] == [0, *(record.step for record in records)]
     head = 1 + len(lm.tokenizer.encode("the"))
@@ -171,7 +134,7 @@ def test_another_generation_starts_the_film_over_and_memory_is_modest(lm):
 
 @pytest.mark.parametrize("norm", [0, -1.0, math.inf, math.nan])
 def test_a_norm_that_is_none_is_refused(lm, norm):
-    with pytest.raises(ValueError, match=f"{norm:g}"):
+    with pytest.raises(InputError, match=f"{norm:g}"):
         Film(lm.tokenizer, norm=norm)
 
 
@@ -201,72 +164,64 @@ def test_signs_that_move_a_cursor_are_shown_as_pictures(bytewise):
 def test_a_hostile_text_stays_text(bytewise, tmp_path):
     pytest.importorskip("matplotlib")
     assert "</script>" in bytewise.pieces(bytewise.encode("</script><script>"))
-    film = Film(bytewise, norm=4.0, title=HOSTILE, subtitle=HOSTILE + "{{film}}\ud800")
+    film = Film(bytewise, norm=4.0, title=HOSTILE, subtitle=HOSTILE + "\ud800")
     film(script([BOS, *bytewise.encode("</script><script>&lt; " + HOSTILE)]))
     for suffix in (".html", ".png", ".gif"):
         film.save(tmp_path / f"film{suffix}")
     honest = Film(bytewise, norm=4.0)
     honest(script([BOS, 300]))
-    text = (tmp_path / "film.html").read_text(encoding="utf-8")
-    assert Reader(text).tags == Reader(page(film_data(honest.rows(), honest))).tags
-    assert not set(Reader(text).json) & set("<>&")
-    data = read(tmp_path / "film.html")
-    assert (data["title"], data["subtitle"]) == (HOSTILE, HOSTILE + "{{film}}\ud800")
-    shown = "".join(data["tokens"][t]["text"] for t in data["rows"][0]["token"][-1])
+    found = Reader((tmp_path / "film.html").read_text(encoding="utf-8"))
+    assert found.tags == Reader(fill_page("film.html", film_data(honest.rows(), honest))).tags
+    assert not set(found.json) & set("<>&")
+    assert (found.data["title"], found.data["subtitle"]) == (HOSTILE, HOSTILE + "\ud800")
+    shown = "".join(found.data["tokens"][t]["text"] for t in found.data["rows"][0]["token"][-1])
     assert shown == "<s> </script><script>&lt; " + HOSTILE
 
 
-def test_sizes(lm, tmp_path):
-    pytest.importorskip("matplotlib")
-    film, *_ = shoot(lm, n=1, steps=32, length=15)
-    for suffix, most in ((".html", 40_000), (".png", 150_000), (".gif", 700_000)):
-        film.save(tmp_path / f"film{suffix}")
-        assert 5_000 < (tmp_path / f"film{suffix}").stat().st_size < most
-
-
-def test_pictures_open_and_have_their_frames(lm, tmp_path):
+def test_files_are_small_and_pictures_open_and_have_their_frames(lm, tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
-    film, *_ = shoot(lm, n=2, steps=9)
-    film.save(tmp_path / "film.PNG")
-    film.save(tmp_path / "film.gif")
+    film, *_ = shoot(lm, n=1, steps=32, length=15)
+    for name, most in (("film.html", 40_000), ("film.PNG", 150_000), ("film.gif", 700_000)):
+        film.save(tmp_path / name)
+        assert 5_000 < (tmp_path / name).stat().st_size < most
     with image.open(tmp_path / "film.PNG") as still, image.open(tmp_path / "film.gif") as moving:
-        assert still.format == "PNG" and still.width > 600 and len(still.convert("RGB").getcolors(2**24)) > 50
-        assert moving.format == "GIF" and moving.n_frames == 10 and moving.info["loop"] == 0
+        assert still.format == "PNG" and still.width > 500 and len(still.convert("RGB").getcolors(2**24)) > 50
+        assert moving.format == "GIF" and moving.n_frames == 33 and moving.info["loop"] == 0
 
 
 def test_a_long_film_is_thinned(lm, tmp_path, monkeypatch):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("scorelm.viz.figure.MOST_FRAMES", 12)
-    film, *_ = shoot(lm, n=1, steps=30, length=7)
+    monkeypatch.setattr("scorelm.viz.figure.MOST_FRAMES", 5)
+    film, *_ = shoot(lm, n=1, steps=12, length=7)
     film.save(tmp_path / "long.gif")
     with image.open(tmp_path / "long.gif") as moving:
-        assert moving.n_frames == 12
+        assert moving.n_frames == 5
 
 
 def test_no_more_than_four_rows_are_drawn(lm, tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
-    widths = []
-    for n in (1, 4, 6):
+    sizes = []
+    for n in (1, MOST_ROWS, MOST_ROWS + 2):
         film, *_ = shoot(lm, n=n, steps=1, length=9)
         film.save(tmp_path / "film.png")
         with image.open(tmp_path / "film.png") as still:
-            widths.append(still.width)
-    assert widths[0] < widths[1] == widths[2]
+            sizes.append(still.width)
+    assert MOST_ROWS == 4 and sizes[0] < sizes[1] == sizes[2]
 
 
 @pytest.mark.parametrize("name", ["film", "film.mp4", "film.html.txt", ".html", "html"])
 def test_another_suffix_is_refused(lm, tmp_path, name):
     for refuse in (check_suffix, shoot(lm, n=1, steps=1)[0].save):
-        with pytest.raises(ValueError, match=r"\.html, \.gif, \.png"):
+        with pytest.raises(InputError, match=r"\.html, \.gif, \.png"):
             refuse(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_directory_is_refused_and_good_names_are_not(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is not a directory"):
+    with pytest.raises(InputError, match="nowhere is not a directory"):
         check_suffix(tmp_path / "nowhere" / "film.html")
     pytest.importorskip("matplotlib")
     for name in ("film.html", "film.HTML", "a b.gif", "ü.png"):
@@ -278,7 +233,7 @@ def test_pictures_need_matplotlib_and_pages_do_not(lm, tmp_path, monkeypatch):
     film, *_ = shoot(lm, n=1, steps=1)
     for suffix in (".gif", ".png"):
         for refuse in (check_suffix, film.save):
-            with pytest.raises(ValueError, match=r"matplotlib is not installed: pip install 'scorelm\[viz\]'"):
+            with pytest.raises(InputError, match=r"matplotlib is not installed: pip install 'scorelm\[viz\]'"):
                 refuse(tmp_path / f"film{suffix}")
     film.save(tmp_path / "film.html")
     assert [path.name for path in tmp_path.iterdir()] == ["film.html"]
@@ -287,15 +242,15 @@ def test_pictures_need_matplotlib_and_pages_do_not(lm, tmp_path, monkeypatch):
 def test_nothing_recorded_is_refused(lm, tmp_path):
     film = Film(lm.tokenizer, norm=4.0)
     lm.generate(["the day"], length=2 + len(lm.tokenizer.encode("the day")), watch=film)
-    with pytest.raises(ValueError, match="every token was given"):
+    with pytest.raises(InputError, match="every token was given"):
         film.save(tmp_path / "film.html")
 
 
-def test_a_file_is_written_whole_or_not_at_all(lm, tmp_path, monkeypatch):
+def test_a_file_is_written_whole_or_not_at_all(lm, tmp_path):
     film, *_ = shoot(lm, n=1, steps=2)
     target = tmp_path / "film.html"
     target.write_text("old")
-    film.title = object()  # which is no JSON
+    film.title = object()  # is not JSON
     with pytest.raises(TypeError):
         film.save(target)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
@@ -303,7 +258,7 @@ def test_a_file_is_written_whole_or_not_at_all(lm, tmp_path, monkeypatch):
     film.save(target)
     assert '"new"' in target.read_text(encoding="utf-8") and list(tmp_path.iterdir()) == [target]
     (tmp_path / "taken.html").mkdir()
-    with pytest.raises(ValueError, match=r"cannot write .*taken\.html: Is a directory"):
+    with pytest.raises(InputError, match=r"cannot write .*taken\.html: Is a directory"):
         film.save(tmp_path / "taken.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.html", "taken.html"]
 
@@ -318,7 +273,7 @@ def test_the_terminal_shows_the_text(lm):
         watch.live.refresh()
         shown = Console(file=io.StringIO(), width=100)
         shown.print(watch.live.get_renderable())
-    assert "step 5  NFE 5" in shown.file.getvalue()
+    assert "step 5, 5 evaluations of the network" in shown.file.getvalue()
     for one in samples:
         assert one.text.replace(" ", "") in shown.file.getvalue().replace(" ", "")
     assert "\x1b[?25h" in console.file.getvalue()  # the cursor is back
@@ -329,7 +284,7 @@ def test_the_terminal_leaves_out_what_an_open_row_has_not_reached(lm):
     with Watch(lm.tokenizer, console) as watch:
         lm.generate(["the"], path="blocks:1", steps=1, watch=lambda record: record.step < 4 and watch(record))
         lines = watch.live.get_renderable().renderables
-    assert lines[0].plain == "step 3  NFE 3" and "·" not in lines[1].plain
+    assert lines[0].plain == "step 3, 3 evaluations of the network" and "·" not in lines[1].plain
 
 
 def test_markup_and_escapes_are_text_in_the_terminal(bytewise):
@@ -353,37 +308,6 @@ def test_without_a_terminal_nothing_is_shown(lm, capsys):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if shutil.which(CHROMIUM) is None:
-        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a page, and fails if it said anything on the console or asked for anything but itself."""
-    contexts, trouble = [], []
-
-    def open_page(path, **options):
-        contexts.append(browser.new_context(**options))
-        tab = contexts[-1].new_page()
-        tab.on("console", lambda message: trouble.append(message.text))
-        tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on("request", lambda request: request.url == path.as_uri() or trouble.append(request.url))
-        tab.goto(path.as_uri())
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert trouble == []
-
-
-@pytest.fixture(scope="module")
 def movie(lm, tmp_path_factory):
     """A page, and the samples in it."""
     path = tmp_path_factory.mktemp("film") / "film.html"
@@ -403,21 +327,23 @@ def texts(tab):
     )  # fmt: skip
 
 
-def test_the_page_plays_to_the_end(opened, movie):
+def test_the_page_plays_to_the_end(browser, movie):
     path, samples = movie
-    tab = opened(path)
+    tab = browser.open(path)
     assert tab.title() == tab.text_content("h1") == "A title" and tab.text_content("#subtitle") == "scorelm sample"
     tab.get_by_label("Speed").select_option("4")
     tab.get_by_text("step 12 of 12").wait_for()
     tab.get_by_label("Play").wait_for()
     assert texts(tab) == [one.text for one in samples]
+    assert tab.locator("main .nfe").all_text_contents() == ["12 evaluations of the network"] * 2
+    assert "the number of times that the network has been evaluated" in " ".join(tab.inner_text("footer").split())
     assert tab.locator("main .done:not(.control)").count() == sum(len(one.ids) - 2 for one in samples)
     assert tab.locator("main .given:not(.control)").first.inner_text() == "the"
 
 
-def test_keys_and_controls(opened, movie):
+def test_keys_and_controls(browser, movie):
     path, samples = movie
-    tab = opened(path, reduced_motion="reduce")
+    tab = browser.open(path, reduced_motion="reduce")
     assert step(tab) == 12 and texts(tab) == [one.text for one in samples]  # does not play by itself
     tab.keyboard.press("Home")
     assert step(tab) == 0 and tab.locator("main .blank").count() > 0
@@ -457,19 +383,19 @@ PIXEL = """([x, y]) => {
 }"""
 
 
-def test_noise_is_painted(opened, movie):
+def test_noise_is_painted(browser, movie):
     """Given rows are grey throughout, free ones go from the colour of no evidence to that of finished."""
-    tab = opened(movie[0], reduced_motion="reduce", color_scheme="light")
+    tab = browser.open(movie[0], reduced_motion="reduce", color_scheme="light")
     size = tab.evaluate("(({ width, height }) => [width, height])(document.querySelector('canvas'))")
     given, first, last = (tab.evaluate(PIXEL, place) for place in ([0, 0], [0, 6], [12, 6]))
     assert size == [13, len(movie[1][0].ids)]
     assert (given, first, last) == ([198, 200, 205], [241, 240, 234], [29, 66, 104])
 
 
-def test_light_and_dark(opened, movie):
+def test_light_and_dark(browser, movie):
     background = "getComputedStyle(document.body).backgroundColor"
     for scheme, other in (("light", "dark"), ("dark", "light")):
-        tab = opened(movie[0], color_scheme=scheme, reduced_motion="reduce")
+        tab = browser.open(movie[0], color_scheme=scheme, reduced_motion="reduce")
         found = {scheme: (tab.evaluate(background), tab.evaluate(PIXEL, [0, 6]))}
         tab.get_by_label("Light or dark").click()
         found[other] = (tab.evaluate(background), tab.evaluate(PIXEL, [0, 6]))
@@ -477,16 +403,16 @@ def test_light_and_dark(opened, movie):
         assert found["dark"] == ("rgb(21, 23, 28)", [34, 37, 45])
 
 
-def test_a_phone_needs_no_sideways_scrolling(opened, movie):
-    tab = opened(movie[0], viewport={"width": 320, "height": 640}, reduced_motion="reduce")
+def test_a_phone_needs_no_sideways_scrolling(browser, movie):
+    tab = browser.open(movie[0], width=320, height=640, reduced_motion="reduce")
     assert tab.evaluate("document.documentElement.scrollWidth") == 320
 
 
-def test_hostile_text_does_nothing_in_a_browser(opened, bytewise, tmp_path):
+def test_hostile_text_does_nothing_in_a_browser(browser, bytewise, tmp_path):
     film = Film(bytewise, norm=4.0, title=HOSTILE, subtitle=HOSTILE)
     film(script([BOS, *bytewise.encode(HOSTILE), 300]))
     film.save(tmp_path / "film.html")
-    tab = opened(tmp_path / "film.html", reduced_motion="reduce")
+    tab = browser.open(tmp_path / "film.html", reduced_motion="reduce")
     assert tab.text_content("h1") == tab.text_content("#subtitle") == HOSTILE
     assert texts(tab) == [HOSTILE + bytewise.pieces([300])[0].replace("▁", " ")]
     assert tab.evaluate("[window.broken, document.scripts.length, document.images.length]") == [None, 2, 0]

@@ -1,20 +1,17 @@
 """Reports: the page shows the figures, marks those that fool, draws the curves, and no text breaks out of it."""
 
-import html.parser
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from scorelm.viz.report import check_report, page, save_report
+from scorelm.errors import DiskError, InputError
+from scorelm.viz.report import check_report, save_report
 
-HOSTILE = "</script><script>window.broken=1</script><!--<img src=x onerror=window.broken=1>&lt;$1{{report}}\u202eשלום🙂"
-CHROMIUM = "/usr/bin/chromium"
-QUIETLY = ["disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync"]
-ARGUMENTS = [f"--{name}" for name in ("headless", "no-sandbox", "disable-gpu", *QUIETLY)]
+from .pages import HOSTILE, Reader
+
 PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy")
 LINES = [
     "And God said, Let there be light: and there was light.",
@@ -110,23 +107,9 @@ def autoregressive():
     return report
 
 
-class Reader(html.parser.HTMLParser):
-    """The elements of a page, and what is in its JSON."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.inside, self.json = [], False, ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.inside = ("id", "report") in attrs
-
-    def handle_data(self, data):
-        self.json += data if self.inside else ""
-
-    def handle_endtag(self, tag):
-        self.inside = False
+def saved(report, folder):
+    save_report(report, folder / "report.html")
+    return Reader((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def poison(value):
@@ -142,24 +125,23 @@ def poison(value):
 
 
 def test_the_page_holds_the_report(tmp_path):
-    save_report(whole(), tmp_path / "report.html")
-    assert json.loads(Reader((tmp_path / "report.html").read_text(encoding="utf-8")).json) == whole()
+    assert saved(whole(), tmp_path).data == whole()
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == whole()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 
 
-def test_nothing_ends_the_element_of_the_json():
-    hostile = Reader(page(poison(whole()) | {"judge": HOSTILE + "\ud800\u2028"}))
-    assert hostile.tags == Reader(page(whole())).tags
+def test_nothing_ends_the_element_of_the_json(tmp_path):
+    hostile = saved(poison(whole()) | {"judge": HOSTILE + "\ud800\u2028"}, tmp_path)
+    assert hostile.tags == saved(whole(), tmp_path).tags
     assert not set(hostile.json) & set("<>&") and hostile.json.isascii()
-    assert json.loads(hostile.json)["judge"] == HOSTILE + "\ud800\u2028"
+    assert hostile.data["judge"] == HOSTILE + "\ud800\u2028"
 
 
-def test_numbers_that_json_lacks_are_null():
+def test_numbers_that_json_lacks_are_null(tmp_path):
     report = whole()
     report["prices"][0] |= {"nats_per_token": math.nan, "terms": {"prior": math.inf}}
     report["frontier"][0]["perplexity"] = -math.inf
-    found = json.loads(Reader(page(report)).json)
+    found = saved(report, tmp_path).data
     assert found["prices"][0]["nats_per_token"] is found["prices"][0]["terms"]["prior"] is None
     assert found["frontier"][0]["perplexity"] is None and found["frontier"][1] == whole()["frontier"][1]
 
@@ -167,14 +149,14 @@ def test_numbers_that_json_lacks_are_null():
 @pytest.mark.parametrize("name", ["report", "report.pdf", "report.html.txt", ".html", "html"])
 def test_another_suffix_is_refused(tmp_path, name):
     for refuse in (check_report, lambda target: save_report(whole(), target)):
-        with pytest.raises(ValueError, match=r"ends in \.html, got '.*'$"):
+        with pytest.raises(InputError, match=r"must end in \.html, not '.*'$"):
             refuse(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_directory_is_refused_and_good_names_are_not(tmp_path):
     for refuse in (check_report, lambda target: save_report(whole(), target)):
-        with pytest.raises(ValueError, match=r"cannot write .*nowhere is not a directory$"):
+        with pytest.raises(InputError, match=r"cannot write .*nowhere is not a directory$"):
             refuse(tmp_path / "nowhere" / "report.html")
     for target in (None, Path("report.html"), tmp_path / "a b.HTML", tmp_path / "ü.html"):
         check_report(target)
@@ -195,14 +177,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     for name in ("write_text", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(Path, name, full)
-            with pytest.raises(ValueError, match=r"cannot write .*report\.html: No space left on device$"):
+            with pytest.raises(DiskError, match=r"cannot write .*report\.html: No space left on device$"):
                 save_report(whole(), target)
         assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
     save_report(whole(), target)
-    assert target.read_text(encoding="utf-8") == page(whole())
+    assert Reader(target.read_text(encoding="utf-8")).data == whole()
     assert sorted(tmp_path.iterdir()) == [target, target.with_suffix(".json")]
     (tmp_path / "taken.html").mkdir()
-    with pytest.raises(ValueError, match=r"cannot write .*taken\.html: Is a directory$"):
+    with pytest.raises(InputError, match=r"cannot write .*taken\.html: Is a directory$"):
         save_report(whole(), tmp_path / "taken.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "taken.html"]
 
@@ -210,37 +192,30 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Shows the page of a report."""
+
+    def open_page(report, **options):
+        save_report(report, tmp_path / "report.html")
+        return browser.open(tmp_path / "report.html", **options)
+
+    return open_page
+
+
 @pytest.fixture(scope="module")
-def browser():
-    if shutil.which(CHROMIUM) is None:
-        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+def whole_tab(chromium, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    save_report(whole(), path)
+    tab = chromium.new_tab()
+    yield chromium.open(path, tab)
+    tab.close()
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
-    """Opens the page of a report, and fails if it said anything on the console or asked for anything but itself."""
-    contexts, trouble = [], []
-
-    def open_page(report, **options):
-        path = tmp_path / f"{len(contexts)}.html"
-        save_report(report, path)
-        contexts.append(browser.new_context(**options))
-        tab = contexts[-1].new_page()
-        tab.on("console", lambda message: trouble.append(message.text))
-        tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on("request", lambda request: request.url == path.as_uri() or trouble.append(request.url))
-        tab.goto(path.as_uri())
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert trouble == []
+def shown(browser, whole_tab):
+    """The page of a whole report, for tests that only look at it."""
+    return whole_tab
 
 
 def cells(tab, selector):
@@ -253,8 +228,8 @@ def texts(tab, selector):
     return tab.locator(selector).all_text_contents()
 
 
-def test_facts_and_prices(opened):
-    tab = opened(whole())
+def test_facts_and_prices(shown):
+    tab = shown
     assert dict(zip(texts(tab, "dt"), texts(tab, "dd"), strict=True)) == {
         "objective": "score", "parameters": "12,345,678", "data": "kjv", "training steps": "20,000",
         "training tokens": "163,840,000", "held-out loss": "3.142", "judge": "runs/judge/model",
@@ -269,8 +244,8 @@ def test_facts_and_prices(opened):
     ]
 
 
-def test_figures_beside_real_text_and_marks(opened):
-    tab = opened(whole())
+def test_figures_beside_real_text_and_marks(shown):
+    tab = shown
     assert cells(tab, "#table") == [
         [
             "texts of", "perplexity[95%] ↓", "MAUVE ↑", "entropy", "distinct-1 ↑", "distinct-2 ↑", "distinct-3 ↑",
@@ -297,7 +272,7 @@ def test_figures_beside_real_text_and_marks(opened):
         "“unigram sampler” fools distinct-1, distinct-2, distinct-3, self-BLEU, repetition-4, length distance, "
         "copied share; “one real line repeated” fools perplexity, repetition-4."
     )
-    assert "don't read this column alone" in " ".join(tab.inner_text("main").split())
+    assert "do not read this column by itself" in " ".join(tab.inner_text("main").split())
 
 
 def test_where_nothing_fools_nothing_is_marked(opened):
@@ -328,8 +303,8 @@ def test_tables_and_charts_have_names(opened):
     assert tab.get_by_role("table").count() == 4
 
 
-def test_curves_and_their_numbers(opened):
-    tab = opened(whole())
+def test_curves_and_their_numbers(shown):
+    tab = shown
     first, second = tab.locator("figure").all()
     assert first.locator(".point").count() == 6 and second.locator(".point").count() == 30
     assert first.locator(".bar").count() == 6 and second.locator("g .curve").count() == 6
@@ -388,7 +363,7 @@ def test_labels_stay_inside_and_do_not_cover_each_other(opened, width, slope):
     for i, one in enumerate(report["effort"]):
         one |= point(31 * one["steps"] ** slope + 0.0001 * i, 2.7)
     report["table"][1] |= point(31 * 128**slope, 2.83)
-    tab = opened(report, viewport={"width": width, "height": 800})
+    tab = opened(report, width=width, height=800)
     assert [figure.evaluate(COVERED) for figure in tab.locator("figure").all()] == [0, 0]
 
 
@@ -437,11 +412,11 @@ def test_a_figure_that_is_no_number_is_a_dash(opened):
     assert "nothing to draw" in first.inner_text() and second.locator(".point").count() == 24
 
 
-def test_samples(opened):
-    tab = opened(whole())
+def test_samples(shown):
+    tab = shown
     assert texts(tab, "#samples h3") == ["blocks:1", *PATHS]
     assert texts(tab, "#samples section:first-child li") == [*LINES[:2], "nothing", HOSTILE]
-    assert tab.text_content("#how") == "As they came, none picked: at most 64 steps, seeds from 7 on."
+    assert tab.text_content("#how") == "As generated, not selected: at most 64 steps, seeds from 7 on."
 
 
 def test_hostile_text_does_nothing_in_a_browser(opened):
@@ -456,7 +431,7 @@ def test_hostile_text_does_nothing_in_a_browser(opened):
 
 @pytest.mark.parametrize("make", [whole, unjudged, autoregressive, lambda: poison(whole())])
 def test_a_phone_scrolls_tables_alone(opened, make):
-    tab = opened(make(), viewport={"width": 375, "height": 700})
+    tab = opened(make(), width=375, height=700)
     for summary in tab.locator("summary").all():
         summary.click()
     assert tab.evaluate("document.documentElement.scrollWidth") == 375
@@ -470,7 +445,7 @@ DRAWN = "document.querySelector('figure svg')?.viewBox.baseVal.width === documen
 
 
 def test_charts_follow_the_width(opened):
-    tab = opened(whole(), viewport={"width": 1200, "height": 800})
+    tab = opened(whole(), width=1200, height=800)
     for width, most in ((1200, 600), (375, 375), (700, 700)):
         tab.set_viewport_size({"width": width, "height": 800})
         deadline = time.monotonic() + 10
@@ -482,7 +457,7 @@ def test_charts_follow_the_width(opened):
 
 
 def test_all_figures_fit_a_wide_screen(opened):
-    tab = opened(whole(), viewport={"width": 1200, "height": 800})
+    tab = opened(whole(), width=1200, height=800)
     assert tab.locator("#table .scroll").evaluate("box => box.scrollWidth <= box.clientWidth")
 
 

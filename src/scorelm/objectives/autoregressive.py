@@ -73,9 +73,9 @@ class Autoregressive(Objective):
         loss = cross_entropy_N.sum() / max(live, 1)
         return Outcome(loss, cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
-    def evaluator(self, network: Network, settings: Settings, shared: Evaluator) -> Evaluator:
+    def evaluator(self, network: Network, window: int | None) -> Evaluator:
         """One new token in each pass, behind the keys and values of those before it."""
-        return Cached(network, settings.window, read_before(network), causal=True)
+        return Cached(network, window or 0, read_before(network), causal=True)
 
     def next_tokens(
         self,

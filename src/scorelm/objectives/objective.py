@@ -139,8 +139,14 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def evaluator(self, network: Network, settings: Settings, shared: Evaluator) -> Evaluator:
-        """What answers a request's queries: `shared`, which joins those of many requests, or one of its own."""
+    def evaluator(self, network: Network, window: int | None) -> Evaluator:
+        """What answers the queries of requests.
+
+        Args:
+            network: that is asked.
+            window: on paths of blocks, how many positions back a block sees, 0 for all: what is finished is then
+                computed once. None where any position may be read anew in every step.
+        """
 
     @abstractmethod
     def next_tokens(

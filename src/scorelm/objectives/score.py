@@ -22,7 +22,7 @@ from scorelm.noise.forward import add_noise
 from scorelm.noise.levels import draw_levels, given_spans, runs
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
-from scorelm.sampling.evaluator import Cached, Evaluator, Network, read_noisy
+from scorelm.sampling.evaluator import Cached, Dense, Evaluator, Network, read_noisy
 from scorelm.sampling.paths import Path
 from scorelm.sampling.request import Settings
 from scorelm.text.tokenizer import Special
@@ -104,11 +104,9 @@ class Score(Objective):
         loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
         return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
-    def evaluator(self, network: Network, settings: Settings, shared: Evaluator) -> Evaluator:
-        """On blocks, finished ones are read from their keys and values; guidance reads everything twice instead."""
-        if settings.path.block and settings.one_pass:
-            return Cached(network, settings.window, read_noisy(network))
-        return shared
+    def evaluator(self, network: Network, window: int | None) -> Evaluator:
+        """Whole rows, or on blocks what is new behind the keys and values of what is finished."""
+        return Dense(network) if window is None else Cached(network, window, read_noisy(network))
 
     def next_tokens(
         self,

@@ -32,6 +32,15 @@ class BlockCache:
         self.values = [torch.zeros(*shape, *size, device=device, dtype=dtype) for _ in range(layers)]
         self.held_BL = torch.zeros(shape, dtype=torch.bool, device=device)
 
+    def take_over(self, other: BlockCache, old: dict[int, slice], new: dict[int, slice]) -> None:
+        """Hold what another cache holds of the requests that are in both; `old` and `new` say in which rows."""
+        columns = min(self.held_BL.shape[1], other.held_BL.shape[1])
+        for request in old.keys() & new.keys():
+            for own, others in zip(
+                (*self.keys, *self.values, self.held_BL), (*other.keys, *other.values, other.held_BL), strict=True
+            ):
+                own[new[request], :columns] = others[old[request], :columns]
+
     def place(self, reach_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Positions within reach that are not held: rows [R], and their columns [R, W], -1 where a row has fewer."""
         todo_BL = reach_BL & ~self.held_BL & self.within_window(reach_BL.sum(1) - 1)

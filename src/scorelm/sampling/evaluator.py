@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
 from typing import Protocol, Self
 
 import torch
@@ -38,7 +39,7 @@ def rule_out(logits_NV: Tensor, closed_N: Tensor, special: Special) -> Tensor:
     return logits_NV
 
 
-@dataclass
+@dataclass(eq=False)
 class Query:
     """Positions of the rows of a request whose tokens are to be predicted; tensors [B, L, ...]."""
 
@@ -130,16 +131,13 @@ class Dense:
         logits_NV, open_RW = self.network.noisy(
             packed(query.x_BLE), sigma_RW, layout, packed(query.x0_BLE), packed(query.ids_BL), packed(query.closed_BL)
         )
-        logits_NV = logits_NV[at_RW[open_RW].argsort()]
-        parts = torch.split(logits_NV, [int(q.open_BL.sum()) for q in queries]) if len(queries) > 1 else [logits_NV]
-        table_VE = self.network.table_VE
-        return [Prediction.of(part, q.open_BL, table_VE) for part, q in zip(parts, queries, strict=True)]
+        return answers(queries, logits_NV[at_RW[open_RW].argsort()], self.network.table_VE)
 
     def _pack(self, queries: Sequence[Query], query: Query) -> tuple[Tensor, Layout]:
         """Where each position of the packed rows comes from, and their layout; kept while rows stay as they are."""
         extents, rows = tuple(query.reach_BL.sum(1).tolist()), [q.position_BL for q in queries]
         kept = self.packed
-        if kept is None or kept[1] != extents or any(a is not b for a, b in zip(kept[0], rows, strict=False)):
+        if kept is None or kept[1] != extents or not same(kept[0], rows):
             layout = Layout.one_stream(query.reach_BL.long(), query.position_BL, query.block_BL)
             kept = self.packed = rows, extents, *side_by_side(layout, extents)
         *_, at_RW, layout = kept
@@ -147,6 +145,11 @@ class Dense:
             finished_RW = query.finished_BL.flatten(0, 1)[at_RW]
             layout = replace(layout, stream_BL=torch.where(finished_RW, CLEAN, layout.stream_BL))
         return at_RW, layout
+
+
+def same(requests: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether two sets of requests are the same ones, by the identity of their tensors."""
+    return len(requests) == len(others) and all(a is b for a, b in zip(requests, others, strict=True))
 
 
 def joined(queries: Sequence[Query]) -> Query:
@@ -162,6 +165,14 @@ def joined(queries: Sequence[Query]) -> Query:
 
     tensors = {f.name: join(f.name) for f in fields(Query) if f.name != "in_blocks"}
     return Query(**tensors, in_blocks=any(q.in_blocks for q in queries))
+
+
+def answers(queries: Sequence[Query], logits_NV: Tensor, table_VE: Tensor) -> list[Prediction]:
+    """Each query's part of the logits of all of them."""
+    if len(queries) == 1:
+        return [Prediction.of(logits_NV, queries[0].open_BL, table_VE)]
+    parts = torch.split(logits_NV, [int(q.open_BL.sum()) for q in queries])
+    return [Prediction.of(part, q.open_BL, table_VE) for part, q in zip(parts, queries, strict=True)]
 
 
 Reader = Callable[[Query, Tensor, Tensor, Layout], tuple[Tensor, Tensor]]
@@ -181,7 +192,7 @@ def read_noisy(network: Network) -> Reader:
 
 
 class Cached:
-    """On a path of blocks: what a block has just finished and the next block, behind the keys and values before them.
+    """On paths of blocks: what a block has just finished and the next block, behind the keys and values before them.
 
     Args:
         network: that answers.
@@ -193,23 +204,39 @@ class Cached:
     def __init__(self, network: Network, window: int, read: Reader, causal: bool = False) -> None:
         self.network, self.window, self.read, self.causal = network, window, read, causal
         self.cache: BlockCache | None = None
+        self.held: list[Tensor] = []
+        """Which rows the cache is of: the positions of each request."""
 
     def __call__(self, queries: Sequence[Query]) -> list[Prediction]:
-        """One pass for the query; a cache belongs to the rows of one request."""
-        (query,) = queries
-        if self.cache is None:
-            kv_shape = self.network.denoiser.backbone.kv_shape
-            shape, network = query.sigma_BL.shape, self.network
-            self.cache = BlockCache(kv_shape, self.window, shape, network.device, network.dtype)
-        row_R, column_RW = self.cache.place(query.reach_BL)
+        """One pass for all of them."""
+        query = joined(queries)
+        cache = self._cache(queries, query.sigma_BL.shape)
+        row_R, column_RW = cache.place(query.reach_BL)
         real_RW, row_R1, at_RW = column_RW >= 0, row_R[:, None], column_RW.clamp(min=0)
-        position_RW, block_RW = query.position_BL[row_R1, at_RW], query.block_BL[row_R1, at_RW]
-        past = self.cache.past(row_R, query.position_BL, query.block_BL, column_RW.amax(1))
+        position_RW = query.position_BL[row_R1, at_RW]
+        past = cache.past(row_R, query.position_BL, query.block_BL, column_RW.amax(1))
         if self.causal:
             layout = replace(Layout.causal(real_RW.long(), position_RW), past=past)
         else:
+            block_RW = query.block_BL[row_R1, at_RW]
             stream_RW = torch.where(query.finished_BL[row_R1, at_RW], CLEAN, NOISY)
             layout = Layout(real_RW.long(), position_RW, block_RW, stream_RW, past)
         logits_NV, _ = self.read(query, row_R1, at_RW, layout)
-        self.cache.keep(past, row_R, column_RW, real_RW & (layout.stream_BL == CLEAN))
-        return [Prediction.of(logits_NV, query.open_BL, self.network.table_VE)]
+        cache.keep(past, row_R, column_RW, real_RW & (layout.stream_BL == CLEAN))
+        return answers(queries, logits_NV, self.network.table_VE)
+
+    def _cache(self, queries: Sequence[Query], shape: torch.Size) -> BlockCache:
+        """The cache with a row for each row of the queries, in their order; requests have come and gone in between."""
+        rows, network = [q.position_BL for q in queries], self.network
+        if self.cache is None or not same(rows, self.held):
+            cache = BlockCache(network.denoiser.backbone.kv_shape, self.window, shape, network.device, network.dtype)
+            if self.cache is not None:
+                cache.take_over(self.cache, places(self.held), places(rows))
+            self.cache, self.held = cache, rows
+        return self.cache
+
+
+def places(requests: Sequence[Tensor]) -> dict[int, slice]:
+    """Which rows are those of each request, by the identity of its tensor, where all stand one behind the other."""
+    starts = [0, *accumulate(len(rows) for rows in requests)]
+    return {id(rows): slice(*pair) for rows, pair in zip(requests, pairwise(starts), strict=True)}

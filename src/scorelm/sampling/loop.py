@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scorelm.model.prediction import Prediction
 from scorelm.noise.schedule import Schedule
-from scorelm.sampling.evaluator import Dense, Evaluator, Network, Query
+from scorelm.sampling.evaluator import Evaluator, Network, Query
 from scorelm.sampling.guidance import guided, keep_likeliest
 from scorelm.sampling.request import Settings
 from scorelm.sampling.solvers import Estimate, Solver, Step, far_end, tempered
@@ -243,8 +243,8 @@ class Job:
         return [(row[:length], count) for row, length, count in zip(ids, lengths, nfe, strict=True)]
 
 
-EvaluatorFor = Callable[[Network, Settings, Evaluator], Evaluator]
-"""``evaluator_for(network, settings, shared)``: what answers a request's queries; `shared` joins those of many."""
+EvaluatorFor = Callable[[Network, int | None], Evaluator]
+"""``evaluator_for(network, window)``: what answers queries; see `scorelm.objectives.objective.Objective.evaluator`."""
 
 
 class Loop:
@@ -253,12 +253,12 @@ class Loop:
     Args:
         network: that answers.
         schedule: maps a path's u to sigma; u = 1 becomes sigma inf and u = 0 sigma 0.
-        evaluator_for: what a request's queries are answered by.
+        evaluator_for: makes what queries are answered by, one for each window on paths of blocks and one for the rest.
     """
 
     def __init__(self, network: Network, schedule: Schedule, evaluator_for: EvaluatorFor) -> None:
         self.network, self.schedule, self.evaluator_for = network, schedule, evaluator_for
-        self.shared: Evaluator = Dense(network)
+        self.evaluators: dict[int | None, Evaluator] = {}
         self.jobs: list[Job] = []
 
     @torch.inference_mode()
@@ -280,8 +280,10 @@ class Loop:
         start_at = 1.0 if settings.repair is None else settings.repair
         budget = Budget(self.schedule, settings.path_steps, settings.options.nats_per_step, start_at)
         state = start(self.network.table_VE, templates, seeds, self.network.special, settings.path.block, budget)
-        evaluator = self.evaluator_for(self.network, settings, self.shared)
-        job = Job(state, settings, evaluator, transition or Draw(settings.solver))
+        window = settings.window if settings.path.block and settings.one_pass else None
+        if window not in self.evaluators:
+            self.evaluators[window] = self.evaluator_for(self.network, window)
+        job = Job(state, settings, self.evaluators[window], transition or Draw(settings.solver))
         self.jobs += [] if job.finished else [job]
         return job
 

@@ -68,9 +68,10 @@ class SentencePieceTokenizer:
                 where the alphabet would fill more than half of the vocabulary; otherwise every character gets a token.
 
         Raises:
-            InputError: there is no text, or it cannot support this vocabulary size; names the nearest that works.
+            InputError: there is no text, it is not Unicode, or it cannot support this vocabulary size (the message
+                names the nearest that works).
         """
-        texts = [line for line in lines if line.strip()]
+        texts = [_check_unicode(line) for line in lines if line.strip()]
         reserved = len(_SPECIAL) + len(_DIGITS) + (_BYTES if byte_fallback else 0)
         if not texts:
             raise InputError("there is no text to train a tokenizer on")
@@ -162,11 +163,7 @@ class SentencePieceTokenizer:
         Raises:
             InputError: the text has lone surrogates, as a command-line argument that is not UTF-8 has.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"not Unicode text: {brief(text)}") from None
-        ids: list[int] = self._processor.encode(text)
+        ids: list[int] = self._processor.encode(_check_unicode(text))
         return ids
 
     def encode_inside(self, text: str) -> list[int]:
@@ -215,6 +212,14 @@ class SentencePieceTokenizer:
             if not 0 <= token < self.vocab_size:
                 raise InputError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
         return tokens
+
+
+def _check_unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"not Unicode text: {brief(text)}") from None
+    return text
 
 
 def _describe(ids: Special) -> str:
