@@ -31,7 +31,7 @@ from scorelm.sampling.halting import CRITERIA
 from scorelm.sampling.paths import PATHS
 from scorelm.sampling.solvers import SOLVERS
 
-SMALL = ("--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8")
+SMALL = ("--precision", "float32", "--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8")
 
 
 class Done(NamedTuple):

@@ -28,8 +28,6 @@ from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.templates import Template, blank_template, prompt_template
 from scorelm.text.tokenizer import Tokenizer
 
-Watch = Callable[[StepRecord], object]
-
 
 class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion", "text-generation"]):
     """A trained score-based diffusion language model.
@@ -120,7 +118,12 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
 
     @takes(Continuation)
     def generate(
-        self, prompts: str | Sequence[str] = ("",), n: int = 1, *, watch: Watch | None = None, **options: Any
+        self,
+        prompts: str | Sequence[str] = ("",),
+        n: int = 1,
+        *,
+        watch: Callable[[StepRecord], object] | None = None,
+        **options: Any,
     ) -> list[Sample]:
         """Continue each prompt `n` times.
 
@@ -155,7 +158,12 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
 
     @takes(Infilling)
     def infill(
-        self, texts: str | Sequence[str], n: int = 1, *, watch: Watch | None = None, **options: Any
+        self,
+        texts: str | Sequence[str],
+        n: int = 1,
+        *,
+        watch: Callable[[StepRecord], object] | None = None,
+        **options: Any,
     ) -> list[Sample]:
         """Fill every blank, written as four underscores or more, in each text in `n` ways.
 
@@ -198,7 +206,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         template: Callable[[str, np.random.Generator], Template],
         n: int,
         settings: Settings,
-        watch: Watch | None,
+        watch: Callable[[StepRecord], object] | None,
     ) -> list[Sample]:
         """Answer every request `n` times: make its template, generate to the end, decode and choose."""
         options = settings.options

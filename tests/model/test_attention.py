@@ -1,32 +1,18 @@
-"""The visibility rule, and what it promises about logits: no leak between documents, blocks or streams."""
+"""What the visibility rule promises about logits: no leak between documents, blocks or streams."""
 
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from scorelm.config.recipe import ModelConfig
-from scorelm.model.attention import CLEAN, NOISY, Attention, AttentionInputs, Layout, Past, visibility
-from scorelm.model.denoiser import Denoiser
+from scorelm.model.attention import Attention, AttentionInputs, attention_inputs
+from scorelm.model.layout import CLEAN, NOISY, Layout, Past, visibility
 
-V, E = 50, 16
+from .denoisers import E, V, logits, trained_like
+
 INF = float("inf")
-
-
-def trained_like(conditioning="none", layers=2, seed=0):
-    """A denoiser whose every weight is random: as built, the output layers are zero and hide everything."""
-    config = ModelConfig(
-        dim=32, layers=layers, heads=2, hidden=64, embedding_dim=E, noise_conditioning=conditioning
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    denoiser = Denoiser(config, V)
-    for parameter in denoiser.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return denoiser.eval()
 
 
 def packed(lengths, width, block=None):
@@ -61,36 +47,7 @@ def noisy_row(denoiser, layout, seed, clean=0.0):
     return ids, sigma, x
 
 
-# --- the rule ---------------------------------------------------------------------------------------------------------
-
-cell = st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 3), st.integers(0, 1))
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    rows=st.integers(1, 10).flatmap(lambda n: st.lists(st.lists(cell, min_size=n, max_size=n), min_size=1, max_size=2))
-)
-def test_visibility_against_a_loop(rows):
-    segment, position, block, stream = torch.tensor(rows).unbind(-1)
-    found = visibility(Layout(segment, position, block, stream))
-    assert found.dtype == torch.bool
-    for row, cells in enumerate(rows):
-        for q, (q_segment, _, q_block, q_stream) in enumerate(cells):
-            for k, (k_segment, _, k_block, k_stream) in enumerate(cells):
-                expected = False
-                if q_segment == k_segment:
-                    if q_stream == k_stream and q_block == k_block:
-                        expected = True
-                    if k_stream == CLEAN and k_block < q_block:
-                        expected = True
-                assert bool(found[row, q, k]) == expected
-
-
-def test_layout_on_another_device():
-    layout = packed([4, 5], 12)
-    moved = layout.to(torch.device("meta"))
-    for name in NAMES:
-        assert getattr(moved, name).is_meta and getattr(moved, name).shape == getattr(layout, name).shape
+# --- one layer ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("short", [0, 256], ids=["fused", "batched products"])
@@ -127,16 +84,17 @@ def test_attention_is_softmax_attention_over_what_is_visible(short, monkeypatch)
         torch.testing.assert_close(found[query], attention.out.weight @ torch.cat(mixed), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU is compiled with g++")
 def test_flex_attention_is_the_same_function(monkeypatch):
     """Through its CPU backend, which computes no gradients: packed documents, two streams, rows that are not of 128."""
     layout = stacked(packed([70, 3, 60, 200], 400, block=4), packed([350], 400))
-    layout = Layout.two_streams(layout.segment_BL, layout.position_BL, layout.block_BL)
+    layout = two_streams(layout)
     q, k, v = torch.randn(3, 2, 800, 2, 16, generator=torch.Generator().manual_seed(0))
     expected = AttentionInputs(layout, 16).attend(q, k, v)
     monkeypatch.setattr("scorelm.model.attention.FLEX", ("cpu",))
-    inputs = AttentionInputs(layout, 16, training=True)
+    inputs = attention_inputs(layout, 16, training=True)
     with torch.no_grad():
         found = inputs.attend(q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -151,10 +109,10 @@ def test_packed_is_unpacked(conditioning):
     denoiser, lengths = trained_like(conditioning), [7, 3, 7, 4]
     layout = packed(lengths, 24)
     _, sigma, x = noisy_row(denoiser, layout, seed=1, clean=0.3)
-    together, at = denoiser(x, sigma, layout)[0], 0
+    together, at = logits(denoiser, x, sigma, layout)[0], 0
     for length in lengths:
         part = slice(at, at + length)
-        alone = denoiser(x[:, part], sigma[:, part], packed([length], length))[0]
+        alone = logits(denoiser, x[:, part], sigma[:, part], packed([length], length))[0]
         torch.testing.assert_close(together[part], alone, rtol=1e-4, atol=1e-4)
         at += length
 
@@ -172,11 +130,11 @@ def test_documents_of_equal_length_do_not_leak(conditioning, changed):
     x2[:, part], sigma2[:, part] = 100 * other_x[:, part], other_sigma[:, part]
     x2[:, part.start] = denoiser.embedding(torch.tensor([9])).detach()  # its first token, given, is another one too
     sigma2[:, part.start + 1] = INF
-    before, after = denoiser(x, sigma, layout)[0], denoiser(x2, sigma2, layout)[0]
+    before, after = logits(denoiser, x, sigma, layout)[0], logits(denoiser, x2, sigma2, layout)[0]
     inside = torch.zeros(20, dtype=torch.bool)
     inside[part] = True
     assert torch.equal(before[~inside], after[~inside])
-    assert (before[inside] != after[inside]).any(-1).all()
+    assert (before[inside] != after[inside])[1:].any(-1).all()  # all but its given <s>
 
 
 def test_padding_and_other_rows_do_not_leak():
@@ -187,7 +145,7 @@ def test_padding_and_other_rows_do_not_leak():
     pad = layout.segment_BL == 0
     x2[pad], sigma2[pad] = 1e3 * torch.randn(int(pad.sum()), E), torch.rand(int(pad.sum())) * 50
     x2[1], sigma2[1, 1:9] = 7 * x2[1], 0.3 + sigma[1, 1:9]
-    before, after = denoiser(x, sigma, layout), denoiser(x2, sigma2, layout)
+    before, after = logits(denoiser, x, sigma, layout), logits(denoiser, x2, sigma2, layout)
     assert torch.equal(before[0, :12], after[0, :12])
     assert torch.isfinite(after).all()
 
@@ -197,7 +155,7 @@ def test_no_gradient_flows_between_documents():
     layout = packed([6, 6], 14)
     _, sigma, x = noisy_row(denoiser, layout, seed=1)
     x.requires_grad_()
-    denoiser(x, sigma, layout)[0, 6:12].square().sum().backward()
+    logits(denoiser, x, sigma, layout)[0, 6:12].square().sum().backward()
     assert (x.grad[0, :6] == 0).all() and (x.grad[0, 12:] == 0).all()
     assert (x.grad[0, 7:12].abs().sum(-1) > 0).all()
 
@@ -206,11 +164,11 @@ def test_inside_a_block_everything_influences_everything():
     denoiser = trained_like()
     layout = packed([8], 8)
     _, sigma, x = noisy_row(denoiser, layout, seed=1)
-    before = denoiser(x, sigma, layout)[0]
+    before = logits(denoiser, x, sigma, layout)[0]
     for column in range(1, 8):
         x2 = x.clone()
         x2[0, column] += 1.0
-        after = denoiser(x2, sigma, layout)[0]
+        after = logits(denoiser, x2, sigma, layout)[0]
         assert (before[1:] != after[1:]).any(-1).all()
 
 
@@ -221,28 +179,22 @@ def test_only_relative_positions_matter():
     denoiser = trained_like()
     layout = packed([10], 10)
     _, sigma, x = noisy_row(denoiser, layout, seed=1)
-    logits = denoiser(x, sigma, layout)
+    expected = logits(denoiser, x, sigma, layout)
 
     def at(position_BL):
-        return denoiser(x, sigma, Layout(layout.segment_BL, position_BL, layout.block_BL, layout.stream_BL))
+        return logits(denoiser, x, sigma, Layout(layout.segment_BL, position_BL, layout.block_BL, layout.stream_BL))
 
-    torch.testing.assert_close(at(layout.position_BL + 37), logits, rtol=1e-4, atol=1e-4)
-    assert (at(2 * layout.position_BL) - logits).abs().max() > 5e-3
-    assert (at(9 - layout.position_BL) - logits).abs().max() > 5e-3
-    assert (at(0 * layout.position_BL) - logits).abs().max() > 5e-3
+    torch.testing.assert_close(at(layout.position_BL + 37), expected, rtol=1e-4, atol=1e-4)
+    assert (at(2 * layout.position_BL) - expected).abs().max() > 5e-3
+    assert (at(9 - layout.position_BL) - expected).abs().max() > 5e-3
+    assert (at(0 * layout.position_BL) - expected).abs().max() > 5e-3
 
 
 # --- blocks and streams -----------------------------------------------------------------------------------------------
 
 
 def two_streams(layout):
-    """Every document twice: clean columns, then noisy ones."""
-
-    def twice(t):
-        return torch.cat([t, t], 1)
-
-    stream = torch.cat([torch.full_like(layout.block_BL, CLEAN), torch.full_like(layout.block_BL, NOISY)], 1)
-    return Layout(twice(layout.segment_BL), twice(layout.position_BL), twice(layout.block_BL), stream)
+    return Layout.two_streams(layout.segment_BL, layout.position_BL, layout.block_BL)
 
 
 def two_stream_inputs(denoiser, layout, seed):
@@ -259,7 +211,7 @@ def test_a_noisy_block_sees_itself_and_the_clean_blocks_before_it(size, lengths)
     layout = two_streams(single)
     ids, sigma, x = two_stream_inputs(denoiser, single, seed=1)
     length = sum(lengths)
-    before = denoiser(x, sigma, layout)[0]
+    before = logits(denoiser, x, sigma, layout)[0]
     segment, block = layout.segment_BL[0], layout.block_BL[0]
     for column in range(2 * length):
         x2, sigma2 = x.clone(), sigma.clone()
@@ -268,7 +220,7 @@ def test_a_noisy_block_sees_itself_and_the_clean_blocks_before_it(size, lengths)
         else:
             x2[0, column] += 3.0
             sigma2[0, column] *= 1.5
-        after = denoiser(x2, sigma2, layout)[0]
+        after = logits(denoiser, x2, sigma2, layout)[0]
         for query in range(length, 2 * length):
             if block[query] == 0:
                 continue
@@ -282,8 +234,8 @@ def test_one_block_of_two_streams_is_a_single_stream():
     denoiser = trained_like()
     single = packed([9, 6], 17)
     _, sigma, x = two_stream_inputs(denoiser, single, seed=1)
-    double = denoiser(x, sigma, two_streams(single))[:, 17:]
-    alone = denoiser(x[:, 17:], sigma[:, 17:], single)
+    double = logits(denoiser, x, sigma, two_streams(single))[:, 17:]
+    alone = logits(denoiser, x[:, 17:], sigma[:, 17:], single)
     live = single.segment_BL > 0
     torch.testing.assert_close(double[live], alone[live], rtol=1e-5, atol=1e-5)
 
@@ -293,15 +245,15 @@ def test_blocks_of_one_token_are_a_causal_model():
     denoiser = trained_like()
     single = packed([9], 9, block=1)
     _, sigma, x = two_stream_inputs(denoiser, single, seed=1)
-    logits = denoiser(x, sigma, two_streams(single))[0, 9:]
+    together = logits(denoiser, x, sigma, two_streams(single))[0, 9:]
     for i in range(1, 9):
         # The clean prefix, each token its own block, then token i, noisy.
         prefix_x = torch.cat([x[:, :i], x[:, 9 + i : 10 + i]], 1)
         prefix_sigma = torch.cat([torch.zeros(1, i), sigma[:, 9 + i : 10 + i]], 1)
         stream = torch.tensor([[CLEAN] * i + [NOISY]])
         place = torch.arange(i + 1)[None]
-        alone = denoiser(prefix_x, prefix_sigma, Layout(torch.ones_like(place), place, place, stream))[0, i]
-        torch.testing.assert_close(logits[i], alone, rtol=1e-4, atol=1e-4)
+        alone = logits(denoiser, prefix_x, prefix_sigma, Layout(torch.ones_like(place), place, place, stream))[0, i]
+        torch.testing.assert_close(together[i], alone, rtol=1e-4, atol=1e-4)
 
 
 # --- keys and values that are computed already ------------------------------------------------------------------------
@@ -317,18 +269,17 @@ def test_a_past_gives_the_logits_of_one_pass_over_everything():
     sigma = torch.where(block == 3, 1.5, 0.0)
     e = denoiser.embedding(torch.randint(V, (2, 9), generator=gen))
     x = e + sigma[..., None] * torch.randn(e.shape, generator=gen)
-    expected = denoiser(x, sigma, layout)[:, 6:]
+    expected = logits(denoiser, x, sigma, layout)[:, 6:]
 
-    size = denoiser.size
-    empty = torch.zeros(2, 0, size.heads, size.dim // size.heads)
+    layers, *size = denoiser.backbone.kv_shape
     nothing = layout.map(lambda t: t[:, :0])
-    first = Past(nothing, [empty] * size.layers, [empty] * size.layers)
+    first = Past(nothing, [torch.zeros(2, 0, *size)] * layers, [torch.zeros(2, 0, *size)] * layers)
     clean = layout.map(lambda t: t[:, :6])
-    denoiser(x[:, :6], sigma[:, :6], replace(clean, past=first))
+    denoiser.predict(x[:, :6], sigma[:, :6], replace(clean, past=first))
     past = Past(clean, [k for k, _ in first.new], [v for _, v in first.new])
-    found = denoiser(x[:, 6:], sigma[:, 6:], replace(layout.map(lambda t: t[:, 6:]), past=past))
+    found = logits(denoiser, x[:, 6:], sigma[:, 6:], replace(layout.map(lambda t: t[:, 6:]), past=past))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     hidden = replace(clean, segment_BL=torch.zeros_like(clean.segment_BL))  # a past of other documents is not seen
     other = Past(hidden, past.keys, past.values)
-    unseen = denoiser(x[:, 6:], sigma[:, 6:], replace(layout.map(lambda t: t[:, 6:]), past=other))
+    unseen = logits(denoiser, x[:, 6:], sigma[:, 6:], replace(layout.map(lambda t: t[:, 6:]), past=other))
     assert (unseen - expected).abs().max() > 1e-2

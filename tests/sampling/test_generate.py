@@ -6,19 +6,19 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scorelm.noise.plan import to_sigma
+from scorelm.sampling.choose import minimum_bayes_risk, most_common
+from scorelm.sampling.generate import Options, Sampler, generate
 from torch import nn
 
 from scorelm.config.recipe import ModelConfig
+from scorelm.lm import ScoreLM
 from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.model.embedding import Embedding
-from scorelm.lm import ScoreLM
-from scorelm.sampling.paths import make_path
-from scorelm.noise.plan import to_sigma
 from scorelm.noise.schedule import Log
 from scorelm.sampling.cache import finished_blocks
-from scorelm.sampling.choose import minimum_bayes_risk, most_common
-from scorelm.sampling.generate import Options, Sampler, generate
 from scorelm.sampling.guidance import Guidance
+from scorelm.sampling.paths import make_path
 from scorelm.sampling.sample import Sample, infill, sample
 from scorelm.sampling.solvers import make_solver
 from scorelm.sampling.state import start

@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scorelm.sampling.generate import generate
+from scorelm.sampling.options import Options
 from torch import nn
 
 from scorelm.config.recipe import ModelConfig
-from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.lm import ScoreLM
-from scorelm.sampling.paths import make_path
+from scorelm.model.attention import CLEAN, NOISY, Layout
 from scorelm.noise.schedule import Log
-from scorelm.sampling.generate import generate
 from scorelm.sampling.guidance import Guidance, guided, keep_likeliest
-from scorelm.sampling.options import Options
+from scorelm.sampling.paths import make_path
 from scorelm.sampling.solvers import Step, make_solver
 from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scorelm.sampling.generate import generate
+from scorelm.sampling.options import Options
 from torch import nn
 
 from scorelm.config.recipe import ModelConfig
 from scorelm.lm import ScoreLM
-from scorelm.sampling.paths import make_path
 from scorelm.noise.schedule import Log
-from scorelm.sampling.generate import generate
 from scorelm.sampling.halting import Mind, make_halting
-from scorelm.sampling.options import Options
+from scorelm.sampling.paths import make_path
 from scorelm.sampling.solvers import make_solver
 from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
 

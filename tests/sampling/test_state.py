@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scorelm.sampling.generate import generate
+from scorelm.sampling.options import Options
 from torch import nn
 
 from scorelm.config.recipe import ModelConfig
 from scorelm.lm import ScoreLM
-from scorelm.sampling.paths import make_path
 from scorelm.noise.schedule import Log
-from scorelm.sampling.generate import generate
 from scorelm.sampling.guidance import Guidance
 from scorelm.sampling.halting import entropy_of
-from scorelm.sampling.options import Options
+from scorelm.sampling.paths import make_path
 from scorelm.sampling.solvers import make_solver
 from scorelm.sampling.state import RowDraws, inverse_transform, pack, shuffle
 from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,6 @@ TINY = {
 }
 
 
-def train_words(out: Path, recipe: Recipe, *flags: str) -> list[str]:
-    """The command that starts a run, or resumes it."""
-    start = ["--resume"]
-    if not any(out.glob("checkpoints/step-*")):
-        start = ["--recipe", str(out.with_name(f"{out.name}.toml"))]
-        Path(start[1]).write_text(to_toml(recipe))
-    return ["train", "--out", str(out), *start, *flags]
-
-
 class Tools:
     """Functions that several test files need."""
 
@@ -45,8 +37,6 @@ class Tools:
         rooms["data"] |= {"source": str(text)}
         rooms["training"] |= training
         return Recipe.model_validate(rooms)
-
-    train_words = staticmethod(train_words)
 
     @staticmethod
     def train(recipe: Recipe, out: Path, **how: Any) -> list[str]:
@@ -136,9 +126,33 @@ class Forks:
         assert (code, "Warning" in errors) == (0, False), errors
         return Path(f"{self.errors}.stdout").read_text()
 
-    def train(self, out: Path, recipe: Recipe, *flags: str, **how: Any) -> tuple[int, str]:
-        """Start a run, or resume it if it has a checkpoint; its exit code and what it said on stderr."""
-        return self(*train_words(out, recipe, *flags), **how)
+
+class Runs:
+    """Runs of one recipe in forked children: whole ones, interrupted ones, and ones that go on."""
+
+    def __init__(self, forks: Forks, recipe: Recipe, directory: Path) -> None:
+        self.forks, self.recipe, self.directory = forks, recipe, directory
+        self.steps, self.every = recipe.training.steps, recipe.training.save_every
+
+    def words(self, out: Path, *flags: str) -> list[str]:
+        """The command that starts a run, or resumes it if it has a checkpoint."""
+        start = ["--resume"]
+        if not any(out.glob("checkpoints/step-*")):
+            start = ["--recipe", str(self.directory / "recipe.toml")]
+            Path(start[1]).write_text(to_toml(self.recipe))
+        return ["train", "--out", str(out), *start, *flags]
+
+    def __call__(self, out: Path, *flags: str, **how: Any) -> tuple[int, str]:
+        """A run's exit code and what it said on stderr."""
+        return self.forks(*self.words(out, *flags), **how)
+
+    @cached_property
+    def whole(self) -> Path:
+        """A run that nothing disturbs."""
+        out = self.directory / "whole"
+        code, errors = self(out)
+        assert code == 0, errors
+        return out
 
 
 @pytest.fixture(scope="package")
@@ -162,6 +176,24 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     assert forks.server.stdin is not None
     forks.server.stdin.close()
     forks.server.wait()
+
+
+@pytest.fixture(scope="package")
+def make_runs(
+    forks: Forks, tools: type[Tools], text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Runs]:
+    """Runs of the tiny recipe with other options of training."""
+
+    def make(**training: Any) -> Runs:
+        return Runs(forks, tools.recipe(text, **training), tmp_path_factory.mktemp("runs"))
+
+    return make
+
+
+@pytest.fixture(scope="package")
+def runs(make_runs: Callable[..., Runs]) -> Runs:
+    """Short runs with a checkpoint every three steps."""
+    return make_runs(steps=30, save_every=3)
 
 
 @pytest.fixture

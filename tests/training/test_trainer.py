@@ -88,16 +88,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tools: Any, finished: Path, re
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_exit_code_says_which(
-    tools: Any, forks: Any, finished: Path, recipe: Recipe, tmp_path: Path, signum: signal.Signals, code: int
+    runs: Any, tools: Any, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "run"
-    found, errors = forks.train(out, recipe, "--save-every", "100", kill_after=(5, 0.0, signum))
+    found, errors = runs(out, "--save-every", "100", kill_after=(5, 0.0, signum))
     assert found == code, errors
     assert "--resume" in errors and "Traceback" not in errors
-    assert tools.checkpoints(out)[0] < STEPS
-    assert forks.train(out, recipe, "--save-every", "7")[0] == 0
-    tools.assert_same(out, finished)
-    assert [line["lr"] for line in tools.log(out)] == [line["lr"] for line in tools.log(finished)]
+    assert 4 < tools.checkpoints(out)[0] < runs.steps
+    assert runs(out, "--save-every", "100")[0] == 0
+    tools.assert_same(out, runs.whole)
+    assert [line["lr"] for line in tools.log(out)] == [line["lr"] for line in tools.log(runs.whole)]
 
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:

@@ -240,7 +240,3 @@ def _training_error(vocab_size: int, message: str) -> str:
     if too_small := re.search(r"required_chars\D*\d+ vs (\d+)", message):
         return f"vocabulary size {vocab_size} is too small for this text: the smallest that works is {too_small[1]}"
     return f"SentencePiece cannot train a vocabulary of {vocab_size} on this text: {message.strip()}"
-
-
-BOS, EOS, PAD, UNK = _SPECIAL
-Tokenizer = SentencePieceTokenizer
