@@ -13,16 +13,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 
-from runs import Kept, heldout, recipe, seconds, settle, trained
-from scorelm.evaluation.price import price
+from runs import Kept, heldout, recipe, seconds, trained
+from scorelm import price
+from scorelm.cli import process
+from scorelm.config.recipe import Mixture
 from scorelm.model.denoiser import Denoiser
+from scorelm.model.prediction import Prediction
 
-NONE = dict.fromkeys(("shared", "independent", "spread", "ramp", "prefix", "absorbing", "ordered"), 0.0)
+NONE = dict.fromkeys(Mixture.model_fields, 0.0)
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "schedule log": {"noise__schedule": "log"},
@@ -49,18 +54,19 @@ PATHS = ("uniform", "blocks:4", "random", "ordered")
 @contextmanager
 def variant(arm: str) -> Iterator[None]:
     """The denoiser without its output prior, for the arm that asks for it: logits are the context's alone."""
-    whole = Denoiser.read_out
+    whole = Denoiser.predict
 
-    def context_alone(self: Denoiser, h_ND: Tensor, *evidence: Tensor) -> tuple[Tensor, Tensor]:
-        _, context_free_NV = whole(self, h_ND, *evidence)
-        return self.context(h_ND) + self.prior, context_free_NV
+    def context_alone(self: Denoiser, *inputs: Any, **options: Any) -> Prediction:
+        found = whole(self, *inputs, **options)
 
-    if arm == "without output prior":
-        Denoiser.read_out = context_alone  # type: ignore[method-assign]
-    try:
+        def read_out(h_ND: Tensor, *evidence: Tensor) -> tuple[Tensor, Tensor]:
+            _, context_free_NV = found.read_out(h_ND, *evidence)
+            return self.context(h_ND) + self.prior, context_free_NV
+
+        return replace(found, read_out=read_out)
+
+    with patch.object(Denoiser, "predict", context_alone if arm == "without output prior" else whole):
         yield
-    finally:
-        Denoiser.read_out = whole  # type: ignore[method-assign]
 
 
 def measure(kept: Kept, arm: str, seed: int, steps: int) -> None:
@@ -85,7 +91,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    settle()
+    process.prepare()
     kept = Kept("ablations.json")
     steps = arguments.steps
     if kept.get("steps", lambda: steps) != steps:

@@ -17,20 +17,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from scorelm import Tokenizer
 from scorelm.config.recipe import ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
-from scorelm.noise.schedule import make_schedule
-from scorelm.text.sentencepiece import BOS
-from scorelm.objectives.score import Batch, Draw, draw_noise, score_loss
+from scorelm.noise.schedule import Schedule, make_schedule
+from scorelm.objectives import OBJECTIVES
+from scorelm.objectives.objective import Batch, Draw
+from scorelm.parallel import shard
+from scorelm.training.step import Loss
 
 NAMES = {"allreduce_": "all_reduce", "_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter"}
 VOCAB, ROWS, LENGTH = 1_001, 2, 64
+SCORE, SPECIAL = OBJECTIVES["score"], Tokenizer.special
 SIZE = ModelConfig(dim=64, layers=4)
 
 
@@ -48,36 +51,33 @@ class CountCollectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Loss(nn.Module):
-    """The denoiser and its training loss in one forward pass, which is what DDP and FSDP2 hook into."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, draw: Draw, first_pass: bool) -> Tensor:
-        """The loss of a drawn batch."""
-        config, schedule = TrainingConfig(), make_schedule("adaptive", 32, VOCAB, None, None)
-        return score_loss(self.denoiser, draw, schedule, config, live=draw.live, self_conditioned=first_pass).loss
+def schedule(vocab_size: int = VOCAB) -> Schedule:
+    """That training begins with."""
+    return make_schedule("adaptive", 32, vocab_size)
 
 
 def drawn(length: int, rows: int, vocab_size: int, noise: NoiseConfig, seed: int) -> Draw:
     """Rows of one document of random tokens each, with the noise that training draws for them."""
     rng = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, vocab_size, (rows, length), generator=rng)
-    ids[:, 0] = BOS
+    ids[:, 0] = SPECIAL.bos
     batch = Batch(ids, torch.ones_like(ids), torch.arange(length).expand(rows, -1))
-    return draw_noise(batch, noise, make_schedule("adaptive", 32, vocab_size, None, None), rng).with_noise(32, rng)
+    return SCORE.draw(batch, noise, schedule(vocab_size), SPECIAL, rng).with_noise(32, rng)
 
 
-def wrapped(loss: Loss, kind: str) -> nn.Module:
-    """DDP, or FSDP2 with each block a unit that computes in bfloat16 and the rest in float32."""
+def loss_of(model: nn.Module, draw: Draw, first_pass: bool) -> Tensor:
+    """The loss of a drawn batch."""
+    outcome = model(draw, schedule(), TrainingConfig(), live=draw.live, self_conditioned=first_pass)
+    loss: Tensor = outcome.loss
+    return loss
+
+
+def spread(denoiser: Denoiser, kind: str) -> nn.Module:
+    """The loss of a model under DDP or FSDP2 as in training, in a single process too."""
+    loss = Loss(denoiser, SCORE, SPECIAL)
     if kind == "ddp":
         return DistributedDataParallel(loss)
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in loss.denoiser.trunk.blocks:
-        fully_shard(block, mp_policy=policy)
-    fully_shard(loss)
+    shard(loss, denoiser.backbone.layers, torch.bfloat16)
     return loss
 
 
@@ -97,7 +97,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, draw: Draw, first_p
     before, count = written(), CountCollectives()
     with count:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(draw, first_pass)
+            loss = loss_of(model, draw, first_pass)
         loss.backward()
     dist.barrier()
     wire = written() - before
@@ -113,7 +113,7 @@ def work(rank: int, world: int, kind: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     torch.manual_seed(0)
-    model = wrapped(Loss(Denoiser(SIZE, VOCAB)), kind)
+    model = spread(Denoiser(SIZE, VOCAB), kind)
     optimizer = torch.optim.AdamW(model.parameters())
     averages = [[p.detach().clone() for p in model.parameters()] for _ in TrainingConfig().ema]
     draw = drawn(LENGTH, ROWS, VOCAB, NoiseConfig(), seed=rank)
@@ -155,10 +155,10 @@ def saved_for_backward(config: ModelConfig, vocab_size: int, draw: Draw) -> int:
         return tensor
 
     with (
-        patch("scorelm.model.denoiser.CHUNK", 50 * vocab_size), patch("scorelm.model.attention.SHORT", 0),
+        patch("scorelm.model.prediction.CHUNK", 50 * vocab_size), patch("scorelm.model.attention.SHORT", 0),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16),
     ):  # fmt: skip
-        loss = Loss(denoiser)(draw, False)
+        loss = loss_of(Loss(denoiser, SCORE, SPECIAL), draw, False)
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     loss.backward()
     return total

@@ -21,12 +21,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from runs import RESULTS, settle, training
-from scorelm import ScoreLM
+from runs import RESULTS, training
+from scorelm import ScoreLM, Tokenizer
+from scorelm.cli import process
 from scorelm.config.recipe import ModelConfig
 from scorelm.device import matmul_peak
 from scorelm.noise.schedule import make_schedule
-from scorelm.text.sentencepiece import EOS, Tokenizer
 
 LENGTH, BATCHES, EVALUATIONS, BLOCK, ROUNDS = 64, (1, 16, 64), (8, 16, 32, 64), 8, 5
 PRECISIONS = ("float32", "bfloat16")
@@ -88,11 +88,10 @@ def seconds(write: Callable[[int, str], Any], n: int, precision: str) -> float:
 
 
 def main() -> None:
-    settle()
+    process.prepare()
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(training(), 2048)
     lm, ar, gpt = model(tokenizer, "score"), model(tokenizer, "autoregressive"), peer(2048)
-    ar.denoiser.prior.data[EOS] = -30.0  # no text ends before its length
     gpts = {"float32": gpt, "bfloat16": peer(2048).to(torch.bfloat16)}
     writers = ways(lm, ar, gpts)
     times: dict[str, list[float]] = {}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from pathlib import Path
 
+from runs import RESULTS
 from sampling import quality
 from scorelm import ScoreLM
-from scorelm.memory import keep_freed_memory
+from scorelm.cli import process
 
 RULES = (
     None, "entropy:0.05", "entropy:0.2", "entropy:0.5", "entropy:1", "patience:2", "patience:3", "patience:5",
@@ -23,7 +23,7 @@ RULES = (
 
 
 def main() -> None:
-    keep_freed_memory()
+    process.prepare()
     lm = ScoreLM.from_pretrained(sys.argv[1])
     table = []
     for solver in ("posterior", "euler"):
@@ -35,7 +35,7 @@ def main() -> None:
             print(f"{solver:<10} {halt or 'none':<13} nfe {nfe:5.1f}  nats {line['nats']:.2f} "
                   f"+- {line['nats_stderr']:.2f}  entropy {line['entropy']:.2f}", flush=True)  # fmt: skip
     report = {"command": f"python benchmarks/halting.py {sys.argv[1]}", "table": table}
-    (Path(__file__).parent / "results" / "halting.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / "halting.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from runs import Kept, heldout, recipe, seconds, settle, trained
-from scorelm.evaluation.price import price
+from runs import Kept, heldout, recipe, seconds, trained
+from scorelm import price
+from scorelm.cli import process
+from scorelm.config.recipe import Mixture
 
-NONE = dict.fromkeys(("shared", "independent", "spread", "ramp", "prefix", "absorbing", "ordered"), 0.0)
+NONE = dict.fromkeys(Mixture.model_fields, 0.0)
 SHARED, ABSORBING = NONE | {"shared": 1.0}, NONE | {"absorbing": 1.0}
 HALF = {"shared": 0.6, "independent": 0.0, "spread": 0.05, "ramp": 0.05, "prefix": 0.05, "absorbing": 0.2,
         "ordered": 0.05}  # fmt: skip
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=list(GENERALISTS), default=list(GENERALISTS))
     arguments = parser.parse_args()
-    settle()
+    process.prepare()
     kept = Kept("mixture.json")
     for seed in arguments.seeds:
         for steps in arguments.budgets:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runs import Kept, recipe, settle, spread
+from runs import Kept, recipe, spread
+from scorelm.cli import process
 from scorelm.device import pick_dtype
 from scorelm.training.data import prepare
 from scorelm.training.trainer import Trainer
@@ -36,19 +38,23 @@ def trainer(seed: int, **options: Any) -> Trainer:
     """A run that has not begun."""
     out = Path(tempfile.mkdtemp())
     made = recipe(model__dim=128, noise__schedule="log", training__seed=seed, training__decay=0.0, **options)
-    return Trainer(made, out, prepare(made.data, out, resume=False, say=lambda _: None))
+    return Trainer(made, prepare(made.data, out, resume=False, say=lambda _: None))
 
 
 def curves(seed: int, steps: int) -> dict[str, dict[str, list[float]]]:
     """Held-out loss of every arm's best average, and its training time, after every turn."""
     runs = {arm: trainer(seed, **options) for arm, options in ARMS.items()}
+    spent = dict.fromkeys(runs, 0.0)
     found: dict[str, dict[str, list[float]]] = {arm: {"loss": [], "seconds": []} for arm in runs}
     for done in range(TURN, steps + 1, TURN):
         for arm, run in runs.items():
-            while run.step < done:
-                run.train_step()
-            found[arm]["loss"].append(min(run.evaluate().values()))
-            found[arm]["seconds"].append(run.seconds + run.update_seconds)
+            started = time.perf_counter()
+            while run.progress.step < done:
+                run.step()
+            spent[arm] += time.perf_counter() - started
+            run.evaluate()
+            found[arm]["loss"].append(min(run.progress.heldout.values()))
+            found[arm]["seconds"].append(spent[arm])
         line = ", ".join(f"{arm} {curve['loss'][-1]:.3f}" for arm, curve in found.items())
         print(f"seed {seed}, step {done}: {line}", flush=True)
     return found
@@ -72,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    settle()
+    process.prepare()
     kept, steps = Kept("optimizers.json"), arguments.steps
     if kept.get("steps", lambda: steps) != steps:
         parser.error(f"{kept.path} was made with {kept.values['steps']} steps: move it away first")

@@ -13,16 +13,16 @@ import statistics
 
 import torch
 
-from runs import RESULTS, settle, training
+from runs import RESULTS, training
 from sampling import PATHS, measure
-from scorelm import ScoreLM
+from scorelm import ScoreLM, Tokenizer
+from scorelm.cli import process
 from scorelm.config.recipe import ModelConfig
 from scorelm.noise.schedule import make_schedule
-from scorelm.text.sentencepiece import Tokenizer
 
 
 def main() -> None:
-    settle()
+    process.prepare()
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(training(), 2048)
     config = ModelConfig(dim=256, layers=6)

@@ -18,11 +18,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from runs import RESULTS, Kept, heldout, settle, spread
-from scorelm import ScoreLM
+from runs import RESULTS, Kept, heldout, spread
+from scorelm import ScoreLM, price
+from scorelm.cli import process
 from scorelm.evaluation.judge import load_judge
-from scorelm.evaluation.price import price
-from scorelm.evaluation.report import Examiner, generated
+from scorelm.evaluation.report import Examiner, written
 from scorelm.sampling.paths import make_path
 
 BUDGETS = (8, 16, 32, 64, 128, 256)
@@ -62,7 +62,7 @@ def quality(kept: Kept, name: str, lm: ScoreLM, examiner: Examiner, seed: int) -
     for path, steps, temperature in ways:
 
         def point(path: str = path, steps: int = steps, temperature: float = temperature) -> dict[str, float]:
-            made = generated(lm, TEXTS, 1000 * seed, path=path, steps=steps, temperature=temperature)
+            made = written(lm, TEXTS, seed=1000 * seed, path=path, steps=steps, temperature=temperature)
             return {"nfe": made.nfe, "seconds": made.seconds} | examiner.point(made.texts)
 
         kept.get(f"quality {name} {path} {steps} T{temperature:g} | {seed}", point)
@@ -152,9 +152,9 @@ def main() -> None:
     parser.add_argument("judge", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    settle()
+    process.prepare()
     kept = Kept("paths.json")
-    models = {name: ScoreLM.from_pretrained(getattr(arguments, name) / "model") for name in ("score", "masked")}
+    models = {name: ScoreLM.from_pretrained(getattr(arguments, name)) for name in ("score", "masked")}
     for name, lm in models.items():
         kept.get(f"model {name}", lambda lm=lm: {**lm.config.size._asdict(), **lm.provenance.model_dump()})
         prices(kept, name, lm)

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from runs import RESULTS, Kept, heldout, recipe, seconds, settle, spread, trained, training
+from runs import RESULTS, Kept, heldout, recipe, seconds, spread, trained, training
+from scorelm import price
+from scorelm.cli import process
 from scorelm.evaluation.judge import load_judge
-from scorelm.evaluation.price import price
-from scorelm.evaluation.report import Examiner, generated
+from scorelm.evaluation.report import Examiner, written
+from scorelm.objectives import OBJECTIVES
 
-OBJECTIVES = ("score", "masked", "autoregressive")
 PRICES = {"score": ("uniform", "ramp:1", "blocks:4", "ordered", "random"), "masked": ("random",),
           "autoregressive": ("ordered",)}  # fmt: skip
 BUDGETS = (8, 32, 128)
@@ -65,7 +66,7 @@ def measure(kept: Kept, objective: str, seed: int, steps: int, judge_steps: int)
         for temperature in TEMPERATURES:
 
             def point(path: str = path, budget: int = budget, temperature: float = temperature) -> dict[str, float]:
-                made = generated(lm, TEXTS, 1000 * seed, path=path, steps=budget, temperature=temperature)
+                made = written(lm, TEXTS, seed=1000 * seed, path=path, steps=budget, temperature=temperature)
                 figures = examiner.figures(made.texts) if temperature == 1.0 else examiner.point(made.texts)
                 return {"nfe": made.nfe, "seconds": made.seconds} | figures
 
@@ -84,7 +85,7 @@ def judged(steps: int) -> Examiner:
         )  # fmt: skip
         trained(options, RUNS / "judge")
         texts = heldout()
-        _examiners[steps] = Examiner(load_judge(str(RUNS / "judge" / "model")), texts[1::2][:TEXTS], training())
+        _examiners[steps] = Examiner(load_judge(str(RUNS / "judge")), texts[1::2][:TEXTS], training())
     return _examiners[steps]
 
 
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--judge-steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    settle()
+    process.prepare()
     kept = Kept("quality.json")
     steps = arguments.steps
     if kept.get("steps", lambda: steps) != steps:

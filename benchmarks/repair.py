@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runs import Kept, heldout, settle, spread
+from runs import Kept, heldout, spread
 from scorelm import ScoreLM
-from scorelm.evaluation.likelihood import Noisy, whole
+from scorelm.cli import process
+from scorelm.config.generation import Generation, Infilling
+from scorelm.evaluation.likelihood import Noisy
 from scorelm.evaluation.rows import batches
-from scorelm.noise.plan import to_sigma
-from scorelm.sampling.generate import generate
-from scorelm.sampling.options import Options, make_options
+from scorelm.noise.forward import to_sigma
+from scorelm.sampling.request import Settings
 from scorelm.text.templates import Template
-from scorelm.text.sentencepiece import BOS, EOS
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
 LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -73,20 +73,22 @@ def outcome(rows: list[list[int]], wrong: list[list[int]], found: list[list[int]
     }
 
 
-def written(lm: ScoreLM, templates: list[Template], options: Options, seed: int) -> list[list[int]]:
+def written(lm: ScoreLM, templates: list[Template], settings: Settings, seed: int) -> list[list[int]]:
     """The rows that come out."""
-    seeds = range(seed * len(templates), (seed + 1) * len(templates))
-    *_, last = generate(lm.denoiser, lm.schedule, templates, list(seeds), options)
-    return [ids[:n] for ids, n in zip(last.ids_BL.tolist(), last.length_B.tolist(), strict=True)]
+    seeds, loop = range(seed * len(templates), (seed + 1) * len(templates)), lm.loop()
+    job = loop.join(templates, seeds, settings)
+    while not job.finished:
+        loop.step()
+    return [ids for ids, _ in job.rows()]
 
 
 @torch.inference_mode()
 def suspicion(lm: ScoreLM, row: list[int]) -> Tensor:
     """Nats of each token between the ends given all the others, [L], -inf at the ends."""
     length = len(row)
-    batch = next(batches([row] * (length - 2), torch.device("cpu"), positions=length * length))
+    batch = next(batches([row] * (length - 2), lm.device, lm.tokenizer.special, positions=length * length))
     alone_BL = torch.eye(length, dtype=torch.bool)[1:-1]
-    nats_N = Noisy(lm.denoiser, batch, whole(batch), 1, True).nats(torch.where(alone_BL, torch.inf, 0.0))
+    nats_N = Noisy(lm.loop().network, batch, 0, 1, True).nats(torch.where(alone_BL, torch.inf, 0.0))
     return torch.cat([torch.tensor([-torch.inf]), nats_N, torch.tensor([-torch.inf])])
 
 
@@ -101,12 +103,13 @@ def least_likely(lm: ScoreLM, wrong: list[list[int]], share: float) -> list[Temp
 
 
 def random_half(wrong: list[list[int]], seed: int) -> list[Template]:
-    """Templates that are free at a random half of the tokens."""
-    rng = torch.Generator().manual_seed(seed)
-    return [
-        doubted(row, torch.tensor([t not in (BOS, EOS) for t in row]) & (torch.rand(len(row), generator=rng) < 0.5))
-        for row in wrong
-    ]
+    """Templates that are free at a random half of the tokens between the ends."""
+    rng, templates = torch.Generator().manual_seed(seed), []
+    for row in wrong:
+        free = torch.rand(len(row), generator=rng) < 0.5
+        free[[0, -1]] = False
+        templates.append(doubted(row, free))
+    return templates
 
 
 def repairs(lm: ScoreLM, masked: ScoreLM, share: float, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
@@ -116,12 +119,10 @@ def repairs(lm: ScoreLM, masked: ScoreLM, share: float, seed: int) -> Iterator[t
     yield "left as it is", outcome(rows, wrong, wrong)
     for level in LEVELS:
         for path in ("uniform", "confidence"):
-            options = Options(make_options(path).path, make_options().solver, STEPS, repair=level)
-            yield (
-                f"score, {path}, u = {level}",
-                outcome(rows, wrong, written(lm, [list(r) for r in wrong], options, seed)),
-            )
-    jumps = make_options("bounded", steps=STEPS)
+            doubt = Settings.of(Infilling.of(path=path, steps=STEPS, repair=level))
+            repaired = written(lm, [list(row) for row in wrong], doubt, seed)
+            yield f"score, {path}, u = {level}", outcome(rows, wrong, repaired)
+    jumps = Settings.of(Generation.of(path="bounded", steps=STEPS))
     for name, model in (("score", lm), ("masked", masked)):
         yield f"{name}, a random half", outcome(rows, wrong, written(model, random_half(wrong, seed), jumps, seed))
         yield f"{name}, informed", outcome(rows, wrong, written(model, least_likely(model, wrong, share), jumps, seed))
@@ -133,19 +134,17 @@ def calibration(lm: ScoreLM, level: float, seed: int = 0) -> dict[str, float]:
 
     At noise of level u on every token of a score model; with a random share u masked for a masked one.
     """
-    sure, right = [], []
-    for batch in batches(verses(lm), torch.device("cpu")):
+    sure, right, network, masked = [], [], lm.loop().network, lm.objective.name == "masked"
+    for batch in batches(verses(lm), lm.device, lm.tokenizer.special):
         free_BL = batch.free(True)
         sigma_BL = torch.where(free_BL, to_sigma(torch.tensor(level, dtype=torch.float64), lm.schedule), 0.0)
-        if lm.objective == "masked":
+        if masked:
             rank_BL, count_B1 = batch.shuffled(free_BL, seed, 0), free_BL.sum(1, keepdim=True)
             sigma_BL = torch.where(free_BL & (rank_BL < level * count_B1), torch.inf, 0.0)
         eps_BLE = batch.noise(lm.config.embedding_dim, seed, 1)
-        passes = 1 if lm.objective == "masked" else 2
-        logits_NV, ids_N = Noisy(lm.denoiser, batch, whole(batch), passes, True).at(sigma_BL, eps_BLE)
-        top = logits_NV.double().softmax(-1).max(-1)
-        sure.append(top.values)
-        right.append((top.indices == ids_N).double())
+        seen = Noisy(network, batch, 0, 1 if masked else 2, True).at(sigma_BL, eps_BLE)
+        sure.append(seen.confidence_N.double())
+        right.append((seen.ids_N == batch.ids_BL[seen.open_BL]).double())
     sure_N, right_N = torch.cat(sure), torch.cat(right)
     bin_N = (sure_N * BINS).long().clamp(max=BINS - 1)
     gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bin_N, sure_N - right_N)
@@ -158,9 +157,9 @@ def main() -> None:
     parser.add_argument("masked", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    settle()
+    process.prepare()
     kept = Kept("repair.json")
-    lm, masked = (ScoreLM.from_pretrained(run / "model") for run in (arguments.score, arguments.masked))
+    lm, masked = (ScoreLM.from_pretrained(run) for run in (arguments.score, arguments.masked))
     tables: dict[str, Any] = {}
     for share in SHARES:
         for seed in arguments.seeds:

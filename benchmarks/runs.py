@@ -11,20 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scorelm import ScoreLM
+from scorelm import ScoreLM, train
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
-from scorelm.memory import bound_kernel_caches, keep_freed_memory
 from scorelm.text.corpus import load_corpus
+from scorelm.training import Interrupted
 
 RESULTS = Path(__file__).parent / "results"
 HOLDOUT = 0.02
-
-
-def settle() -> None:
-    """Process-wide settings of the command line."""
-    bound_kernel_caches()
-    keep_freed_memory()
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -41,15 +35,15 @@ def recipe(**changes: Any) -> Recipe:
 
 def trained(options: Recipe, out: Path) -> ScoreLM:
     """The model of a run, trained or trained on if it is not finished; a run that is done is loaded."""
-    from scorelm.cli.train import Train, train
-
     done = out / "done"
     if not done.exists():
         begun = any((out / "checkpoints").glob("step-*"))
-        if train(Train(out=out, options=options, resume=begun)):
-            sys.exit(f"{out} was stopped; the same command goes on with it")
+        try:
+            train(options, out, resume=begun)
+        except Interrupted as stop:
+            sys.exit(f"{out}: {stop}; the same command goes on with it")
         done.touch()
-    return ScoreLM.from_pretrained(out / "model")
+    return ScoreLM.from_pretrained(out)
 
 
 def seconds(out: Path) -> float:

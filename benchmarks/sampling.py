@@ -17,21 +17,19 @@ import math
 import statistics
 import time
 from collections import Counter
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
+from runs import RESULTS, heldout
 from scorelm import ScoreLM
-from scorelm.memory import keep_freed_memory
-from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.sampling.generate import Sampler
-from scorelm.sampling.options import make_options
-from scorelm.text.templates import prompt_template
-from scorelm.text.corpus import load_corpus
-from scorelm.text.sentencepiece import PAD
+from scorelm.cli import process
+from scorelm.evaluation.likelihood import left_to_right
+from scorelm.evaluation.rows import batches
+from scorelm.model.prediction import Prediction
 
 PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy")
 SOLVERS = ("posterior", "renoise", "ancestral", "sde", "euler", "heun", "dpmpp_2m")
@@ -42,24 +40,10 @@ ROWS = 16
 @torch.inference_mode()
 def own_nll(lm: ScoreLM, rows: list[list[int]]) -> tuple[float, float]:
     """Exact left-to-right NLL in nats per token, `</s>` included, and its standard error over texts."""
-    longest = max(map(len, rows))
-    ids_BL = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
-    real_BL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    position_BL = torch.arange(longest).expand_as(ids_BL)
-
-    def twice(t_BL: Tensor) -> Tensor:
-        return torch.cat([t_BL, t_BL], 1)
-
-    stream = torch.cat([torch.full_like(ids_BL, CLEAN), torch.full_like(ids_BL, NOISY)], 1)
-    layout = Layout(twice(real_BL), twice(position_BL), twice(position_BL), stream)
-    noisy_BL = torch.where((position_BL > 0) & (real_BL > 0), math.inf, 0.0)
-    sigma = torch.cat([torch.zeros(ids_BL.shape), noisy_BL], 1)
-    x = torch.where(sigma[..., None] > 0, 0.0, lm.denoiser.embedding(twice(ids_BL)))
-    logits_NV, _, live = lm.denoiser.live(x, sigma, layout)
-    nats_N = torch.nn.functional.cross_entropy(logits_NV, twice(ids_BL)[live], reduction="none").double()
-    text_N = torch.arange(len(rows))[:, None].expand_as(live)[live]
-    sums = torch.zeros(len(rows), dtype=torch.float64).index_add(0, text_N, nats_N)
-    counts = torch.bincount(text_N, minlength=len(rows)).double()
+    network, sums = lm.loop().network, torch.zeros(len(rows), dtype=torch.float64)
+    for batch in batches(rows, lm.device, lm.tokenizer.special):
+        sums[batch.index] = left_to_right(lm.objective, network, batch).terms["reconstruction"]
+    counts = torch.tensor([len(row) - 1.0 for row in rows], dtype=torch.float64)
     mean = float(sums.sum() / counts.sum())
     error = float((sums - mean * counts).square().sum().sqrt() / counts.sum())
     return mean, error
@@ -77,35 +61,25 @@ def quality(lm: ScoreLM, rows: list[list[int]]) -> dict[str, float]:
     return {"nats": nats, "nats_stderr": error, "entropy": statistics.mean(entropies), "distinct": distinct}
 
 
-@torch.inference_mode()
 def measure(lm: ScoreLM, path: str, solver: str, steps: int, length: int | None) -> dict[str, Any]:
     """One batch: quality, evaluations, seconds per sequence, and the share of time outside the denoiser."""
-    import numpy as np
+    inside, predict = 0.0, lm.denoiser.predict
 
-    how = make_options(path=path, solver=solver, steps=steps)
-    templates = [
-        prompt_template("", lm.tokenizer, lm.lengths, length, lm.max_length, True, np.random.default_rng(seed))
-        for seed in range(ROWS)
-    ]
-    inside, live = 0.0, lm.denoiser.live
-
-    def timed(*arguments: Any) -> Any:
+    def timed(*inputs: Any) -> Prediction:
         nonlocal inside
         started = time.perf_counter()
-        result = live(*arguments)
+        found = predict(*inputs)
+        _ = found.logits_NV  # computed when asked for
         inside += time.perf_counter() - started
-        return result
+        return found
 
-    lm.denoiser.live = timed  # type: ignore[method-assign]
-    try:
+    with patch.object(lm.denoiser, "predict", timed):
         started = time.perf_counter()
-        *_, last = Sampler(lm.denoiser, lm.schedule, templates, range(ROWS), how).records()
+        samples = lm.generate(n=ROWS, path=path, solver=solver, steps=steps, length=length)
         seconds = time.perf_counter() - started
-    finally:
-        del lm.denoiser.live
-    rows = [ids[:n] for ids, n in zip(last.ids_BL.tolist(), last.length_B.tolist(), strict=True)]
-    cost = {"nfe": last.nfe_B.double().mean().item(), "seconds": seconds / ROWS, "overhead": 1 - inside / seconds}
-    return {"path": path, "solver": solver, "steps": steps} | cost | quality(lm, rows)
+    nfe = statistics.mean(sample.nfe for sample in samples)
+    cost = {"nfe": nfe, "seconds": seconds / ROWS, "overhead": 1 - inside / seconds}
+    return {"path": path, "solver": solver, "steps": steps} | cost | quality(lm, [sample.ids for sample in samples])
 
 
 def picture(results: list[dict[str, Any]], real: dict[str, float], target: Path) -> None:
@@ -151,10 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    process.prepare()
     lm = ScoreLM.from_pretrained(arguments.model)
-    heldout = [text["text"] for text in islice(load_corpus("kjv").heldout, 200)]
-    encoded = [ids for ids in map(lm.tokenizer.encode_document, heldout) if len(ids) <= lm.max_length]
+    encoded = [ids for ids in map(lm.tokenizer.encode_document, heldout(200)) if len(ids) <= lm.max_length]
     real = quality(lm, encoded[:128])
     results = []
     for path in PATHS:
@@ -171,10 +144,8 @@ def main() -> None:
         "real_text": real,
         "results": results,
     }
-    target = Path(__file__).parent / "results"
-    target.mkdir(exist_ok=True)
-    (target / "sampling.json").write_text(json.dumps(report, indent=1) + "\n")
-    picture(results, real, target / "sampling.png")
+    (RESULTS / "sampling.json").write_text(json.dumps(report, indent=1) + "\n")
+    picture(results, real, RESULTS / "sampling.png")
     print(json.dumps({k: v for k, v in report.items() if k != "results"}, indent=1))
 
 

@@ -21,12 +21,13 @@ import torch
 
 import collectives
 from runs import RESULTS
+from scorelm import Tokenizer
 from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
 from scorelm.config.toml import load_recipe
-from scorelm.model.denoiser import CHUNK, Denoiser
+from scorelm.model.denoiser import Denoiser
+from scorelm.model.prediction import CHUNK
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import prepare
-from scorelm.training.logging import useful_flops
 
 PEAK, MEMORY = 989e12, 80e9  # FLOP/s of dense bfloat16 and bytes: NVIDIA H100 SXM datasheet
 NVLINK, NETWORK, NODE = 450e9, 50e9, 8  # bytes/s of a GPU, one way: the same, and 400 Gb/s a GPU in a DGX H100
@@ -84,13 +85,14 @@ def shares(recipe: Recipe) -> tuple[float, float]:
 
 
 def flops_per_token(recipe: Recipe, live: float, noisy: float) -> float:
-    """Useful FLOPs of training for each real token, averaged over steps with and without a self-conditioning pass."""
-    denoiser, length = on_meta(recipe), recipe.data.max_length
-    lengths = torch.full((1_000,), length)
-    places = round(noisy * 1_000 * length), round(live * 1_000 * length)
-    counts = [useful_flops(denoiser, lengths, recipe.noise.streams, *places, first) for first in (False, True)]
-    share = recipe.training.self_conditioning
-    return (counts[0] * (1 - share) + counts[1] * share) / (1_000 * length)
+    """Useful FLOPs of training for each real token, averaged over steps with and without a self-conditioning pass.
+
+    A step needs three times its forward pass, and once more with a self-conditioning pass.
+    """
+    lengths = torch.full((1_000,), recipe.data.max_length)
+    tokens = int(lengths.sum())
+    forward = on_meta(recipe).flops(lengths, recipe.noise.streams, round(noisy * tokens), round(live * tokens))
+    return forward * (3 + recipe.training.self_conditioning) / tokens
 
 
 def state_bytes(count: int, averages: int, world: int) -> float:
@@ -242,7 +244,7 @@ def data_speed(length: int) -> dict[str, float]:
         long = [{"ids": ids[k : k + length]} for k in range(0, len(ids) - length, length)]
         speeds = {}
         for name, documents in {"packing verses": verses, "packing documents of a row": long}.items():
-            batches = iter(packed_rows(documents, max_length=length, rows=8, seed=0))
+            batches = iter(packed_rows(documents, max_length=length, rows=8, pad=Tokenizer.special.pad, seed=0))
             next(batches)
             started, tokens = time.perf_counter(), 0
             for batch in islice(batches, 250):

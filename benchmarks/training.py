@@ -29,14 +29,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runs import RESULTS, Kept, settle, training
+from runs import RESULTS, Kept, training
+from scorelm.cli import process
 from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
 from scorelm.device import matmul_peak, pick_dtype
-from scorelm.memory import bound_kernel_caches, keep_freed_memory
 from scorelm.text.packing import packed_rows, packing_efficiency
-from scorelm.text.sentencepiece import PAD
 from scorelm.training.data import TrainingData, prepare
-from scorelm.training.draws import draw_step
+from scorelm.training.metrics import Window
+from scorelm.training.step import draw_step
 from scorelm.training.trainer import Trainer
 
 ROUNDS = 5
@@ -62,10 +62,11 @@ class Padded:
 
     def __init__(self, data: TrainingData, rows: int, length: int) -> None:
         self.documents, self.shape, self.next = data.documents.train, (rows, length), 0
+        self.pad = data.tokenizer.special.pad
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = {name: np.zeros(self.shape, np.int64) for name in ("ids", "segment", "position")}
-        batch["ids"] += PAD
+        batch["ids"] += self.pad
         for row in range(self.shape[0]):
             ids = self.documents[self.next % len(self.documents)]["ids"][: self.shape[1]]
             self.next += 1
@@ -78,10 +79,10 @@ class Padded:
 class PaddedTrainer(Trainer):
     """A run on such batches, whose rows stay as wide as they are."""
 
-    def train_step(self) -> None:
+    def step(self) -> None:
         """One step."""
-        with patch("scorelm.training.draws.narrowed", lambda draw: draw):
-            super().train_step()
+        with patch("scorelm.training.step.narrow_rows", lambda draw: draw):
+            super().step()
 
 
 class Peer:
@@ -89,7 +90,7 @@ class Peer:
 
     def __init__(self, dim: int, length: int, rows: int, data: TrainingData) -> None:
         torch.manual_seed(0)
-        self.device, self.dtype, vocabulary = CPU, pick_dtype("auto", CPU), data.tokenizer.vocab_size
+        self.dtype, vocabulary = pick_dtype("auto", CPU), data.tokenizer.vocab_size
         norm = nn.LayerNorm(dim, bias=False)
         layer = nn.TransformerEncoderLayer(
             dim, max(1, dim // 64), 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True, bias=False
@@ -106,11 +107,11 @@ class Peer:
         matrices = sum(p.numel() for p in self.parts["trunk"].parameters() if p.ndim == 2) + vocabulary * dim
         pairs = LAYERS[dim] * (length + 1) / 2
         self.flops_per_token = 6 * matrices + 12 * dim * pairs
-        self.tokens, self.seconds = 0, 0.0
+        self.window = Window()
 
-    def train_step(self) -> None:
+    def step(self) -> None:
         """One step on the next rows of the text."""
-        started, (rows, length) = time.perf_counter(), self.shape
+        rows, length = self.shape
         if self.at + rows * length >= len(self.text):
             self.at = 0
         window = self.text[self.at : self.at + rows * length + 1]
@@ -123,13 +124,8 @@ class Peer:
         F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
         self.optimizer.step()
-        self.tokens += rows * length
-        self.seconds += time.perf_counter() - started
-
-    def metrics(self, peak: float) -> dict[str, float]:
-        """Speed since the last call."""
-        rate, self.tokens, self.seconds = self.tokens / self.seconds, 0, 0.0
-        return {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / peak}
+        self.window.tokens += rows * length
+        self.window.flops += rows * length * self.flops_per_token
 
 
 def trainer(
@@ -150,26 +146,31 @@ def trainer(
         noise=NoiseConfig(streams=streams),
         training=TrainingConfig(**{"steps": 10**6, "self_conditioning": 0.0, "rows": rows} | options),
     )
-    run = (PaddedTrainer if padded else Trainer)(recipe, Path(tempfile.mkdtemp()), data)
+    run = (PaddedTrainer if padded else Trainer)(recipe, data)
     if padded:
         run.shards[0].batches = Padded(data, rows, length)
     return run
 
 
+def speed(run: Trainer | Peer, steps: int) -> dict[str, float]:
+    """Of a few steps; and of the fastest square product in the same precision just before them."""
+    peak = matmul_peak(CPU, run.dtype if isinstance(run, Peer) else run.learner.dtype)
+    run.window, started = Window(), time.perf_counter()
+    for _ in range(steps):
+        run.step()
+    seconds = time.perf_counter() - started
+    mfu = run.window.flops / seconds / peak
+    return {"tokens_per_second": run.window.tokens / seconds, "mfu": mfu, "gemm_peak": peak}
+
+
 def measured(runs: dict[str, Any], steps: int) -> dict[str, Any]:
     """Interleaved rounds of a few steps of every kind."""
     for run in runs.values():
-        for _ in range(2):
-            run.train_step()
-        run.metrics(1.0)
+        speed(run, 2)
     rounds: dict[str, list[dict[str, float]]] = {kind: [] for kind in runs}
     for _ in range(ROUNDS):
         for kind, run in runs.items():
-            peak = matmul_peak(CPU, run.dtype)
-            for _ in range(steps):
-                run.train_step()
-            line = run.metrics(peak)
-            rounds[kind].append({name: line[name] for name in ("tokens_per_second", "mfu")} | {"gemm_peak": peak})
+            rounds[kind].append(speed(run, steps))
     return {
         kind: {name: statistics.median(r[name] for r in found) for name in found[0]}
         | {"tokens_per_second_all": [round(r["tokens_per_second"]) for r in found]}
@@ -180,7 +181,7 @@ def measured(runs: dict[str, Any], steps: int) -> dict[str, Any]:
 def shares(run: Trainer) -> dict[str, float]:
     """Share of a step's time by kind of operation, and of drawing its data and noise."""
     with torch.profiler.profile() as trace:
-        run.train_step()
+        run.step()
     times = {event.key: event.self_cpu_time_total for event in trace.key_averages()}
     total = sum(times.values())
     found = {group: sum(times.get(name, 0) for name in names) / total for group, names in GROUPS.items()}
@@ -188,9 +189,9 @@ def shares(run: Trainer) -> dict[str, float]:
     draws, whole = [], []
     for _ in range(3):
         started = time.perf_counter()
-        draw_step(run.shards, run.objective.draw, run.recipe, run.schedule, run.step)
+        draw_step(run.shards, run.data, run.recipe, run.schedule, run.progress.step)
         drawn = time.perf_counter()
-        run.train_step()
+        run.step()
         draws.append(drawn - started)
         whole.append(time.perf_counter() - drawn)
     return found | {"data and noise, of a step": statistics.median(draws) / statistics.median(whole)}
@@ -230,7 +231,7 @@ def memory(dim: int, length: int, text: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the most that was held is counted from here
     before = held("VmRSS")
     for _ in range(3):
-        run.train_step()
+        run.step()
     print(held("VmHWM") - before)
 
 
@@ -265,7 +266,7 @@ def elementwise_ms() -> float:
 def machine() -> dict[str, Any]:
     """Where this was measured, and what it can do at best."""
     before = elementwise_ms()
-    keep_freed_memory()
+    process.keep_freed_memory()
     return {
         "processor": torch.cpu.get_capabilities().get("cpu_name"),
         "threads": torch.get_num_threads(),
@@ -304,12 +305,12 @@ def picture(values: dict[str, Any], target: Path) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--memory"]:
-        bound_kernel_caches()
+        process.bound_kernel_caches()
         memory(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
         return
     kept = Kept("training.json")
     kept.get("machine", machine)
-    settle()
+    process.prepare()
     for length in LENGTHS:
         data = load("verses", length)
         for dim in LAYERS:
@@ -323,8 +324,10 @@ def main() -> None:
     data = load("verses", 64)
     runs = {f"{rows} rows": trainer(data, 256, 64, positions=64 * rows) for rows in BATCHES}
     kept.get("batch", lambda: measured(runs, 2))
+    pad = data.tokenizer.special.pad
     for length in (64, 128, 256):
-        batches = islice(packed_rows(data.documents.train, max_length=length, rows=32, seed=0, epochs=1), 300)
+        packed = packed_rows(data.documents.train, max_length=length, rows=32, pad=pad, seed=0, epochs=1)
+        batches = islice(packed, 300)
         kept.get(f"packing {length}", lambda: statistics.mean(packing_efficiency(batch) for batch in batches))  # noqa: B023
     picture(kept.values, RESULTS / "training.png")
     print(json.dumps(kept.values, indent=1))

@@ -27,6 +27,7 @@ from scorelm.cli.process import let_waiting_threads_sleep
 from scorelm.config.generation import Continuation, Infilling
 from scorelm.config.toml import load_recipe
 from scorelm.errors import DiskError, InputError
+from scorelm.objectives.objective import Objective
 from scorelm.sampling.halting import CRITERIA
 from scorelm.sampling.paths import PATHS
 from scorelm.sampling.solvers import SOLVERS
@@ -260,7 +261,10 @@ def test_a_masked_model_fills_in_and_an_autoregressive_one_says_that_it_cannot(p
     assert code == 2 and "fill" in err
 
 
-def test_eval_writes_one_report(run: Path, peers: dict[str, Path], tmp_path: Path) -> None:
+def test_eval_writes_one_report(
+    run: Path, peers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Objective, "shown_budgets", (2, 4))
     page = tmp_path / "report.html"
     out = done(
         "eval", str(run), "--judge", str(peers["autoregressive"]), "-n", "4", "--steps", "4", "--holdout", "0.2",
@@ -275,12 +279,12 @@ def test_eval_writes_one_report(run: Path, peers: dict[str, Path], tmp_path: Pat
 
 def test_flags_override_a_recipe_its_budget_too(lines: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text("[data]\nvocab_size = 280\n[training]\nminutes = 9.0\nrows = 4\nlr = 0.25\n", encoding="utf-8")
+    recipe.write_text("[data]\nvocab_size = 300\n[training]\nminutes = 9.0\nrows = 4\nlr = 0.25\n", encoding="utf-8")
     out = tmp_path / "run"
     words = ("--steps", "2", "--model.dim", "32", "--model.layers", "1", "--lr", "0.001")
     done("train", "--recipe", str(recipe), "--out", str(out), "--data", str(lines), *words)
     kept = load_recipe(str(out / "recipe.toml"))
-    assert (kept.data.vocab_size, kept.training.rows, kept.training.lr) == (280, 4, 0.001)
+    assert (kept.data.vocab_size, kept.training.rows, kept.training.lr) == (300, 4, 0.001)
     assert (kept.training.steps, kept.training.minutes) == (2, None)
     done("train", "--out", str(out), "--resume", "--steps", "3")
     assert load_recipe(str(out / "recipe.toml")).training.steps == 3
@@ -302,7 +306,10 @@ BAD = {
     "bad tokenizer": ((*TRAIN, "kjv", "--tokenizer", "{folder}/few.txt"), "few.txt"),
     "no place for a run": (("train", "--out", "{folder}/few.txt/run", "--data", "{folder}/few.txt"), "few.txt"),
     "no place for a tokenizer": (("tokenizer", "--out", "{folder}/few.txt/spm", "-d", "{folder}/few.txt"), "few.txt"),
-    "no device to train on": ((*TRAIN, "kjv", "--device", "abacus"), "abacus"),
+    "no device to train on": (
+        (*TRAIN, "{folder}/few.txt", "--vocab-size", "290", *ALL_KEPT, "--device", "abacus"),
+        "abacus",
+    ),
     "unknown recipe": (("train", "--out", "{folder}/out", "--recipe", "nonesuch"), "nonesuch"),
     "run exists": (("train", "--out", "{run}"), "--resume"),
     "nothing to resume": (("train", "--out", "{folder}/void", "--resume"), "nothing to resume"),
@@ -385,8 +392,10 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     words, word = (BAD | BEFORE)[kind]
     code, out, err = scorelm(*(w.format(run=run, folder=folder) for w in words))
+    *before, message = err.splitlines()
     assert (code, out) == (2, ""), err
-    assert err.startswith("scorelm: ") and word in err and err.count("\n") == 1
+    assert message.startswith("scorelm: ") and word in message
+    assert not before or (words[0] == "train" and len(before) == 1)  # what it was doing
 
 
 def test_an_unknown_flag_is_refused_with_the_nearest_right_one() -> None:
@@ -435,9 +444,9 @@ def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 # What only a process has
 
 
-def test_results_go_to_stdout_and_complaints_to_stderr(run: Path, tmp_path: Path) -> None:
+def test_results_go_to_stdout_and_complaints_to_stderr(run: Path) -> None:
     good = process("sample", str(run), "-n", "1", "--steps", "2", "--json")
-    bad = process("info", str(tmp_path / "nowhere"))
+    bad = process("dance")
     out, err = good.communicate()
     assert (good.returncode, err) == (0, "") and len(json.loads(out)) == 1
     out, err = bad.communicate()

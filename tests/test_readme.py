@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scorelm.cli import VERBS, main
+from scorelm.objectives.objective import Objective
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 CORPUS = Path(__file__).parents[1] / "src" / "scorelm" / "assets" / "kjv.txt.xz"
@@ -39,6 +40,7 @@ def test_the_commands_and_the_python_example_run(
     with lzma.open(CORPUS, "rt", encoding="utf-8") as file:
         (tmp_path / "my.txt").write_text("".join(islice(file, 2000)))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Objective, "shown_budgets", (2, 4))
     for name, *words in commands():
         assert name == "scorelm"
         with pytest.raises(SystemExit) as ended:

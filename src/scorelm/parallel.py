@@ -108,7 +108,7 @@ def replicate(module: nn.Module, ranks: Ranks, unused: bool) -> nn.Module:
     return nn.parallel.DistributedDataParallel(module, find_unused_parameters=unused)
 
 
-def shard(module: nn.Module, layers: nn.ModuleList, dtype: torch.dtype) -> None:
+def split(module: nn.Module, layers: nn.ModuleList, dtype: torch.dtype) -> None:
     """Split the weights of `module` among all ranks, in place, so that gradients are means over ranks (FSDP2).
 
     Args:

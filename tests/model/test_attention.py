@@ -47,7 +47,17 @@ def noisy_row(denoiser, layout, seed, clean=0.0):
     return ids, sigma, x
 
 
-# --- one layer ---------------------------------------------------------------------------------------------------------
+# --- one layer --------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_are_computed_once_for_each_use():
+    layout = packed([4, 5], 12)
+    inputs = attention_inputs(layout, 4, training=False)
+    assert attention_inputs(layout, 4, training=False) is inputs
+    assert attention_inputs(layout, 8, training=False) is not inputs
+    with torch.inference_mode():  # tensors made here cannot be saved for a gradient
+        assert attention_inputs(layout, 4, training=False) is not inputs
+    assert attention_inputs(layout.map(torch.clone), 4, training=False) is not inputs
 
 
 @pytest.mark.parametrize("short", [0, 256], ids=["fused", "batched products"])

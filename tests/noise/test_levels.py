@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorelm.config.recipe import Mixture
-from scorelm.noise.levels import document_blocks, draw_levels, given_spans, ramp, random_rank, runs
+from scorelm.noise.levels import draw_levels, free_place, given_spans, ramp, random_rank, runs
 from scorelm.noise.schedule import make_schedule
 
 INF = math.inf
@@ -54,7 +54,7 @@ def kolmogorov(u):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), rows=st.integers(1, 4), length=st.integers(1, 9), keys=st.integers(1, 3))
 def test_runs_against_a_loop(data, rows, length, keys):
     cells = st.lists(st.lists(st.integers(0, 2), min_size=length, max_size=length), min_size=rows, max_size=rows)
@@ -79,7 +79,7 @@ def test_runs_against_a_loop(data, rows, length, keys):
 # --- random_rank and given_spans --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), seed=st.integers(0, 1000))
 def test_random_rank_is_a_permutation_of_every_run(sizes, seed):
     keys = torch.cat([torch.full((size,), k) for k, size in enumerate(sizes)])[None]
@@ -129,41 +129,6 @@ def test_given_spans_are_independent_between_runs_of_a_row():
     left, right = given_BL[:, :3].sum(1).double(), given_BL[:, 3:].sum(1).double()
     assert float(left.mean()) == pytest.approx(0.75, abs=0.02) and float(right.mean()) == pytest.approx(0.75, abs=0.02)
     assert abs(float(torch.corrcoef(torch.stack([left, right]))[0, 1])) < 0.02
-
-
-# --- document_blocks --------------------------------------------------------------------------------------------------
-
-document_strategy = st.tuples(st.integers(1, 9), st.booleans(), st.sampled_from([0, 1, 2, 3, 8, 100]))
-
-
-@settings(max_examples=200, deadline=None)
-@given(rows=st.lists(st.lists(document_strategy, min_size=0, max_size=3), min_size=1, max_size=3))
-def test_document_blocks_against_a_loop(rows):
-    """Documents of (length, whether it begins with <s>, block size), packed and padded."""
-    width = max(1, max(sum(length for length, _, _ in row) for row in rows)) + 1
-    segment, position = torch.zeros(len(rows), width).long(), torch.zeros(len(rows), width).long()
-    starts, expected, sizes = torch.zeros(len(rows), width).bool(), torch.full((len(rows), width), -1), []
-    for r, row in enumerate(rows):
-        column = 0
-        for number, (length, begins, size) in enumerate(row, start=1):
-            block, filled = 0 if begins else 1, 0
-            for place in range(length):
-                segment[r, column], position[r, column] = number, place
-                if place == 0 and begins:
-                    starts[r, column] = True
-                    expected[r, column] = 0
-                    block = 1
-                else:
-                    if size and filled == size:
-                        block, filled = block + 1, 0
-                    expected[r, column] = block
-                    filled += 1
-                column += 1
-            sizes.append(size)
-        sizes.append(0)  # the padding is a run of its own
-    found = document_blocks(position, starts, runs(segment), torch.tensor(sizes))
-    assert torch.equal(found[segment > 0], expected[segment > 0])
-    assert torch.equal(found == 0, starts)
 
 
 # --- draw_levels ------------------------------------------------------------------------------------------------------
@@ -319,10 +284,10 @@ def test_blocks_of_a_document_have_their_own_levels():
     assert (first != second).all()
 
 
-# --- ramp -------------------------------------------------------------------------------------------------------------
+# --- ramp and free_place ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(s=st.floats(0, 1), place=st.floats(0, 1), slope=st.floats(0, 1e6), earlier=st.floats(0, 1), less=st.floats(0, 1))
 def test_ramp_is_monotone_and_exact_at_the_ends(s, place, slope, earlier, less):
     def at(s, place):
@@ -332,3 +297,14 @@ def test_ramp_is_monotone_and_exact_at_the_ends(s, place, slope, earlier, less):
     assert 0 <= at(s, place) <= 1
     assert at(s, place * earlier) <= at(s, place) and at(s * less, place) <= at(s, place)
     assert float(ramp(torch.tensor(s, dtype=torch.float64), torch.tensor(place).double(), 0.0)) == s
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1)))
+def test_free_place_against_a_loop(rows):
+    place_BL = free_place(torch.tensor(rows))
+    assert place_BL.dtype == torch.float64
+    for row, free in enumerate(rows):
+        places = [column for column, is_free in enumerate(free) if is_free]
+        for rank, column in enumerate(places):
+            assert float(place_BL[row, column]) == pytest.approx(rank / max(1, len(places) - 1), abs=1e-6)

@@ -1,6 +1,7 @@
 """Small things that tests of generation share: records of a request, a whole step of a solver, a model read by hand."""
 
 import math
+from contextlib import contextmanager
 
 import torch
 
@@ -64,3 +65,16 @@ def entropy(logits_NV):
 def free(template):
     """Columns of a template that are to be written."""
     return [column for column, token in enumerate(template) if token is None]
+
+
+@contextmanager
+def raised_prior(lm, token, by):
+    """A model to which a token is likelier, or with a negative number less likely."""
+    prior = lm.denoiser.prior.detach().clone()
+    with torch.no_grad():
+        lm.denoiser.prior[token] += by
+    try:
+        yield lm
+    finally:
+        with torch.no_grad():
+            lm.denoiser.prior.copy_(prior)

@@ -1,4 +1,4 @@
-"""What the tests of training share: a text, recipes for it, whole runs, and a process that forks runs of the command."""
+"""What the tests of training share: a text, recipes for it, runs, and a process that forks runs of the command."""
 
 import json
 import os
@@ -88,9 +88,9 @@ class Forks:
 
     def __init__(self, directory: Path) -> None:
         command = [sys.executable, str(Path(__file__).with_name("forks.py"))]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
         self.server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads
         )
         self.errors = directory / "errors"
 

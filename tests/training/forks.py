@@ -1,8 +1,8 @@
 """A process that has imported everything and forks children that run the command line, each with a fault of its own.
 
 It reads one job a line from stdin, as JSON, and answers with the children's process ids, one for each rank, and then
-with an exit code. A forked child saves the seconds that imports take; all else in it is what ``python -m scorelm`` does,
-and, where there are several, what torchrun starts.
+with an exit code. A forked child saves the seconds that imports take; all else in it is what ``python -m scorelm`` is,
+and several of them are what torchrun starts.
 """
 
 import errno
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-import scorelm.evaluation.price  # noqa: F401
+import scorelm.evaluation.price
 import scorelm.sampling.sample  # noqa: F401
 from scorelm.cli import main
 from scorelm.cli.verb import load

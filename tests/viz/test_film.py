@@ -91,15 +91,15 @@ def test_the_page_holds_the_records(lm, tmp_path, path):
             sigma = [math.inf if s is None else s for s in row["sigma"][k]]
             assert sigma == pytest.approx(record.sigma_BL[b, :n].tolist(), rel=6e-3)
             for i, entropy in enumerate(record.entropy_BL[b, :n].tolist()):
-                seen = row["confidence"][k][i]
+                seen = row["certainty"][k][i]
                 if sigma[i] == 0:
                     assert seen == 1
                 elif entropy > 0:
                     assert seen == pytest.approx(math.exp(-entropy), rel=1e-2)
                 else:
-                    assert seen == row["confidence"][k - 1][i]
+                    assert seen == row["certainty"][k - 1][i]
         assert row["sigma"][0] == [0 if given else None for given in row["given"]]
-        assert row["confidence"][0] == [int(given) for given in row["given"]]
+        assert row["certainty"][0] == [int(given) for given in row["given"]]
         text = "".join(data["tokens"][t]["text"] for t in row["token"][-1] if data["tokens"][t]["kind"] != "control")
         assert text.strip() == one.text
 
@@ -115,7 +115,7 @@ def test_a_token_that_the_first_step_finishes_is_not_given(lm):
     film, *_ = shoot(lm, n=1, steps=1, length=9)
     row = film.rows()[0]
     assert row.given_N.tolist() == [i <= len(lm.tokenizer.encode("the")) or i == 8 for i in range(9)]
-    assert (row.sigma_KN[-1] == 0).all() and row.confidence_KN[-1].min() == 1
+    assert (row.sigma_KN[-1] == 0).all() and row.certainty_KN[-1].min() == 1
 
 
 def test_signal_is_a_half_where_sigma_is_the_norm(lm):

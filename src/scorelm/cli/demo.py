@@ -78,7 +78,7 @@ def show_what_was_learned(out: Path, device: str) -> None:
 
     model, film_file = out / "model", out / "film.html"
     lm = open_model(model, device)
-    film = Film(lm.tokenizer, norm=lm.denoiser.embedding.norm, title=SAMPLES[-1][0])
+    film = Film(lm.tokenizer, norm=lm.norm, title=SAMPLES[-1][0])
     for title, settings in SAMPLES:
         show(f"\n{title}\n  scorelm sample {shlex.quote(str(model))} {flags(settings)}")
         for sample in lm.generate(**settings, watch=film):  # each starts the film over: the last one stays

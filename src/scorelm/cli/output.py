@@ -72,7 +72,7 @@ def answer(
     film = None
     if output.film is not None:
         subtitle = f"{how.path or lm.objective.default_path}, {how.solver}, {how.steps} steps"
-        film = Film(lm.tokenizer, norm=lm.denoiser.embedding.norm, title=title, subtitle=subtitle)
+        film = Film(lm.tokenizer, norm=lm.norm, title=title, subtitle=subtitle)
     own = ranks.part(output.n)
     fields = how.model_dump() | {"seed": how.seed + own.start * how.best_of}
     with Watch(lm.tokenizer) if output.watch and ranks.main else nullcontext() as live:

@@ -55,7 +55,7 @@ class ScoreVerb(Verb):
         if not ranks.main:
             return 0
         if self.plot is not None:
-            plot_integrand(found, lm.denoiser.embedding.norm, self.plot)
+            plot_integrand(found, lm.norm, self.plot)
         if self.as_json:
             show(json.dumps(found.to_json(), indent=2))
         else:

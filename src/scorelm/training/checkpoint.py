@@ -158,7 +158,7 @@ def digest_entries(files: dict[str, Any]) -> str:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """The first file of a checkpoint that is not as it was written, and what is wrong with it; None if all are sound."""
+    """The first file of a checkpoint that is not as it was written, and what is wrong with it; None if all are."""
     manifest = checkpoint / MANIFEST
     try:
         entries = json.loads(manifest.read_bytes())

@@ -13,7 +13,7 @@ from scorelm.objectives.objective import Batch, Draw, Outcome
 from scorelm.parallel import Ranks, gather_tensor
 
 BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
-"""Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; the last band is positions without evidence."""
+"""Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; one more is for no evidence."""
 
 
 class Window:

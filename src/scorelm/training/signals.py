@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after the step that it is in, with a checkpoint, instead of in the middle of anything."""
+"""SIGINT and SIGTERM end a run after the step that it is in, with a checkpoint."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from scorelm.config.recipe import Recipe
 from scorelm.device import check_compiler, pick_device, pick_dtype
-from scorelm.model.denoiser import Denoiser
+from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.layout import Layout
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives import OBJECTIVES
-from scorelm.objectives.objective import Batch, Draw, Objective, Outcome, Places
-from scorelm.parallel import Ranks, gather_tensor, gather_weights, hold_gradients, replicate, shard
+from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
+from scorelm.parallel import Ranks, gather_tensor, gather_weights, hold_gradients, replicate, split
 from scorelm.text.packing import first_fit
 from scorelm.text.tokenizer import Special
 from scorelm.training.data import Shard, TrainingData
@@ -107,7 +107,8 @@ def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
 
     ids, sigma, shared, layouts, weights, eps, _ = zip(*draws, strict=True)
     names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
-    layout = Layout(*(torch.cat([getattr(one, name) for one in layouts]) for name in names))
+    segment, position, block, stream = (torch.cat([getattr(one, name) for one in layouts]) for name in names)
+    layout = Layout(segment, position, block, stream)
     draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps))
     return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
 
@@ -188,7 +189,7 @@ class Learner:
         objective = OBJECTIVES[self.config.objective]
         loss = Loss(denoiser, objective, self.special)
         if self.config.parallel == "fsdp" and self.ranks.world > 1:
-            shard(loss, denoiser.backbone.layers, self.dtype)
+            split(loss, denoiser.backbone.layers, self.dtype)
         elif trained:
             return replicate(loss, self.ranks, unused=not objective.self_conditions)
         return loss
@@ -204,9 +205,12 @@ class Learner:
     def compute_gradients(
         self, draws: Sequence[Draw], schedule: Schedule, *, live: int, self_conditioned: bool
     ) -> tuple[list[Outcome], float]:
-        """Gradients of the sum of the draws' losses, clipped; returns what each draw gave, and the norm before clipping.
+        """Gradients of the sum of the draws' losses over all ranks, clipped to `clip`.
 
-        DDP and FSDP take means over ranks, where a sum is wanted.
+        The losses are scaled up because DDP and FSDP take means over ranks.
+
+        Returns:
+            What each draw gave, and the gradients' norm before clipping.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,8 @@ import torch
 from scorelm.config.recipe import Recipe, TrainingConfig
 from scorelm.device import matmul_peak
 from scorelm.errors import DivergedError, InputError
-from scorelm.lm import Provenance, ScoreLM
+from scorelm.lm import ScoreLM
+from scorelm.model.directory import Provenance
 from scorelm.noise.fit import EntropyCurve
 from scorelm.noise.schedule import Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
 from scorelm.objectives.objective import Outcome
@@ -194,7 +195,8 @@ class Trainer:
         self.schedule = schedule_from_dict(state["schedule"])
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
-        self.progress = Progress(state["step"], state["tokens"], state["seconds"], *state["skipped"], state["heldout"])
+        skipped, in_a_row = state["skipped"]
+        self.progress = Progress(state["step"], state["tokens"], state["seconds"], skipped, in_a_row, state["heldout"])
         for shard in self.shards:
             shard.batches.set_state(state["batches"][str(shard.index)])
 

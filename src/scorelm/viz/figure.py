@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_ROWS, MOST_FRAMES = 4, 100
 INK, QUIET, GUESS, GIVEN = "#1b1e24", "#666c77", "#a8461b", "#c6c8cd"
 FAINTEST = 0.25
-"""Opacity of a guess that the model has no confidence in."""
+"""Opacity of a guess that the model has is not certain of at all."""
 SCALE = ("#f1f0ea", "#86b5bd", "#1d4268")
 """Colours of noise: no evidence, sigma = norm, finished."""
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Symbols 2")
@@ -212,7 +212,7 @@ class Stage:
             for i, (token, (x, line)) in enumerate(zip(row.tokens[k], places, strict=True)):
                 y = top + self.LINE * (line + 0.75)
                 self.draw_token(token, self.MARGIN + x, y, bool(row.given_N[i]), row.sigma_KN[k, i] == 0)
-                self.artists[-1].set_alpha(FAINTEST + (1 - FAINTEST) * float(row.confidence_KN[k, i]))
+                self.artists[-1].set_alpha(FAINTEST + (1 - FAINTEST) * float(row.certainty_KN[k, i]))
 
     def draw_token(self, token: Token, x: float, y: float, given: bool, finished: bool) -> None:
         """Draw one token, underlined if it was given."""

@@ -111,7 +111,7 @@ def film_data(rows: list[Row], film: Film) -> dict[str, Any]:
                 for ids_N, tokens in zip(row.ids_KN, row.tokens, strict=True)
             ],
             "sigma": [round_values(sigma_N) for sigma_N in row.sigma_KN],
-            "confidence": [round_values(confidence_N) for confidence_N in row.confidence_KN],
+            "certainty": [round_values(certainty_N) for certainty_N in row.certainty_KN],
         }
         for row in rows
     ]

@@ -50,7 +50,7 @@ class Frame:
     """``<pad>`` where the model has not looked yet."""
     sigma_BL: Array
     """Noise level: 0 where given or finished, inf where nothing is known yet."""
-    confidence_BL: Array
+    certainty_BL: Array
     """exp(-entropy): 1 where given or finished, 0 where the model has not looked yet."""
     length_B: Array
     nfe_B: Array
@@ -71,14 +71,14 @@ def first_frame(record: StepRecord, tokenizer: Tokenizer) -> Frame:
 
 
 def next_frame(previous: Frame, record: StepRecord) -> Frame:
-    """The state after a step; positions that it made no posterior for keep their confidence."""
+    """The state after a step; positions that it made no posterior for keep their certainty."""
     sigma_BL, entropy_BL = record.sigma_BL.numpy(), record.entropy_BL.numpy()
-    confidence_BL = np.where(find_unjudged(record), previous.confidence_BL, np.exp(-entropy_BL))
+    certainty_BL = np.where(find_unjudged(record), previous.certainty_BL, np.exp(-entropy_BL))
     return Frame(
         record.step,
         record.ids_BL.numpy().astype(np.int32),
         sigma_BL.astype(np.float32),
-        np.where(sigma_BL == 0, 1, confidence_BL).astype(np.float16),
+        np.where(sigma_BL == 0, 1, certainty_BL).astype(np.float16),
         record.length_B.numpy().astype(np.int32),
         record.nfe_B.numpy().astype(np.int32),
     )
@@ -97,7 +97,7 @@ class Row:
     tokens: list[list[Token]]
     ids_KN: Array
     sigma_KN: Array
-    confidence_KN: Array
+    certainty_KN: Array
     nfe_K: Array
 
     @property
@@ -116,12 +116,12 @@ def split_rows(frames: Sequence[Frame], tokenizer: Tokenizer) -> list[Row]:
     """The frames of every row by itself, cut to its final length; no rows without frames."""
     rows = []
     for b, n in enumerate(frames[-1].length_B.tolist() if frames else []):
-        ids, sigma, confidence = (
+        ids, sigma, certainty = (
             np.stack([getattr(frame, name)[b, :n] for frame in frames])
-            for name in ("ids_BL", "sigma_BL", "confidence_BL")
+            for name in ("ids_BL", "sigma_BL", "certainty_BL")
         )
         nfe_K = np.stack([frame.nfe_B[b] for frame in frames])
-        rows.append(Row([spell(tokenizer, ids_N.tolist()) for ids_N in ids], ids, sigma, confidence, nfe_K))
+        rows.append(Row([spell(tokenizer, ids_N.tolist()) for ids_N in ids], ids, sigma, certainty, nfe_K))
     return rows
 
 

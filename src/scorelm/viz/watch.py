@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scorelm.sampling.loop import StepRecord
 
 SURE = 0.5
-"""Confidence above which a guess is as bright as plain text."""
+"""Certainty above which a guess is as bright as plain text."""
 
 
 class Watch:
@@ -69,17 +69,17 @@ def render(first: Frame, frame: Frame, tokenizer: Tokenizer) -> Group:
     for b, length in enumerate(frame.length_B.tolist()):
         n = 1 + int(np.flatnonzero(frame.ids_BL[b, :length] != tokenizer.special.pad).max(initial=0))
         line = Text("• ", style="dim")
-        state = (frame.sigma_BL[b, :n] == 0, first.sigma_BL[b, :n] == 0, frame.confidence_BL[b, :n])
+        state = (frame.sigma_BL[b, :n] == 0, first.sigma_BL[b, :n] == 0, frame.certainty_BL[b, :n])
         for token, *now in zip(spell(tokenizer, frame.ids_BL[b, :n].tolist()), *state, strict=True):
             line.append(token.text, choose_style(token, *now))
         lines.append(line)
     return Group(*lines)
 
 
-def choose_style(token: Token, finished: bool, given: bool, confidence: float) -> str:
+def choose_style(token: Token, finished: bool, given: bool, certainty: float) -> str:
     """The style of a token, legible in light and dark terminals."""
     if token.kind in ("control", "blank"):
         return "not bold dim"
     if given:
         return "not dim underline"
-    return "not dim bold" if finished else "not dim" if confidence >= SURE else "dim"
+    return "not dim bold" if finished else "not dim" if certainty >= SURE else "dim"

@@ -14,18 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from scorelm import ScoreLM, Tokenizer
 from scorelm.config.recipe import ModelConfig
-from scorelm.model.attention import Layout
-from scorelm.lm import Provenance, ScoreLM
+from scorelm.errors import InputError
+from scorelm.model.directory import Provenance
+from scorelm.model.layout import Layout
 from scorelm.noise.schedule import Gumbel, make_schedule
-from scorelm.text.sentencepiece import Tokenizer
 
-LINES = [
-    "in the beginning god created the heaven and the earth",
-    "and the earth was without form and void",
-    "and god said let there be light and there was light",
-    "he called the light day and the darkness night 12",
-] * 5
+LINES = ["in the beginning god created the heaven and the earth", "and god said let there be light 12"] * 5
 CONFIG = ModelConfig(dim=32, layers=2, heads=2, hidden=64, embedding_dim=16)
 
 
@@ -68,7 +64,7 @@ def logits(lm):
     sigma = torch.tensor([0, 0.5, 1, 2, 4, 8, 16, torch.inf]).expand(2, 8)
     place = torch.arange(8).expand(2, 8)
     with torch.no_grad():
-        return lm.denoiser(x, sigma, Layout(place * 0 + 1, place, (place > 0).long(), (place > 0).long()))
+        return lm.denoiser.predict(x, sigma, Layout.one_stream(place * 0 + 1, place, (place > 0).long())).logits_NV
 
 
 # --- round trip -------------------------------------------------------------------------------------------------------
@@ -119,6 +115,16 @@ def test_saving_again_writes_the_same_bytes(saved, tmp_path):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
 
 
+def test_a_run_directory_stands_for_its_model(lm, saved, tmp_path):
+    """``runs/kjv`` and ``runs/kjv/model`` are one; what else the run has does not matter."""
+    run = tmp_path / "run"
+    shutil.copytree(saved, run / "model")
+    (run / "metrics.jsonl").write_text("{}")
+    assert torch.equal(logits(ScoreLM.from_pretrained(run)), logits(lm))
+    (run / "model" / "model.safetensors").unlink()
+    assert str(run / "model") in refused(run, "model.safetensors")
+
+
 def test_saving_over_an_older_model_replaces_it(lm, tokenizer, tmp_path):
     make(tokenizer, seed=1, schedule=make_schedule("log", 16, 50)).save_pretrained(tmp_path)
     lm.save_pretrained(tmp_path)
@@ -130,7 +136,7 @@ def test_saving_over_an_older_model_replaces_it(lm, tokenizer, tmp_path):
 
 
 def refused(path, match):
-    with pytest.raises(ValueError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as caught:
         ScoreLM.from_pretrained(path)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
@@ -335,7 +341,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(broken):
 
 
 def test_no_directory_is_no_model(tmp_path):
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(InputError, match="nowhere"):
         ScoreLM.from_pretrained(tmp_path / "nowhere", local_files_only=True)
     refused(tmp_path, "config.json")
 

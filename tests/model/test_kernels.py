@@ -1,10 +1,9 @@
-"""The norm and the rotated norm against autograd through the formula, in float64."""
+"""The norm, the rotated norm and the rows of a matrix against autograd through the formula, in float64."""
 
 import pytest
 import torch
 
-from scorelm.model.norm import EPS, unit_rms
-from scorelm.model.rope import rotate, rotation, unit_rms_rotated
+from scorelm.model.kernels import EPS, different_rows, rotate, rotation, unit_rms, unit_rms_rotated
 
 POSITION = torch.tensor([[0, 1, 2, 0, 7], [3, 1, 0, 0, 63]])
 F64 = torch.float64
@@ -53,3 +52,9 @@ def test_bfloat16_in_and_out(name):
             half, exact = unit_rms_rotated(x.bfloat16(), turn), unit_rms_rotated(x, turn)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.double(), exact.double(), rtol=1e-2, atol=2e-2)
+
+
+def test_rows_of_a_matrix_and_their_gradient():
+    x, place = inputs(6, 3), torch.tensor([4, 0, 5])
+    assert torch.equal(different_rows(x, place), x[place])
+    assert torch.autograd.gradcheck(lambda t: different_rows(t, place), x)
