@@ -29,7 +29,7 @@ def test_what_follows_from_the_logits(scale):
     assert (seen.x0_NE.norm(dim=-1) <= math.sqrt(E) + 1e-4).all()  # inside the sphere
     torch.testing.assert_close(seen.entropy_N.double(), torch.special.entr(p_NV).sum(-1), rtol=1e-4, atol=1e-4)
     assert (seen.entropy_N >= 0).all()
-    torch.testing.assert_close(seen.confidence_N.double(), p_NV.amax(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen.top_probability_N.double(), p_NV.amax(-1), rtol=1e-4, atol=1e-6)
     assert torch.equal(seen.ids_N, seen.logits_NV.argmax(-1))
 
 
@@ -43,7 +43,7 @@ def test_what_is_ruled_out_has_no_probability_and_no_entropy():
     torch.testing.assert_close(seen.x0_NE.double(), p_NV @ TABLE[:5].double(), rtol=1e-4, atol=1e-5)
     logits_NV[:, 1:] = -torch.inf  # one token is left
     sure = Prediction.of(logits_NV, OPEN, TABLE)
-    assert (sure.entropy_N == 0).all() and (sure.confidence_N == 1).all() and (sure.ids_N == 0).all()
+    assert (sure.entropy_N == 0).all() and (sure.top_probability_N == 1).all() and (sure.ids_N == 0).all()
 
 
 def test_values_stand_where_their_positions_are():

@@ -91,7 +91,7 @@ def test_an_answer_is_that_of_the_row_alone(long_lm, settings_of, path, options)
     """Rows of very different lengths that share rows of the model: logits in every state of a generation."""
     settings = settings_of(**{"path": path, "steps": 4} | options)
     compared, last = compare_with_rows_alone(long_lm, UNEVEN, settings, Dense)
-    assert compared > 14 and (last.sigma_BL == 0).all()
+    assert compared > 9 and (last.sigma_BL == 0).all()
 
 
 @pytest.mark.parametrize(

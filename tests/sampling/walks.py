@@ -27,7 +27,7 @@ class Seen:
 
     def __init__(self, open_BL, entropy_BL, rate_BL, confidence_BL):
         self.open_BL, self.table_VE = open_BL, torch.zeros(1, E)
-        self.entropy_N, self.confidence_N = entropy_BL[open_BL], confidence_BL[open_BL]
+        self.entropy_N, self.top_probability_N = entropy_BL[open_BL], confidence_BL[open_BL]
         length_N1 = (E - 2 * rate_BL[open_BL].double()).sqrt()[:, None]
         self.x0_NE = torch.cat([length_N1, torch.zeros(len(length_N1), E - 1)], 1)
 

@@ -115,10 +115,10 @@ class Forks:
         finally:
             watch.cancel()
 
-    def __call__(self, *words: str, **how: Any) -> tuple[int, str]:
+    def __call__(self, *words: str, patience: float = 120, **how: Any) -> tuple[int, str]:
         """A command's exit code and what it said on stderr."""
         self.begin(*words, **how)
-        return self.end(), self.errors.read_text()
+        return self.end(patience), self.errors.read_text()
 
     def output(self, *words: str, world: int = 1) -> str:
         """What a command that succeeds prints."""

@@ -12,7 +12,7 @@ from scorelm.viz.report import check_report, save_report
 
 from .pages import HOSTILE, Reader
 
-PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "certainty", "entropy")
+PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy")
 LINES = [
     "And God said, Let there be light: and there was light.",
     "And it came to pass in those days, that the king sent for the elders of Judah, and of Jerusalem, and they came.",
@@ -45,7 +45,7 @@ def point(perplexity, entropy):
 def whole():
     """The report of a score model, with every figure."""
     four = {"reconstruction": 0.0121, "diffusion": 3.9, "prior": 0.0004, "length": 0.11}
-    best = {"uniform": 90, "ramp:1": 70, "blocks:4": 62, "shuffled": 48, "certainty": 43, "entropy": 41}
+    best = {"uniform": 90, "ramp:1": 70, "blocks:4": 62, "shuffled": 48, "confidence": 43, "entropy": 41}
     heats = ((0.6, 17.2, 2.31), (0.7, 22.3, 2.48), (0.8, 29.4, 2.6), (0.9, 37.9, 2.67), (1.0, 48.3, 2.71))
     return {
         "model": {
@@ -58,7 +58,7 @@ def whole():
             priced("uniform", None, False, 4.0225, four),
             priced("ramp:1", None, False, 3.95, four),
             priced("ordered", None, True, 3.71, {"reconstruction": 3.71}),
-            priced("certainty", 64, False, 4.31, {"reconstruction": 4.2, "length": 0.11}),
+            priced("confidence", 64, False, 4.31, {"reconstruction": 4.2, "length": 0.11}),
         ],
         "table": [
             row(

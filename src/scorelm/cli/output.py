@@ -80,10 +80,13 @@ def answer(
         parts = ranks.gather(
             request(n=own.stop - own.start, watch=lambda record: [seen(record) for seen in watchers], **fields)
         )
-    if ranks.main:
-        print_samples([sample for part in parts for sample in part], output.as_json)
+    if not ranks.main:
+        return
+    try:
         if film is not None and output.film is not None:
             film.save(output.film)
+    finally:
+        print_samples([sample for part in parts for sample in part], output.as_json)
 
 
 def print_samples(samples: list[Sample], as_json: bool) -> None:

@@ -73,7 +73,7 @@ class Prediction:
         return (log_partition_N - mean_N).clamp(min=0)
 
     @property
-    def confidence_N(self) -> Tensor:
+    def top_probability_N(self) -> Tensor:
         """Probability of the likeliest token."""
         return self.probability_NV.amax(-1)
 

@@ -182,7 +182,7 @@ class Surest(Path):
         assert prediction is not None
         count_B1 = state.rows.wanted_BL.sum(1, keepdim=True)
         steps_B1, open_BL = count_B1.clamp(1, state.budget.steps), state.open_BL
-        doubt_BL = torch.where(open_BL, 1 - prediction.spread(prediction.confidence_N), torch.inf)
+        doubt_BL = torch.where(open_BL, 1 - prediction.spread(prediction.top_probability_N), torch.inf)
         keep_B1 = count_B1 * (steps_B1 - state.step).clamp(min=0) // steps_B1
         finished_BL = ascending_rank(doubt_BL) < open_BL.sum(1, keepdim=True) - keep_B1
         return torch.where(open_BL & ~finished_BL, state.sigma_BL, 0.0)

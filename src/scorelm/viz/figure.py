@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_ROWS, MOST_FRAMES = 4, 100
 INK, QUIET, GUESS, GIVEN = "#1b1e24", "#666c77", "#a8461b", "#c6c8cd"
 FAINTEST = 0.25
-"""Opacity of a guess that the model has is not certain of at all."""
+"""Opacity of a guess that the model is not certain of at all."""
 SCALE = ("#f1f0ea", "#86b5bd", "#1d4268")
 """Colours of noise: no evidence, sigma = norm, finished."""
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Symbols 2")
