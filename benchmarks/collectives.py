@@ -28,7 +28,7 @@ from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import Schedule, make_schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch, Draw
-from scorelm.parallel import shard
+from scorelm.parallel import split
 from scorelm.training.step import Loss
 
 NAMES = {"allreduce_": "all_reduce", "_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter"}
@@ -77,7 +77,7 @@ def spread(denoiser: Denoiser, kind: str) -> nn.Module:
     loss = Loss(denoiser, SCORE, SPECIAL)
     if kind == "ddp":
         return DistributedDataParallel(loss)
-    shard(loss, denoiser.backbone.layers, torch.bfloat16)
+    split(loss, denoiser.backbone.layers, torch.bfloat16)
     return loss
 
 

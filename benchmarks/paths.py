@@ -62,7 +62,9 @@ def quality(kept: Kept, name: str, lm: ScoreLM, examiner: Examiner, seed: int) -
     for path, steps, temperature in ways:
 
         def point(path: str = path, steps: int = steps, temperature: float = temperature) -> dict[str, float]:
-            made = written(lm, TEXTS, seed=1000 * seed, path=path, steps=steps, temperature=temperature)
+            made = written(
+                lm, TEXTS, seed=1000 * seed, path=path, steps=steps, temperature=temperature, precision="auto"
+            )
             return {"nfe": made.nfe, "seconds": made.seconds} | examiner.point(made.texts)
 
         kept.get(f"quality {name} {path} {steps} T{temperature:g} | {seed}", point)

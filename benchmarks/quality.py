@@ -66,7 +66,9 @@ def measure(kept: Kept, objective: str, seed: int, steps: int, judge_steps: int)
         for temperature in TEMPERATURES:
 
             def point(path: str = path, budget: int = budget, temperature: float = temperature) -> dict[str, float]:
-                made = written(lm, TEXTS, seed=1000 * seed, path=path, steps=budget, temperature=temperature)
+                made = written(
+                    lm, TEXTS, seed=1000 * seed, path=path, steps=budget, temperature=temperature, precision="auto"
+                )
                 figures = examiner.figures(made.texts) if temperature == 1.0 else examiner.point(made.texts)
                 return {"nfe": made.nfe, "seconds": made.seconds} | figures
 

@@ -143,7 +143,7 @@ def calibration(lm: ScoreLM, level: float, seed: int = 0) -> dict[str, float]:
             sigma_BL = torch.where(free_BL & (rank_BL < level * count_B1), torch.inf, 0.0)
         eps_BLE = batch.noise(lm.config.embedding_dim, seed, 1)
         seen = Noisy(network, batch, 0, 1 if masked else 2, True).at(sigma_BL, eps_BLE)
-        sure.append(seen.confidence_N.double())
+        sure.append(seen.top_probability_N.double())
         right.append((seen.ids_N == batch.ids_BL[seen.open_BL]).double())
     sure_N, right_N = torch.cat(sure), torch.cat(right)
     bin_N = (sure_N * BINS).long().clamp(max=BINS - 1)

@@ -26,13 +26,12 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
+from gpt import GPT
 from runs import RESULTS, Kept, training
 from scorelm.cli import process
 from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
-from scorelm.device import matmul_peak, pick_dtype
+from scorelm.device import matmul_peak
 from scorelm.text.packing import packed_rows, packing_efficiency
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.metrics import Window
@@ -85,49 +84,6 @@ class PaddedTrainer(Trainer):
             super().step()
 
 
-class Peer:
-    """A GPT: learned positions, pre-norm layers with GELU, a loop of autocast, AdamW and clipping."""
-
-    def __init__(self, dim: int, length: int, rows: int, data: TrainingData) -> None:
-        torch.manual_seed(0)
-        self.dtype, vocabulary = pick_dtype("auto", CPU), data.tokenizer.vocab_size
-        norm = nn.LayerNorm(dim, bias=False)
-        layer = nn.TransformerEncoderLayer(
-            dim, max(1, dim // 64), 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True, bias=False
-        )
-        self.parts = nn.ModuleDict({
-            "token": nn.Embedding(vocabulary, dim), "position": nn.Embedding(length, dim),
-            "trunk": nn.TransformerEncoder(layer, LAYERS[dim], norm, enable_nested_tensor=False),
-            "head": nn.Linear(dim, vocabulary, bias=False),
-        })  # fmt: skip
-        self.optimizer = torch.optim.AdamW(self.parts.parameters(), lr=1e-3, fused=True)
-        self.mask = nn.Transformer.generate_square_subsequent_mask(length)
-        stream = np.concatenate([np.asarray(ids) for ids in data.documents.train[:20_000]["ids"]])
-        self.text, self.shape, self.at = torch.from_numpy(stream), (rows, length), 0
-        matrices = sum(p.numel() for p in self.parts["trunk"].parameters() if p.ndim == 2) + vocabulary * dim
-        pairs = LAYERS[dim] * (length + 1) / 2
-        self.flops_per_token = 6 * matrices + 12 * dim * pairs
-        self.window = Window()
-
-    def step(self) -> None:
-        """One step on the next rows of the text."""
-        rows, length = self.shape
-        if self.at + rows * length >= len(self.text):
-            self.at = 0
-        window = self.text[self.at : self.at + rows * length + 1]
-        self.at += rows * length
-        ids, targets = window[:-1].view(rows, length), window[1:].view(rows, length)
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            h = self.parts["token"](ids) + self.parts["position"](torch.arange(length))
-            logits: Tensor = self.parts["head"](self.parts["trunk"](h, self.mask, is_causal=True))
-        F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
-        self.optimizer.step()
-        self.window.tokens += rows * length
-        self.window.flops += rows * length * self.flops_per_token
-
-
 def trainer(
     data: TrainingData,
     dim: int,
@@ -152,9 +108,9 @@ def trainer(
     return run
 
 
-def speed(run: Trainer | Peer, steps: int) -> dict[str, float]:
+def speed(run: Trainer | GPT, steps: int) -> dict[str, float]:
     """Of a few steps; and of the fastest square product in the same precision just before them."""
-    peak = matmul_peak(CPU, run.dtype if isinstance(run, Peer) else run.learner.dtype)
+    peak = matmul_peak(CPU, run.dtype if isinstance(run, GPT) else run.learner.dtype)
     run.window, started = Window(), time.perf_counter()
     for _ in range(steps):
         run.step()
@@ -203,7 +159,7 @@ def cell(data: TrainingData, dim: int, length: int) -> dict[str, Any]:
         "1 stream": trainer(data, dim, length),
         "2 streams": trainer(data, dim, length, 2),
         "1 stream, padded": trainer(data, dim, length, padded=True),
-        "peer": Peer(dim, length, POSITIONS[dim] // length, data),
+        "peer": GPT(dim, LAYERS[dim], length, POSITIONS[dim] // length, data),
     }
     if (dim, length) == (256, 64):  # the size of the reference project, and the choices that it made, in this code
         runs |= {
@@ -324,9 +280,10 @@ def main() -> None:
     data = load("verses", 64)
     runs = {f"{rows} rows": trainer(data, 256, 64, positions=64 * rows) for rows in BATCHES}
     kept.get("batch", lambda: measured(runs, 2))
-    pad = data.tokenizer.special.pad
     for length in (64, 128, 256):
-        packed = packed_rows(data.documents.train, max_length=length, rows=32, pad=pad, seed=0, epochs=1)
+        packed = packed_rows(
+            data.documents.train, max_length=length, rows=32, pad=data.tokenizer.special.pad, seed=0, epochs=1
+        )
         batches = islice(packed, 300)
         kept.get(f"packing {length}", lambda: statistics.mean(packing_efficiency(batch) for batch in batches))  # noqa: B023
     picture(kept.values, RESULTS / "training.png")

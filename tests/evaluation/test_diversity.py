@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scorelm.errors import InputError
 from scorelm.evaluation.diversity import (
     copy_rate,
     distinct,
@@ -169,12 +170,12 @@ def test_mauve_is_deterministic_and_silent(capfd):
     [(np.ones((3, 2)), np.ones((3, 4))), (np.ones((0, 2)), np.ones((3, 2))), (np.ones(3), np.ones(3))],
 )
 def test_mauve_refuses_shapes_that_do_not_compare(p, q):
-    with pytest.raises(ValueError, match=r"\[n, D\] and \[m, D\]"):
+    with pytest.raises(InputError, match=r"\[n, D\] and \[m, D\]"):
         mauve(p, q)
 
 
 def test_mauve_refuses_features_that_are_not_numbers():
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(InputError, match="finite"):
         mauve(np.full((3, 2), np.nan), np.ones((3, 2)))
 
 
@@ -190,31 +191,31 @@ def test_diversity_names_every_measure_and_takes_empty_texts():
 
 @pytest.mark.parametrize("call", [unigram_entropy, self_bleu, zipf_coefficient, lambda none: distinct(none, 1)])
 def test_no_texts_are_an_error(call):
-    with pytest.raises(ValueError, match="no texts"):
+    with pytest.raises(InputError, match="no texts"):
         call([])
 
 
 @pytest.mark.parametrize("sides", [([], ["a"], ["a"]), (["a"], [], ["a"]), (["a"], ["a"], [])])
 def test_no_texts_on_any_side_are_an_error(sides):
-    with pytest.raises(ValueError, match="no texts"):
+    with pytest.raises(InputError, match="no texts"):
         diversity(*sides)
 
 
 @pytest.mark.parametrize("call", [distinct, repetition, lambda texts, n: copy_rate(texts, texts, n)])
 def test_ngrams_have_words(call):
-    with pytest.raises(ValueError, match="at least 1 word, not 0"):
+    with pytest.raises(InputError, match="at least 1 word, not 0"):
         call(["a"], 0)
 
 
 def test_self_bleu_needs_two_texts_to_compare():
-    with pytest.raises(ValueError, match="at least 2 texts, not 1"):
+    with pytest.raises(InputError, match="at least 2 texts, not 1"):
         self_bleu(["a", "b"], most=1)
 
 
 def test_missing_packages_are_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
     monkeypatch.setitem(sys.modules, "mauve", None)
-    with pytest.raises(ValueError, match=r"sacrebleu is not installed: pip install 'scorelm\[eval\]'"):
+    with pytest.raises(InputError, match=r"sacrebleu is not installed: pip install 'scorelm\[eval\]'"):
         self_bleu(["a", "b"])
-    with pytest.raises(ValueError, match=r"mauve-text is not installed: pip install 'scorelm\[eval\]'"):
+    with pytest.raises(InputError, match=r"mauve-text is not installed: pip install 'scorelm\[eval\]'"):
         mauve(np.ones((2, 2)), np.ones((2, 2)))

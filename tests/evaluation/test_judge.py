@@ -15,14 +15,17 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorelm.objectives.autoregressive import hidden, next_token
 from scorelm.config.recipe import ModelConfig
+from scorelm.errors import InputError
 from scorelm.evaluation.judge import HuggingFaceJudge, Scores, decoded, load_judge, perplexity, perplexity_interval
-from scorelm.model.attention import Layout
 from scorelm.lm import ScoreLM
+from scorelm.model.layout import Layout
 from scorelm.noise.schedule import make_schedule
-from scorelm.text.sentencepiece import BOS, EOS, PAD, Tokenizer
+from scorelm.text.sentencepiece import SentencePieceTokenizer
 
+from ..conftest import SPECIAL
+
+BOS, EOS, PAD, UNK = SPECIAL
 CONTEXT = 24
 TEXTS = [
     "and God said",
@@ -128,7 +131,7 @@ def test_eos_stands_in_for_a_missing_bos_and_a_missing_eos_is_not_priced(tmp_pat
     assert scores.tokens.tolist() == [2, 0] and scores.nats[1] == 0
     assert scores.nats[0] == pytest.approx(loop(tmp_path / "bos", [0, *encoded("ab")]), rel=1e-5)
     assert perplexity_interval(scores) == pytest.approx((perplexity(scores),) * 2)
-    with pytest.raises(ValueError, match="neither a BOS nor an EOS"):
+    with pytest.raises(InputError, match="neither a BOS nor an EOS"):
         HuggingFaceJudge(str(save(tmp_path / "none")))
 
 
@@ -145,7 +148,7 @@ def test_nothing_is_said_and_settings_come_back(directory, capfd):
 
 def test_no_texts(judge):
     assert [len(part) for part in judge.score([])] == [0, 0]
-    with pytest.raises(ValueError, match="no texts"):
+    with pytest.raises(InputError, match="no texts"):
         judge.features([])
 
 
@@ -153,7 +156,7 @@ def test_perplexity_is_over_tokens_not_texts():
     assert perplexity(Scores(np.array([2.0, 6.0]), np.array([1, 3]))) == pytest.approx(math.exp(2))
     assert perplexity(Scores(np.array([math.log(8), 0.0]), np.array([1, 2]))) == pytest.approx(2)
     for call in (perplexity, perplexity_interval):
-        with pytest.raises(ValueError, match="no tokens"):
+        with pytest.raises(InputError, match="no tokens"):
             call(Scores(np.zeros(2), np.zeros(2, dtype=np.int64)))
 
 
@@ -167,11 +170,11 @@ def test_interval_matches_the_standard_error_of_a_large_sample_and_its_seed():
     centre = math.log(perplexity(scores))
     assert (math.log(low), math.log(high)) == pytest.approx((centre - error, centre + error), abs=error / 8)
     assert perplexity_interval(scores, seed=1) == perplexity_interval(scores, seed=1) != perplexity_interval(scores)
-    with pytest.raises(ValueError, match="at least 1 resample, not 0"):
+    with pytest.raises(InputError, match="at least 1 resample, not 0"):
         perplexity_interval(scores, resamples=0)
 
 
-TOKENIZER = Tokenizer.train(["the light of the world is the light of men and of the sea"], 320)
+TOKENIZER = SentencePieceTokenizer.train(["the light of the world is the light of men and of the sea"], 320)
 
 
 @given(
@@ -188,7 +191,7 @@ def test_decoding_keeps_the_text():
 
 def refused(path, *words):
     """Loading fails with one line that names the model and holds the words."""
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         load_judge(str(path))
     message = str(error.value)
     assert "\n" not in message and str(path) in message and all(word in message for word in words)
@@ -248,7 +251,7 @@ LINES = ["in the beginning god created the heaven and the earth", "and god said 
 
 def own_model(directory, objective="autoregressive"):
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train(LINES, 300, byte_fallback=True)
+    tokenizer = SentencePieceTokenizer.train(LINES, 300, byte_fallback=True)
     config = ModelConfig(dim=32, layers=2, heads=2, embedding_dim=8)
     lm = ScoreLM(config, tokenizer, make_schedule("log", 8, 300), [0] * 16 + [1], objective=objective)
     for p in lm.denoiser.parameters():
@@ -264,30 +267,49 @@ def test_a_model_of_this_library_judges_token_by_token(tmp_path):
     judge = load_judge(str(tmp_path / "run"))
     scores, features = judge.score(texts), judge.features(texts)
     for text, nats, tokens, feature in zip(texts, *scores, features, strict=True):
-        document, total = lm.tokenizer.encode_document(text), 0.0
+        document, expected = lm.tokenizer.encode_document(text), 0.0
         for start in range(0, len(document), lm.max_length):
             row = document[start : start + lm.max_length]
             for end in range(1 if start == 0 else 0, len(row)):
-                shown = torch.tensor([[BOS, *row[:end]]])
-                position = torch.arange(end + 1)[None]
-                with torch.no_grad():
-                    h_BLD = hidden(lm.denoiser, shown, Layout.causal(torch.ones_like(position), position))
-                    total -= float(next_token(lm.denoiser, h_BLD[0, -1:]).double().log_softmax(-1)[0, row[end]])
+                hidden_D, logits_V = after(lm, row[:end])
+                expected -= float(logits_V.double().log_softmax(-1)[row[end]])
             if start == 0:
-                assert np.abs(h_BLD[0, -1].numpy() - feature).max() < 1e-4
-        assert tokens == len(document) - 1 and nats == pytest.approx(total, abs=1e-3)
+                assert np.abs(hidden_D.numpy() - feature).max() < 1e-4
+        assert tokens == len(document) - 1 and nats == pytest.approx(expected, abs=1e-3)
+
+
+def after(lm, ids):
+    """The trunk's output and the logits behind a prefix, on that prefix alone."""
+    before = torch.tensor([[BOS, *ids]])
+    place = torch.arange(before.shape[1])[None]
+    last_BL = place == place.max()
+    seen = lm.denoiser.predict_next(before, Layout.causal(torch.ones_like(place), place), last_BL)
+    return seen.hidden_ND[0], seen.logits_NV[0]
+
+
+def test_what_a_judge_cannot_spell_is_unknown_to_it(tmp_path, make_lm):
+    """It judges text that others have written: a price would refuse it."""
+    lm = make_lm("autoregressive")
+    lm.save_pretrained(tmp_path / "judge")
+    scores = load_judge(str(tmp_path / "judge")).score(["the light", "the ☃"])
+    document = lm.tokenizer.encode_document("the ☃")
+    assert UNK in document and scores.tokens[1] == len(document) - 1
+    expected = -sum(
+        float(after(lm, document[:k])[1].double().log_softmax(-1)[document[k]]) for k in range(1, len(document))
+    )
+    assert scores.nats[1] == pytest.approx(expected, abs=1e-3)
 
 
 def test_only_an_autoregressive_model_judges(tmp_path):
     own_model(tmp_path, "score")
-    with pytest.raises(ValueError, match="only autoregressive ones judge"):
+    with pytest.raises(InputError, match="only autoregressive ones judge"):
         load_judge(str(tmp_path / "run"))
     (tmp_path / "config.json").write_text('{"format": 1}')
-    with pytest.raises(ValueError, match="not a model directory"):
+    with pytest.raises(InputError, match="not a model directory"):
         load_judge(str(tmp_path))
 
 
 def test_missing_transformers_is_named_with_the_extra(directory, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"transformers is not installed: pip install 'scorelm\[eval\]'"):
+    with pytest.raises(InputError, match=r"transformers is not installed: pip install 'scorelm\[eval\]'"):
         load_judge(str(directory))

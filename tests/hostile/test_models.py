@@ -5,8 +5,8 @@ import os
 import random
 import shutil
 import struct
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from scorelm import cli
+from scorelm import ScoreLM, Tokenizer
+from scorelm.cli import main
+from scorelm.cli.info import InfoVerb
 from scorelm.config.recipe import ModelConfig
-from scorelm.lm import FILES, ScoreLM
+from scorelm.errors import InputError
+from scorelm.model.directory import FILES
 from scorelm.noise.schedule import Gumbel
-from scorelm.text.sentencepiece import Tokenizer
-from scorelm.cli import VERBS
 
 LINES = ["in the beginning god created the heaven and the earth", "and the earth was without form and void"] * 5
 CONFIG = ModelConfig(dim=16, layers=1, heads=1, hidden=16, embedding_dim=8)
@@ -45,9 +46,9 @@ def load(saved, bad, name, contents):
     (bad / name).write_bytes(contents)
     try:
         return ScoreLM.from_pretrained(bad)
-    except ValueError as error:
+    except InputError as error:
         message = str(error)
-        assert type(error) is ValueError and name in message and message.isprintable() and len(message) < 1000, message
+        assert type(error) is InputError and name in message and message.isprintable() and len(message) < 1000, message
 
 
 def damaged(whole, seed):
@@ -66,7 +67,7 @@ def damaged(whole, seed):
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_a_damaged_model_generates_or_is_refused(saved, bad, name, seed):
     lm = load(saved, bad, name, damaged((saved / name).read_bytes(), seed))
-    if lm is not None and lm.objective == "score":
+    if lm is not None and lm.objective.name == "score":
         assert len(lm.generate(["the"], n=1, steps=2, length=lm.max_length)) == 1
 
 
@@ -165,84 +166,108 @@ def test_pipes_and_devices_are_refused_and_links_to_files_are_not(saved, tmp_pat
         else:
             (path / name).symlink_to("/dev/zero" if kind == "zero" else saved / name)
     for kind in ("pipe", "zero"):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(InputError, match=name):
             ScoreLM.from_pretrained(tmp_path / kind)
     assert isinstance(ScoreLM.from_pretrained(tmp_path / "link"), ScoreLM)
 
 
-# --- in a process of their own ----------------------------------------------------------------------------------------
-
-WATCHED = """
-import sys
-from pathlib import Path
-from scorelm.lm import ScoreLM
-for model in sys.argv[2], sys.argv[1]:  # the first is harmless, and imports what it needs
-    ScoreLM.from_pretrained(model)
-    if model == sys.argv[2]:
-        seen = []
-        sys.addaudithook(lambda event, values: seen.append((event, str(values[0]) if values else "")))
-found = [value for event, value in seen if event == "open"]
-assert any("config.json" in name for name in found)
-assert all(Path(name).parent == Path(sys.argv[1]) for name in found), found
-assert not {event for event, _ in seen} & {"pickle.find_class", "exec", "compile", "os.system", "subprocess.Popen"}
-"""
+# --- what is opened, and what is said ---------------------------------------------------------------------------------
 
 
-def test_nothing_but_the_model_is_opened_and_nothing_is_unpickled(saved, tmp_path):
+class Watch:
+    """What Python's audit events tell while it is on; a hook cannot be taken away again."""
+
+    def __init__(self):
+        self.on, self.seen = False, []
+        sys.addaudithook(self.hook)
+
+    def hook(self, event, values):
+        if self.on:
+            self.seen.append((event, str(values[0]) if values else ""))
+
+    def __call__(self, path):
+        self.on = True
+        try:
+            ScoreLM.from_pretrained(path)
+        finally:
+            self.on = False
+        seen, self.seen = self.seen, []
+        return seen
+
+
+@pytest.fixture(scope="module")
+def watch():
+    return Watch()
+
+
+def test_nothing_but_the_model_is_opened_and_nothing_is_unpickled(saved, tmp_path, watch):
     """The config names another file, and every other file of the directory is a pickle."""
-    path = shutil.copytree(saved, tmp_path / "model")
+    path = Path(shutil.copytree(saved, tmp_path / "model"))
     (tmp_path / "secret.txt").write_text("secret")
     config = (path / "config.json").read_text().replace('"data": ""', '"data": "../secret.txt"')
+    assert "secret" in config
     (path / "config.json").write_text(config)
     for name in ("pytorch_model.bin", "tokenizer.pkl", "tokenizer.json", "README.md", "config.pkl", "__init__.py"):
         torch.save({"weight": torch.zeros(1)}, path / name)
-    subprocess.run([sys.executable, "-c", WATCHED, str(path), str(saved)], check=True, timeout=120)
+    watch(saved)  # which is harmless, and imports what it needs
+    seen = watch(path)
+    opened = [value for event, value in seen if event == "open"]
+    assert any("config.json" in name for name in opened)
+    assert {Path(name) for name in opened} <= {path / name for name in FILES}
+    assert not {event for event, _ in seen} & {"pickle.find_class", "exec", "compile", "os.system", "subprocess.Popen"}
 
 
-COMMANDS = """
-import contextlib, io, json, sys
-from scorelm import cli
-for words in json.loads(sys.stdin.read()):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main(words)
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
+def test_the_watch_would_see_a_pickle(saved, tmp_path, watch, monkeypatch):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
+    monkeypatch.setattr(ScoreLM, "from_pretrained", lambda path: torch.load(path, weights_only=False))
+    seen = watch(tmp_path / "model.pt")
+    assert "pickle.find_class" in {event for event, _ in seen} and ("open", str(tmp_path / "model.pt")) in seen
 
 
-def test_the_command_line_refuses_in_one_line_with_code_2(saved, tmp_path):
-    commands = []
-    for name in FILES:
-        for verb, contents in {"info": b"\xff\n" * 99, "sample": (saved / name).read_bytes()[:-7]}.items():
-            (shutil.copytree(saved, tmp_path / f"{verb}-{name}") / name).write_bytes(contents)
-            commands.append([verb, str(tmp_path / f"{verb}-{name}")])
-    (tmp_path / "deep.toml").write_bytes(b"a" + b".a" * 5000 + b"=1")
-    out = ["--out", str(tmp_path / "out")]
-    commands += [
-        ["train", *out, "--recipe", str(tmp_path / "deep.toml")],
-        ["train", *out, "--lr", "inf"],
+@pytest.fixture
+def scorelm(monkeypatch, capsys):
+    """Runs a command in this process, whose settings stay as they are: exit code, stdout and stderr."""
+    monkeypatch.setattr("scorelm.cli.entry.prepare", lambda: None)
+
+    def run(*words):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("verb", ["info", "sample"])
+def test_the_command_line_refuses_a_damaged_model_in_one_line_with_code_2(saved, tmp_path, scorelm, verb, name):
+    contents = b"\xff\n" * 99 if verb == "info" else (saved / name).read_bytes()[:-7]
+    (shutil.copytree(saved, tmp_path / "model") / name).write_bytes(contents)
+    one_line(scorelm(verb, str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--out", "{out}", "--recipe", "{recipe}"],
+        ["train", "--out", "{out}", "--lr", "inf"],
         ["sample", "x" * 5000 + "/y/z"],
-        ["sample", str(saved), "--prompt", "\udcff"],
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS], input=json.dumps(commands), capture_output=True, text=True, timeout=120
-    )
-    said = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(said) == len(commands), done.stderr[-500:]
-    for words, (code, stdout, stderr) in zip(commands, said, strict=True):
-        assert (code, stdout, stderr.count("\n")) == (2, "", 1), (words, code, stderr)
-        assert stderr.startswith("scorelm: ") and stderr[:-1].isprintable(), (words, stderr)
+        ["sample", "{model}", "--prompt", "\udcff"],
+    ],
+    ids=["deep recipe", "infinite rate", "long name", "no Unicode"],
+)
+def test_the_command_line_refuses_hostile_words_in_one_line_with_code_2(saved, tmp_path, scorelm, words):
+    (tmp_path / "deep.toml").write_bytes(b"a" + b".a" * 5000 + b"=1")
+    named = {"{out}": tmp_path / "out", "{recipe}": tmp_path / "deep.toml", "{model}": saved}
+    one_line(scorelm(*(str(named.get(word, word)) for word in words)))
 
 
-def test_memory_that_is_not_there_is_no_traceback(monkeypatch, capsys):
-    def greedy(options):
-        torch.empty(2**62, dtype=torch.uint8)
+def one_line(said):
+    code, stdout, stderr = said
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1), said
+    assert stderr.startswith("scorelm: ") and stderr[:-1].isprintable(), said
 
-    monkeypatch.setitem(VERBS, "demo", (VERBS["demo"][0], greedy))
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
-    with pytest.raises(SystemExit, match="1"):
-        cli.main(["demo"])
-    assert "not enough memory" in capsys.readouterr().err
+
+def test_memory_that_is_not_there_is_no_traceback(monkeypatch, scorelm, saved):
+    monkeypatch.setattr(InfoVerb, "run", lambda self: torch.empty(2**62, dtype=torch.uint8))
+    code, stdout, stderr = scorelm("info", str(saved))
+    assert (code, stdout) == (1, "") and "not enough memory" in stderr and stderr.count("\n") == 1

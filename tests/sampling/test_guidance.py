@@ -6,64 +6,18 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scorelm.sampling.generate import generate
-from scorelm.sampling.options import Options
-from torch import nn
 
-from scorelm.config.recipe import ModelConfig
-from scorelm.lm import ScoreLM
-from scorelm.model.attention import CLEAN, NOISY, Layout
-from scorelm.noise.schedule import Log
-from scorelm.sampling.guidance import Guidance, guided, keep_likeliest
-from scorelm.sampling.paths import make_path
-from scorelm.sampling.solvers import Step, make_solver
-from scorelm.text.sentencepiece import BOS, EOS, PAD, UNK, Tokenizer
+from scorelm.sampling.guidance import guided, keep_likeliest
+from scorelm.sampling.solvers import make_solver
 
-INF, F64, VOCAB = math.inf, torch.float64, 50
-LINES = [
-    "in the beginning god created the heaven and the earth",
-    "and the earth was without form and void",
-    "and god said let there be light and there was light",
-    "he called the light day and the darkness night 12",
-] * 5
+from .steps import BOS, EOS, INF, PAD, entropy, judged, records
+
+VOCAB = 50
 
 
 @pytest.fixture(scope="module")
-def lm():
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(LINES, VOCAB, byte_fallback=False)
-    config = ModelConfig(dim=32, layers=2, heads=2, hidden=64, embedding_dim=16)
-    lm = ScoreLM(config, tokenizer, Log(0.7, 20.0), [0] * 5 + [1] * 12)
-    for parameter in lm.denoiser.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    nn.init.normal_(lm.denoiser.context.weight, std=0.5)
-    return lm.eval()
-
-
-def records(lm, templates, guidance, path="uniform", solver="posterior", steps=4, seeds=None):
-    seeds = list(range(len(templates))) if seeds is None else seeds
-    chosen = Options(make_path(path), make_solver(solver), steps, guidance)
-    return list(generate(lm.denoiser, lm.schedule, templates, seeds, chosen))
-
-
-def judged(lm, ids, sigma, cond=None, block=None, finished=()):
-    """Logits [L, V] of one row by the denoiser itself, in float64, without tokens that are never written.
-
-    All in one block after ``<s>`` unless `block` says otherwise; the blocks `finished` are seen by later ones.
-    """
-    place = torch.arange(len(ids))[None]
-    block = (place > 0).long() if block is None else torch.tensor([block])
-    clean = torch.isin(block, torch.tensor([0, *finished]))
-    layout = Layout(place * 0 + 1, place, block, torch.where(clean, CLEAN, NOISY))
-    with torch.no_grad():
-        logits = lm.denoiser(lm.denoiser.embedding(torch.tensor([ids])), torch.tensor([sigma]), layout, cond)[0]
-    logits[:, [BOS, EOS, PAD, UNK]] = -INF
-    return logits.double()
-
-
-def entropy(logits_NV):
-    p_NV = logits_NV.softmax(-1)
-    return torch.special.entr(p_NV).sum(-1)
+def lm(make_lm):
+    return make_lm(lengths=[0] * 5 + [1] * 12)
 
 
 # --- top-k and top-p --------------------------------------------------------------------------------------------------
@@ -142,11 +96,14 @@ def test_p_counts_what_k_has_left_and_what_was_ruled_out_stays_out():
     assert keep_likeliest(ruled_out, 3, 0.999).isfinite().tolist() == [[True, False, True, True]]
 
 
-def test_temperature_comes_first():
-    logits_1V = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
-    hot = Guidance(temperature=2.0, top_p=0.5).filtered(logits_1V)  # square roots: 0.369, 0.261, 0.202, 0.165
-    assert hot.isfinite().tolist() == [[True, True, False, False]]
-    torch.testing.assert_close(hot[0, :2], logits_1V[0, :2] / 2)
+def test_temperature_comes_first(lm):
+    """A tempered posterior is what `top_p` is counted in: at 3 more tokens make up a half."""
+    template = [BOS, 5, None, 9, EOS]
+    logits = judged(lm, [BOS, 5, PAD, 9, EOS], [0, 0, INF, 0, 0])[2]
+    for temperature in (1.0, 3.0):
+        found = float(records(lm, [template], temperature=temperature, top_p=0.5, steps=1)[0].entropy_BL[0, 2])
+        stay = sorted(kept((logits / temperature).tolist(), 0, 0.5)[0])
+        assert found == pytest.approx(float(entropy(logits[stay] / temperature)), abs=1e-4)
 
 
 # --- two passes -------------------------------------------------------------------------------------------------------
@@ -171,7 +128,7 @@ OPEN = [3, 4, 6]
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0, 4.0])
 def test_the_first_step_is_the_formula_with_the_prompt_at_no_evidence(lm, weight):
-    record = records(lm, [PROMPTED], Guidance(weight=weight, temperature=1.3))[0]
+    record = records(lm, [PROMPTED], guidance=weight, temperature=1.3, steps=4)[0]
     ids = [BOS, 5, 6, PAD, PAD, 9, PAD, EOS]
     given = judged(lm, ids, [0, 0, 0, INF, INF, 0, INF, 0])[OPEN]
     nothing = judged(lm, ids, [0, INF, INF, INF, INF, INF, INF, 0])[OPEN]  # <s> and </s> say where the text ends
@@ -183,7 +140,7 @@ def test_the_first_step_is_the_formula_with_the_prompt_at_no_evidence(lm, weight
 @pytest.mark.parametrize("weight", [0.0, 3.0])
 def test_on_blocks_the_prompt_has_no_evidence_and_what_was_written_has(lm, weight):
     """The second block sees the first, in which a token was given and the other written."""
-    first, second = records(lm, [[BOS, 5, None, None, None, EOS]], Guidance(weight=weight), "blocks:2", steps=2)
+    first, second = records(lm, [[BOS, 5, None, None, None, EOS]], guidance=weight, path="blocks:2", steps=2)
     block, written = [0, 1, 1, 2, 2, 3], int(first.ids_BL[0, 2])
 
     def formula(columns, ids, sigma, finished):
@@ -198,12 +155,17 @@ def test_on_blocks_the_prompt_has_no_evidence_and_what_was_written_has(lm, weigh
     torch.testing.assert_close(second.entropy_BL[0, 3:5].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", ["uniform", "ramp:0.5", "shuffled", "confidence", "blocks:2", "blocks:3"])
-@pytest.mark.parametrize("solver", ["posterior", "heun"])
+@pytest.mark.parametrize(
+    ("path", "solver"),
+    [("uniform", "posterior"), ("ramp:0.5", "heun"), ("shuffled", "posterior"), ("confidence", "posterior"),
+     ("blocks:2", "posterior"), ("blocks:3", "heun")],
+)  # fmt: skip
 def test_with_weight_nothing_only_the_length_of_the_prompt_has_a_say(lm, path, solver):
+    """Bit for bit: the same numbers are computed in the same shapes."""
+
     def walk(weight, *prompt):
         template = [BOS, *prompt[:3], None, None, None, prompt[3], None, EOS]
-        return records(lm, [template], Guidance(weight=weight), path, solver, steps=8)
+        return records(lm, [template], guidance=weight, path=path, solver=solver, steps=8)
 
     free = [4, 5, 6, 8]
     one, two = walk(0.0, 5, 6, 7, 8), walk(0.0, 20, 30, 21, 40)
@@ -214,14 +176,15 @@ def test_with_weight_nothing_only_the_length_of_the_prompt_has_a_say(lm, path, s
     assert one[-1].ids_BL[0, [1, 2, 3, 7]].tolist() == [5, 6, 7, 8]  # and what is given stays
     with_prompt = [walk(1.0, 5, 6, 7, 8), walk(1.0, 20, 30, 21, 40)]
     assert not all(torch.equal(a.entropy_BL, b.entropy_BL) for a, b in zip(*with_prompt, strict=False))
-    other_length = records(lm, [[BOS, 5, 6, None, None, None, 7, None, EOS]], Guidance(weight=0.0), path, solver, 8)
+    shorter = [BOS, 5, 6, None, None, None, 7, None, EOS]
+    other_length = records(lm, [shorter], guidance=0.0, path=path, solver=solver, steps=8)
     assert not torch.equal(other_length[0].entropy_BL[0, [3, 4, 5]], one[0].entropy_BL[0, [4, 5, 6]])
 
 
 def test_self_guidance_is_the_formula(lm):
     """Left to right: the second step's other pass has no estimate fed back."""
     weight, template = 2.5, [BOS, None, None, 9, EOS]
-    first, second = records(lm, [template], Guidance(self_weight=weight), "ramp:1e6", steps=2)
+    first, second = records(lm, [template], self_guidance=weight, path="ramp:1e6", steps=2)
     before = judged(lm, [BOS, PAD, PAD, 9, EOS], [0, INF, INF, 0, 0])[2]
     assert float(first.entropy_BL[0, 2]) == pytest.approx(float(entropy(before)), abs=1e-4)  # nothing to feed back yet
     cond = torch.zeros(1, 5, 16)
@@ -234,34 +197,33 @@ def test_self_guidance_is_the_formula(lm):
 
 
 def test_filters_are_what_the_entropy_and_the_draw_see(lm):
-    rows = 300
-    records_ = records(lm, [[BOS, 5, None, 9, EOS]] * rows, Guidance(temperature=0.8, top_k=5, top_p=0.9), steps=1)
+    found = records(lm, [[BOS, 5, None, 9, EOS]] * 300, temperature=0.8, top_k=5, top_p=0.9, steps=1)
     logits = judged(lm, [BOS, 5, PAD, 9, EOS], [0, 0, INF, 0, 0])[2] / 0.8
     stay = kept(logits.tolist(), 5, 0.9)[0]
     p = torch.tensor([logits[i] for i in sorted(stay)]).softmax(-1)
-    assert float(records_[0].entropy_BL[0, 2]) == pytest.approx(float(torch.special.entr(p).sum()), abs=1e-4)
-    assert set(records_[-1].ids_BL[:, 2].tolist()) == stay and 1 < len(stay) < 6
+    assert float(found[0].entropy_BL[0, 2]) == pytest.approx(float(torch.special.entr(p).sum()), abs=1e-4)
+    assert set(found[-1].ids_BL[:, 2].tolist()) == stay and 1 < len(stay) < 6
 
 
 # --- fixed points and cost --------------------------------------------------------------------------------------------
 
 
 NEUTRAL = [
-    {"weight": 1.0, "self_weight": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "score_temperature": 1.0},
+    {"guidance": 1.0, "self_guidance": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "score_temperature": 1.0},
     {"top_k": VOCAB},
     {"top_k": 10**6},
-    {"weight": 1},
 ]
 
 
-@pytest.mark.parametrize("path", ["uniform", "blocks:3", "entropy"])
-@pytest.mark.parametrize("solver", ["ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    ("path", "solver"), [("uniform", "ancestral"), ("blocks:3", "dpmpp_2m"), ("entropy", "posterior")]
+)
 @pytest.mark.parametrize("neutral", NEUTRAL)
 def test_fixed_points_change_nothing(lm, path, solver, neutral):
     """Bit for bit, in every record, evaluations included."""
     templates = [PROMPTED, FREE]
-    expected = records(lm, templates, Guidance(), path, solver)
-    found = records(lm, templates, Guidance(**neutral), path, solver)
+    expected = records(lm, templates, path=path, solver=solver, steps=4)
+    found = records(lm, templates, path=path, solver=solver, steps=4, **neutral)
     assert len(found) == len(expected) > 1
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(getattr(one, name), value) for name, value in vars(other).items() if name != "step")
@@ -270,7 +232,6 @@ def test_fixed_points_change_nothing(lm, path, solver, neutral):
 def test_fixed_points_of_the_functions():
     logits_NV = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
     logits_NV[:, 4] = -INF
-    assert torch.equal(Guidance().filtered(logits_NV), logits_NV)
     assert torch.equal(guided(logits_NV, torch.randn(5, 9), 1.0), logits_NV)
     assert torch.equal(guided(logits_NV, logits_NV, 3.0), logits_NV)
     for top_k in (0, 9, 10):
@@ -278,74 +239,28 @@ def test_fixed_points_of_the_functions():
 
 
 @pytest.mark.parametrize(
-    ("template", "guidance", "passes"),
+    ("template", "options", "passes"),
     [
         (PROMPTED, {}, 1),
         (PROMPTED, {"temperature": 0.5, "top_k": 3, "top_p": 0.9}, 1),
-        (PROMPTED, {"weight": 2.0}, 2),
-        (PROMPTED, {"weight": 0.0}, 2),
-        (FREE, {"weight": 2.0}, 1),
-        ([BOS, None, None, 7, EOS], {"weight": 2.0}, 2),
-        (PROMPTED, {"self_weight": 2.0}, 2),
-        (FREE, {"self_weight": 0.0}, 2),
-        (PROMPTED, {"weight": 2.0, "self_weight": 2.0}, 3),
-        (FREE, {"weight": 2.0, "self_weight": 2.0}, 2),
+        (PROMPTED, {"guidance": 2.0}, 2),
+        (PROMPTED, {"guidance": 0.0}, 2),
+        (FREE, {"guidance": 2.0}, 1),
+        ([BOS, None, None, 7, EOS], {"guidance": 2.0}, 2),
+        (PROMPTED, {"self_guidance": 2.0}, 2),
+        (FREE, {"self_guidance": 0.0}, 2),
+        (PROMPTED, {"guidance": 2.0, "self_guidance": 2.0}, 3),
+        (FREE, {"guidance": 2.0, "self_guidance": 2.0}, 2),
     ],
 )
 @pytest.mark.parametrize("solver", ["posterior", "heun"])
-def test_each_further_pass_is_one_evaluation(lm, template, guidance, passes, solver):
-    counts = [int(r.nfe_B[0]) for r in records(lm, [template], Guidance(**guidance), solver=solver, steps=4)]
+def test_each_further_pass_is_one_evaluation(lm, template, options, passes, solver):
+    counts = [int(r.nfe_B[0]) for r in records(lm, [template], solver=solver, steps=4, **options)]
     stages = [1, 2, 1] if solver == "heun" else [1] * 4
     assert counts == [passes * sum(stages[: k + 1]) for k in range(len(stages))]
 
 
-@pytest.mark.parametrize("path", ["uniform", "confidence", "blocks:2"])
-def test_what_a_row_costs_does_not_depend_on_its_neighbours(lm, path):
-    """A row without a prompt has no second pass, even beside one that has."""
-    together = records(lm, [FREE, PROMPTED], Guidance(weight=2.0), path, steps=6, seeds=[3, 4])[-1]
-    for row, template in enumerate([FREE, PROMPTED]):
-        alone = records(lm, [template], Guidance(weight=2.0), path, steps=6, seeds=[3 + row])[-1]
-        assert alone.ids_BL[0].tolist() == together.ids_BL[row, : len(template)].tolist()
-        assert int(together.nfe_B[row]) == int(alone.nfe_B[0])
-
-
-@pytest.mark.parametrize("guidance", [{"weight": 2.0}, {"self_weight": 2.0}, {"weight": 0.5, "self_weight": 3.0}])
-@pytest.mark.parametrize("path", ["uniform", "blocks:2"])
-def test_guided_rows_are_each_row_alone(lm, path, guidance):
-    templates = [PROMPTED, [BOS, 7, None, EOS], [BOS, 8, 9, 10, 11, None, None, None, None, EOS]]
-    together = records(lm, templates, Guidance(**guidance), path, steps=6)[-1]
-    for row, template in enumerate(templates):
-        alone = records(lm, [template], Guidance(**guidance), path, steps=6, seeds=[row])[-1]
-        assert alone.ids_BL[0].tolist() == together.ids_BL[row, : len(template)].tolist()
-        assert int(together.nfe_B[row]) == int(alone.nfe_B[0])
-
-
 # --- score temperature ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m", "ancestral:0", "ancestral", "heun"])
-@pytest.mark.parametrize("temperature", [0.5, 3.0])
-def test_a_score_temperature_divides_the_score(solver, temperature):
-    """One step to a far lower level: around ``x + (x0 - x) / T``, and around x0 itself where there is no evidence."""
-    gen = torch.Generator().manual_seed(0)
-    table_VE = torch.randn(5, 3, dtype=F64, generator=gen)
-    x_NE, eps_NE = torch.randn(2, 4, 3, dtype=F64, generator=gen)
-    logits_NV = torch.randn(4, 5, dtype=F64, generator=gen)
-    sigma_N = torch.tensor([2.0, 3.0, INF, INF], dtype=F64)
-    target_N = torch.tensor([0.0, 1e-9, 1e-9, 0.0], dtype=F64)
-
-    class Draws:
-        def normal(self):
-            return eps_NE
-
-    step = Step(
-        x_NE, sigma_N, target_N, logits_NV, table_VE, Draws(), lambda x, s: logits_NV, score_temperature=temperature
-    )
-    x0_NE = logits_NV.softmax(-1) @ table_VE
-    expected = torch.where(sigma_N[:, None].isinf(), x0_NE, x_NE + (x0_NE - x_NE) / temperature)
-    moved_NE = make_solver(solver).move(step)
-    rows = [0, 2, 3] if solver == "heun" else [0, 1, 2, 3]  # heun's slope at the far end is 1e9 times as long
-    torch.testing.assert_close(moved_NE[rows], expected[rows], rtol=0, atol=1e-7)
 
 
 def one_line(error, *words):
@@ -355,9 +270,9 @@ def one_line(error, *words):
 
 
 @pytest.mark.parametrize("solver", ["posterior", "posterior:5,0.9", "renoise"])
-def test_a_score_temperature_needs_a_solver_that_follows_the_score(lm, solver):
+def test_a_score_temperature_needs_a_solver_that_follows_the_score(lm, settings_of, solver):
     with pytest.raises(ValueError) as error:
-        Options(make_path("uniform"), make_solver(solver), 4, Guidance(score_temperature=1.5))
+        settings_of(path="uniform", solver=solver, score_temperature=1.5)
     one_line(error, make_solver(solver).name, "score")
     with pytest.raises(ValueError):
         lm.generate(["the"], solver=solver, score_temperature=0.5)
@@ -367,9 +282,7 @@ def test_a_score_temperature_needs_a_solver_that_follows_the_score(lm, solver):
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "ancestral", "sde"])
 def test_other_solvers_take_it(lm, solver):
     """And it changes what is written, from the second step on."""
-    plain, hot = (
-        records(lm, [FREE] * 8, Guidance(score_temperature=t), solver=solver, steps=6) for t in (1.0, 2.0)
-    )  # fmt: skip
+    plain, hot = (records(lm, [FREE] * 8, score_temperature=t, solver=solver, steps=6) for t in (1.0, 2.0))
     assert torch.equal(plain[0].entropy_BL, hot[0].entropy_BL) and torch.equal(plain[1].entropy_BL, hot[1].entropy_BL)
     assert not torch.equal(plain[-1].entropy_BL, hot[-1].entropy_BL)
 
@@ -378,48 +291,30 @@ def test_other_solvers_take_it(lm, solver):
 
 
 @pytest.mark.parametrize(
-    ("bad", "words"),
+    ("name", "value"),
     [
-        ({"temperature": 0.0}, ["temperature", "0"]),
-        ({"temperature": -1.5}, ["temperature", "-1.5"]),
-        ({"temperature": math.nan}, ["temperature", "nan"]),
-        ({"temperature": INF}, ["temperature", "inf"]),
-        ({"score_temperature": 0.0}, ["score temperature", "0"]),
-        ({"score_temperature": -2.5}, ["score temperature", "-2.5"]),
-        ({"score_temperature": math.nan}, ["score temperature", "nan"]),
-        ({"weight": -0.5}, ["weight", "-0.5"]),
-        ({"weight": INF}, ["weight", "inf"]),
-        ({"weight": math.nan}, ["weight", "nan"]),
-        ({"self_weight": -0.5}, ["self weight", "-0.5"]),
-        ({"self_weight": math.nan}, ["self weight", "nan"]),
-        ({"top_k": -1}, ["top_k", "-1"]),
-        ({"top_k": 2.5}, ["top_k", "2.5"]),
-        ({"top_k": INF}, ["top_k", "inf"]),
-        ({"top_k": math.nan}, ["top_k", "nan"]),
-        ({"top_p": 0.0}, ["top_p", "0"]),
-        ({"top_p": -0.1}, ["top_p", "-0.1"]),
-        ({"top_p": 1.5}, ["top_p", "1.5"]),
-        ({"top_p": math.nan}, ["top_p", "nan"]),
+        *(
+            (name, value)
+            for name in ("temperature", "score_temperature")
+            for value in (0.0, -2.5, math.nan, INF, 1001.0)
+        ),
+        *((name, value) for name in ("guidance", "self_guidance") for value in (-0.5, INF, math.nan, 1001.0)),
+        *(("top_k", value) for value in (-1, 2.5, INF, math.nan)),
+        *(("top_p", value) for value in (0.0, -0.1, 1.5, math.nan)),
     ],
 )
-def test_bad_values_are_refused_in_one_line(lm, bad, words):
+def test_bad_values_are_refused_in_one_line(lm, name, value):
+    """By name and value."""
     with pytest.raises(ValueError) as error:
-        Guidance(**bad)
-    one_line(error, *words)
-    names = {"weight": "guidance", "self_weight": "self_guidance"}
+        lm.generate(["the"], **{name: value})
+    one_line(error, name, f"{value:g}")
     with pytest.raises(ValueError) as error:
-        lm.generate(["the"], **{names.get(name, name): value for name, value in bad.items()})
-    one_line(error, *words)
+        lm.infill("the ____", **{name: value})
+    one_line(error, name, f"{value:g}")
 
 
-@pytest.mark.parametrize("text", ["posterior:-1", "posterior:1.5", "posterior:0,0", "posterior:0,2", "posterior:nan"])
-def test_bad_limits_of_the_posterior_solver_are_refused_in_one_line(text):
+@pytest.mark.parametrize(("top_k", "top_p"), [(-1, 1.0), (2.5, 1.0), (INF, 1.0), (math.nan, 1.0), (0, 0.0), (0, 1.5)])
+def test_bad_limits_are_refused_in_one_line(top_k, top_p):
     with pytest.raises(ValueError) as error:
-        make_solver(text)
+        keep_likeliest(torch.zeros(1, 3), top_k, top_p)
     one_line(error, "top_")
-
-
-def test_an_unknown_option_is_named(lm):
-    with pytest.raises((TypeError, ValueError)) as error:
-        lm.generate(["the"], tempreature=1.0)
-    one_line(error, "tempreature")

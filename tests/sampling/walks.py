@@ -12,7 +12,8 @@ from ..conftest import SPECIAL
 
 INF, E = math.inf, 64
 STATIC = (
-    "shuffled", "uniform", "ramp", "ramp:0", "ramp:0.25", "ramp:1", "ramp:7", "ramp:1e9", "blocks", "blocks:1", "blocks:3",
+    "shuffled", "uniform", "ramp", "ramp:0", "ramp:0.25", "ramp:1", "ramp:7", "ramp:1e9", "blocks", "blocks:1",
+    "blocks:3",
 )  # fmt: skip
 ADAPTIVE = ("confidence", "confidence:0", "confidence:0.7", "entropy", "entropy:0.5", "entropy:1e9")
 

@@ -94,11 +94,21 @@ class Forks:
         )
         self.errors = directory / "errors"
 
-    def begin(self, *words: str, errors: Path | None = None, world: int = 1, **fault: Any) -> list[int]:
-        """Start a command on `world` ranks; returns their process ids."""
+    def begin(
+        self,
+        *words: str,
+        errors: Path | None = None,
+        world: int = 1,
+        environment: dict[str, str] | None = None,
+        **fault: Any,
+    ) -> list[int]:
+        """Start a command on `world` ranks, with a fault in each; returns their process ids."""
         for path in self.errors.parent.glob(f"{self.errors.name}*"):
             path.unlink()
-        job = {"arguments": words, "errors": str(errors or self.errors), "world": world, "fault": fault}
+        job = {
+            "arguments": words, "errors": str(errors or self.errors), "world": world, "fault": fault,
+            "environment": environment or {},
+        }  # fmt: skip
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
@@ -182,10 +192,10 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 def make_runs(
     forks: Forks, tools: type[Tools], text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Runs]:
-    """Runs of the tiny recipe with other options of training."""
+    """Runs of the tiny recipe with other options, as `Tools.recipe` takes them."""
 
-    def make(**training: Any) -> Runs:
-        return Runs(forks, tools.recipe(text, **training), tmp_path_factory.mktemp("runs"))
+    def make(*more: dict[str, Any], **training: Any) -> Runs:
+        return Runs(forks, tools.recipe(text, *more, **training), tmp_path_factory.mktemp("runs"))
 
     return make
 
@@ -193,7 +203,7 @@ def make_runs(
 @pytest.fixture(scope="package")
 def runs(make_runs: Callable[..., Runs]) -> Runs:
     """Short runs with a checkpoint every three steps."""
-    return make_runs(steps=30, save_every=3)
+    return make_runs({"model": {"layers": 1}}, steps=24, save_every=3, ema=[0.5])
 
 
 @pytest.fixture

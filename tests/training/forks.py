@@ -20,7 +20,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import datasets.io.generator  # noqa: F401
+import grain  # noqa: F401
+import scipy.io  # noqa: F401
 import torch
+import torch._dynamo
+import torch.distributed.fsdp
 
 import scorelm.evaluation.price
 import scorelm.sampling.sample  # noqa: F401
@@ -150,6 +155,7 @@ def child(job: dict[str, Any], rank: int, port: int) -> int:
     if job["world"] > 1:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": job["world"]}
         os.environ.update({key: str(value) for key, value in (meeting | {"RANK": rank, "LOCAL_RANK": rank}).items()})
+    os.environ.update(job["environment"])
     torch.set_num_threads(2)
     arm(job["fault"])
     try:

@@ -9,7 +9,7 @@ from scorelm.config.recipe import TrainingConfig
 from scorelm.model.layout import CLEAN, NOISY
 from scorelm.objectives.objective import Batch
 
-from .batches import BOS, E, EOS, PAD, draw_noise, loss_of, noisy_draw, only, pack, rng, trained_like
+from .batches import BOS, EOS, PAD, E, draw_noise, loss_of, noisy_draw, only, pack, rng, trained_like
 
 INF = math.inf
 SHARED = only("shared")

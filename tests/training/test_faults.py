@@ -20,7 +20,7 @@ from scorelm.training import train
 
 FILES = (".metadata", "__0_0.distcp", "state.json", "checksums.json")
 FAILING_WRITES = [
-    {"no_space": [("torch.save", "", 40)]},
+    {"no_space": [("torch.save", "", 20)]},
     {"no_space": [("fsync", r"\.writing-.*distcp", 1)]},
     {"no_space": [("os.rename", r"\.metadata\.tmp", 1)]},
     {"no_space": [("open", r"\.writing-\d+/state\.json w", 1)]},
@@ -181,7 +181,7 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(runs: Any, too
     assert runs(one, "--keep", "30", poison=bad)[0] == 0
     states = [json.loads(p.read_text()) for p in sorted(one.glob("checkpoints/step-*/state.json"))]
     assert [s["skipped"] for s in states[:4]] == [[0, 0], [2, 2], [2, 0], [3, 1]]
-    assert states[6]["schedule"] != states[-1]["schedule"], "the schedule is no longer fitted"
+    assert states[3]["schedule"] != states[6]["schedule"], "the schedule is no longer fitted"
     lines = tools.log(one)
     assert [line["skipped_steps"] for line in lines] == [sum(b <= k + 1 for b in bad) for k in range(runs.steps)]
     for k in bad:

@@ -14,7 +14,7 @@ DATA, STATE, MANIFEST = (
 INSIDE = [
     [("os.mkdir", r"\.writing-", 1)],
     [("open", DATA, 1)],
-    [("open", DATA, 1), ("torch.save", "", 40)],
+    [("open", DATA, 1), ("torch.save", "", 20)],
     [("fsync", DATA, 1)],
     [("os.rename", r"\.metadata\.tmp", 1)],
     [("open", STATE + " w", 1)],
