@@ -32,7 +32,7 @@ from scorelm.sampling.halting import CRITERIA
 from scorelm.sampling.paths import PATHS
 from scorelm.sampling.solvers import SOLVERS
 
-SMALL = ("--precision", "float32", "--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8")
+SMALL = ("--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8")
 
 
 class Done(NamedTuple):
@@ -133,6 +133,11 @@ def test_help_lists_what_the_registries_hold(verb: str, monkeypatch: pytest.Monk
         assert all(f"\n  {name}" in page for name in registry)
     assert page.count(":TURNS,START (default: 2.5,0)\n      From the middle outwards.\n") == 3
     assert "Not shown" not in page
+
+
+def test_help_of_train_shows_the_recipe_that_is_given() -> None:
+    assert "(default: 2048)" in done("train", "--help")
+    assert "(default: 41)" in done("train", "--recipe", "text8", "--help")
 
 
 def test_help_of_score_lists_the_paths() -> None:

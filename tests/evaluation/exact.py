@@ -9,6 +9,7 @@ import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
@@ -163,6 +164,14 @@ class Exact(nn.Module):
         logits_NV = (self.sharpness * p_BLV[open_BL].log()).float()
         self.seen.append(Seen(x_BLE.clone(), sigma_BL.clone(), open_BL, logits_NV.clone()))
         return Prediction.of(logits_NV, open_BL, own_VE if table_VE is None else table_VE)
+
+
+def fast(*chosen, of):
+    """The cases `of` a parametrisation, of which all but those chosen are for the thorough tier."""
+    cases = [case if isinstance(case, tuple) else (case,) for case in of]
+    keep = [case if isinstance(case, tuple) else (case,) for case in chosen]
+    assert all(case in cases for case in keep)
+    return [pytest.param(*case, marks=() if case in keep else pytest.mark.thorough) for case in cases]
 
 
 def one_batch(rows):

@@ -16,15 +16,10 @@ from scorelm.sampling.loop import Loop, generate
 from scorelm.sampling.paths import make_path
 
 from ..conftest import SPECIAL
-from .exact import BOS, EOS, F64, PAD, REAL, Exact, excess, make_law, one_batch, rows_of, total
+from .exact import BOS, EOS, F64, PAD, REAL, Exact, excess, fast, make_law, one_batch, rows_of, total
 
 SCHEDULE = Gumbel(0.3, 40.0, mu=0.2, beta=0.8)
 PATHS = ["uniform", "ramp:0.5", "blocks:1", "blocks:2", "shuffled", "confidence", "entropy", "surest", "bounded:0.5"]
-
-
-def fast(*chosen, of):
-    """The cases `of` a parametrisation; all but those chosen are for the thorough tier."""
-    return [case if case in chosen else pytest.param(case, marks=pytest.mark.thorough) for case in of]
 
 
 @cache
@@ -57,7 +52,7 @@ def cost(settings_of):
 # --- what is exact ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 3, 20])
+@pytest.mark.parametrize("steps", fast(1, 3, of=[1, 3, 20]))
 @pytest.mark.parametrize("path", PATHS)
 def test_a_lone_token_costs_its_nll_on_every_trajectory(cost, path, steps):
     """By Bayes' rule along the trajectory, whatever the noise was: not only on average."""
@@ -143,7 +138,7 @@ def test_blocks_in_a_step_each_cost_their_marginals_after_clean_blocks(cost):
 SOFT = ["uniform", "ramp:0.5", "blocks:2", "confidence", "entropy"]
 
 
-@pytest.mark.parametrize("path", fast("uniform", "confidence", of=SOFT))
+@pytest.mark.parametrize("path", fast("uniform", of=SOFT))
 def test_more_steps_cost_less_down_to_the_entropy(cost, path):
     """Strongly dependent tokens: nothing below the entropy, a fall with the steps, and next to nothing left at many.
 

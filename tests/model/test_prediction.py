@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from scorelm.model.layout import Layout
 from scorelm.model.prediction import Prediction, in_chunks
 
 from .denoisers import E, V, noisy, trained_like, whole
@@ -111,3 +112,18 @@ def test_chunks_are_the_whole_and_so_are_their_gradients(monkeypatch):
     assert sizes[1:4] == [4, 4, 3] and sorted(sizes[4:]) == [3, 4, 4]  # once more for the gradient
     for one, other_one in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other_one, rtol=1e-12, atol=1e-12)
+
+
+def test_the_mean_embedding_is_of_the_posterior_in_the_precision_around(make_lm):
+    """Asked for first of all under autocast, x0 is in fp32 and its posterior as the layers compute it."""
+    denoiser = make_lm().denoiser
+    position_BL = torch.arange(6)[None]
+    layout = Layout.one_stream(torch.ones_like(position_BL), position_BL, (position_BL > 0).long())
+    sigma_BL = torch.tensor([[0.0, 1.0, torch.inf, 2.0, 0.5, 0.0]])
+    x_BLE = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        x0_NE = denoiser.predict(x_BLE, sigma_BL, layout).x0_NE
+        logits_NV = denoiser.predict(x_BLE, sigma_BL, layout).logits_NV
+    assert x0_NE.dtype == torch.float32
+    torch.testing.assert_close(x0_NE, logits_NV.softmax(-1) @ denoiser.embedding.table())
+    torch.testing.assert_close(x0_NE, denoiser.predict(x_BLE, sigma_BL, layout).x0_NE, rtol=0.1, atol=0.5)

@@ -9,6 +9,7 @@ from scorelm.noise.schedule import Log
 from scorelm.sampling.loop import generate
 from scorelm.sampling.solvers import make_solver
 
+from ..evaluation.exact import fast
 from .draws import Random, normals
 from .laws import (
     BOS,
@@ -49,12 +50,14 @@ def nearest(x_NE):
     return torch.cdist(x_NE, TABLE).argmin(-1)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps", "count"),
-    [("euler", 48, 4000), ("heun", 16, 4000), ("dpmpp_2m", 24, 4000), ("ancestral", 64, 4000),
-     ("ancestral:0.5", 48, 4000), ("sde", 16, 4000), ("sde:4,1,0.5,4", 16, 4000), ("posterior", 1, 40_000),
-     ("posterior", 2, 40_000), ("posterior", 7, 40_000), ("renoise", 1, 40_000), ("renoise", 7, 40_000)],
-)  # fmt: skip
+LONE = [
+    ("euler", 48, 4000), ("heun", 16, 4000), ("dpmpp_2m", 24, 4000), ("ancestral", 64, 4000),
+    ("ancestral:0.5", 48, 4000), ("sde", 16, 4000), ("sde:4,1,0.5,4", 16, 4000), ("posterior", 1, 40_000),
+    ("posterior", 2, 40_000), ("posterior", 7, 40_000), ("renoise", 1, 40_000), ("renoise", 7, 40_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "steps", "count"), fast(*LONE[1::3], of=LONE))
 def test_from_no_evidence_to_finished_the_samples_have_the_law(name, steps, count):
     """Weights of the modes by chi-square (0.1% for the exact ones); at the last level above 0, mean and covariance."""
     grid = from_no_evidence(steps)
@@ -103,12 +106,14 @@ def test_posterior_draws_from_the_likeliest_tokens(name, law):
 # --- one position, by the library's loop ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "steps"),
-    [("euler", "uniform", 40), ("heun", "ramp:0.5", 32), ("dpmpp_2m", "uniform", 24), ("dpmpp_2m", "ramp:0.5", 24),
-     ("ancestral", "uniform", 48), ("sde", "uniform", 32), ("sde", "shuffled", 5), ("posterior", "ramp:0.5", 3),
-     ("posterior", "shuffled", 5), ("renoise", "blocks:20", 6), ("renoise", "uniform", 3)],
-)  # fmt: skip
+LOOPED = [
+    ("euler", "uniform", 40), ("heun", "ramp:0.5", 32), ("dpmpp_2m", "uniform", 24), ("dpmpp_2m", "ramp:0.5", 24),
+    ("ancestral", "uniform", 48), ("sde", "uniform", 32), ("sde", "shuffled", 5), ("posterior", "ramp:0.5", 3),
+    ("posterior", "shuffled", 5), ("renoise", "blocks:20", 6), ("renoise", "uniform", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "path", "steps"), fast(LOOPED[3], LOOPED[5], *LOOPED[7:10:2], of=LOOPED))
 def test_generated_tokens_have_the_law(loop_of, settings_of, name, path, steps):
     """1,000 independent tokens in 20 rows: chi-square, 0.1%; an error of 4% would be seen 19 times in 20."""
     settings = settings_of(path=path, solver=name, steps=steps)
@@ -148,19 +153,16 @@ def test_the_yardstick_is_sharp():
     assert total_variation(sample_jointly("uniform", "posterior", 1, 1000)[0]) > 0.25
 
 
-FAST = [("uniform", "heun", 2, 9), ("ramp:1", "dpmpp_2m", 4, 16), ("entropy", "posterior", 2, 32)]
-THOROUGH = [
-    ("uniform", "euler", 2, 24), ("uniform", "dpmpp_2m", 2, 16), ("uniform", "ancestral", 4, 24),
-    ("uniform", "sde", 2, 9), ("uniform", "posterior", 4, 40), ("uniform", "renoise", 6, 60), ("ramp:1", "sde", 2, 12),
+COUPLED = [
+    ("uniform", "euler", 2, 24), ("uniform", "heun", 2, 9), ("uniform", "dpmpp_2m", 2, 16),
+    ("uniform", "ancestral", 4, 24), ("uniform", "sde", 2, 9), ("uniform", "posterior", 4, 40),
+    ("uniform", "renoise", 6, 60), ("ramp:1", "dpmpp_2m", 4, 16), ("ramp:1", "sde", 2, 12),
     ("ramp:1", "posterior", 2, 24), ("blocks:1", "heun", 6, 16), ("confidence", "posterior", 2, 24),
-    ("confidence", "ancestral", 2, 32),
+    ("confidence", "ancestral", 2, 32), ("entropy", "posterior", 2, 32),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("path", "name", "few", "many"),
-    [*FAST, *(pytest.param(*case, marks=pytest.mark.thorough) for case in THOROUGH)],
-)
+@pytest.mark.parametrize(("path", "name", "few", "many"), fast(COUPLED[1], COUPLED[7], COUPLED[10], of=COUPLED))
 def test_every_kind_of_solver_reaches_the_joint_law(path, name, few, many):
     """By total variation: far from the law in a few steps, and as near as 2,000 draws of it can be in many."""
     off, made = sample_jointly(path, name, few, 1000)
@@ -169,11 +171,13 @@ def test_every_kind_of_solver_reaches_the_joint_law(path, name, few, many):
     assert made <= many and total_variation(right) < 0.048
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [("blocks:1", "posterior"), ("blocks:1", "sde"), ("shuffled", "ancestral"), ("shuffled", "renoise"),
-     ("ramp:1e6", "posterior"), ("surest", "posterior"), ("bounded:0", "posterior")],
-)  # fmt: skip
+TOKEN_BY_TOKEN = [
+    ("blocks:1", "posterior"), ("blocks:1", "sde"), ("shuffled", "ancestral"), ("shuffled", "renoise"),
+    ("ramp:1e6", "posterior"), ("surest", "posterior"), ("bounded:0", "posterior"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "name"), fast(*TOKEN_BY_TOKEN[::3], of=TOKEN_BY_TOKEN))
 def test_token_by_token_what_draws_is_exact_in_three_evaluations(path, name):
     """From no evidence to finished one by one is exact for whatever draws its token; the flow takes the likeliest."""
     share, made = sample_jointly(path, name, 3, 4000)

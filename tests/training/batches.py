@@ -5,6 +5,7 @@ from torch import nn
 
 from scorelm.config.recipe import Mixture, ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
+from scorelm.noise.forward import add_noise
 from scorelm.noise.schedule import make_schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
@@ -83,3 +84,11 @@ def gradients(denoiser, draw, *args, **how):
     outcome = loss_of(denoiser, draw, *args, **how)
     outcome.loss.backward()
     return outcome, [p.grad.clone() for p in denoiser.parameters() if p.grad is not None]
+
+
+def predicted(denoiser, draw, self_cond=None):
+    """What the denoiser says of a draw, and its targets: the forward process without the loss."""
+    x = add_noise(denoiser.embedding(draw.ids_BS), draw.sigma_BS, draw.eps_BSE)
+    seen = denoiser.predict(x, draw.sigma_BS, draw.layout, self_cond)
+    assert torch.equal(seen.open_BL, draw.open_BS)
+    return seen, draw.ids_BS[draw.open_BS]

@@ -17,11 +17,11 @@ from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import make_schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
+from scorelm.text.tokenizer import Special
 from scorelm.training.step import to_device
 
-from ..conftest import SPECIAL
-
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SPECIAL = Special(0, 1, 2, 3)
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 V, E = 64, 16
 EVERY = pytest.mark.parametrize("objective", OBJECTIVES)

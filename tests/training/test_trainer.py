@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import nn
 
 from scorelm import ScoreLM
 from scorelm.config.recipe import Recipe, TrainingConfig
@@ -192,19 +193,35 @@ def test_bfloat16_autocast_trains(tools: Any, text: Path, tmp_path: Path) -> Non
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
+def assert_compiled_learns_the_same(tools: Any, text: Path, directory: Path) -> None:
+    one_graph = {"data": {"holdout": 0}, "model": {"layers": 1}}  # compiling takes its time
+    for name in ("eager", "compiled"):
+        recipe = tools.recipe(text, one_graph, steps=3, self_conditioning=0, compile=name == "compiled")
+        tools.train(recipe, directory / name)
+    assert tools.losses(directory / "compiled") == pytest.approx(tools.losses(directory / "eager"), rel=1e-4)
+
+
+def test_traced_layers_learn_the_same(tools: Any, text: Path, tmp_path: Path) -> None:
+    """Layers as torch.compile traces them, computed without a compiler."""
+    compile_layer, traced = nn.Module.compile, []
+
+    def trace(layer: nn.Module) -> None:
+        traced.append(layer)
+        compile_layer(layer, backend="eager", fullgraph=True)
+
+    with patch.object(nn.Module, "compile", trace):
+        assert_compiled_learns_the_same(tools, text, tmp_path)
+    assert len(traced) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile for a CPU needs g++")
 def test_compiled_layers_learn_the_same(
     tools: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_graph = {"data": {"holdout": 0}, "model": {"layers": 1}}  # compiling takes its time
-    kernels = tmp_path / "kernels"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kernels))
-    for name in ("eager", "compiled"):
-        recipe = tools.recipe(text, one_graph, steps=3, self_conditioning=0, compile=name == "compiled")
-        assert not list(kernels.rglob("*.so"))
-        tools.train(recipe, tmp_path / name)
-    assert list(kernels.rglob("*.so"))
-    assert tools.losses(tmp_path / "compiled") == pytest.approx(tools.losses(tmp_path / "eager"), rel=1e-4)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    assert_compiled_learns_the_same(tools, text, tmp_path)
+    assert list((tmp_path / "kernels").rglob("*.so"))
 
 
 def test_compiling_without_a_compiler_is_refused(tools: Any, text: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def run(words: list[str]) -> int:
         show(__version__)
         return 0
     if words[0] not in VERBS:
-        raise InputError(f"no verb {brief(words[0])!r}: choose {', '.join(VERBS)}")
+        raise InputError(f"no verb '{brief(words[0])}': choose {', '.join(VERBS)}")
     prepare()
     from scorelm.cli.verb import parse
 

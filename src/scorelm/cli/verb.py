@@ -58,7 +58,7 @@ def parse(name: str, summary: str, words: Sequence[str]) -> Verb:
         SystemExit: help was asked for (0), or tyro has said what it cannot read (2).
     """
     kind, asked = load(name), bool({"-h", "--help"} & set(words))
-    start = None if asked else kind.before(words)
+    start = kind.before(words)
     details = (kind.__doc__ or "").partition("\n\n")[2]
     try:
         verb: Verb = tyro.cli(

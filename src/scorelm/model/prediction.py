@@ -62,8 +62,9 @@ class Prediction:
     @cached_property
     def x0_NE(self) -> Tensor:
         """Score interpolation (CDCD, arXiv 2211.15089, eq. 5): the posterior mean of the embedding, fp32."""
+        probability_NV = self.probability_NV  # in the precision around, unlike the mean
         with torch.autocast(self.table_VE.device.type, enabled=False):
-            return self.probability_NV @ self.table_VE
+            return probability_NV @ self.table_VE
 
     @cached_property
     def entropy_N(self) -> Tensor:

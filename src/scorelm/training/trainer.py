@@ -230,13 +230,11 @@ def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
                 save_samples(trainer, out)
             if progress.step % config.save_every == 0 or share >= 1:
                 trainer.evaluate()
-                saver.save(progress.step, *trainer.snapshot())
-                save_model(trainer, out)
+                save(trainer, saver, out)
         if stopping:
             signum = max(max(ranks.gather(received), default=[]), default=signal.SIGTERM)
             log.say(f"{signal.Signals(signum).name}: saving step {progress.step:,}")
-            saver.save(progress.step, *trainer.snapshot())
-            save_model(trainer, out)
+            save(trainer, saver, out)
             raise Interrupted(signum)
 
 
@@ -265,6 +263,12 @@ def measure(trainer: Trainer, peak: float) -> dict[str, Any]:
         "lr": learner.optimizers[0].param_groups[0]["lr"],
         "seconds": progress.seconds,
     }
+
+
+def save(trainer: Trainer, saver: Saver, out: Path) -> None:
+    """Write a checkpoint, and the model as it is now."""
+    saver.save(trainer.progress.step, *trainer.snapshot())
+    save_model(trainer, out)
 
 
 def save_model(trainer: Trainer, out: Path) -> None:
