@@ -1,6 +1,11 @@
 """Settings and small things that every test shares."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does; read once, when torch is imported
+
 import torch
 from torch import nn
 

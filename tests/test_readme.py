@@ -29,7 +29,7 @@ def commands() -> list[list[str]]:
     for line in block("scorelm train").splitlines():
         words = shlex.split(line.replace("--minutes 60", SHORT).replace("blocks:4", "blocks:16"), comments=True)
         if words[1:2] in (["score"], ["eval"]):
-            words += ["--limit", "8", *(["-n", "4"] if words[1] == "eval" else [])]
+            words += ["--limit", "8", *(["-n", "4", "--steps", "8"] if words[1] == "eval" else [])]
         found.append(words)
     return found
 

@@ -60,6 +60,7 @@ def test_a_recipe_has_the_size_that_it_says(name: str) -> None:
         assert training.steps == 1_000_000
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["text8", *(pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED if name != "text8")]
 )

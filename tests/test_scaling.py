@@ -34,6 +34,7 @@ def test_the_parameter_formula_is_exact(modules: Any) -> None:
     assert blocks + rest == sum(p.numel() for p in denoiser.parameters()) == 1_007_763_456
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes written are read from /proc")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_real_processes_send_and_hold_what_the_formulas_say(

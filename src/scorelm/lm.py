@@ -15,6 +15,7 @@ from torch import nn
 
 from scorelm.config.generation import Continuation, Generation, Infilling, takes
 from scorelm.config.recipe import ModelConfig, ObjectiveName
+from scorelm.device import pick_device
 from scorelm.errors import InputError
 from scorelm.model.denoiser import Denoiser
 from scorelm.model.directory import Manifest, Provenance, find_directory, read_manifest, read_weights
@@ -213,7 +214,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         check_choice(options)
         each = n * options.best_of
         repeated = [text for text in ([texts] if isinstance(texts, str) else texts) for _ in range(each)]
-        if n < 0 or options.seed >= 2**63 - len(repeated):
+        if n < 0 or options.seed + len(repeated) > 2**63:
             raise InputError(f"n must be 0 or more and the seed below 2^63 - n, got {n} and {options.seed}")
         seeds = [options.seed + i for i in range(len(repeated))]
         templates = [template(text, np.random.default_rng(s)) for text, s in zip(repeated, seeds, strict=True)]
@@ -246,23 +247,37 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         """Move the model to a device; its weights stay in float32.
 
         Raises:
-            InputError: a number format of 16 bits; says what to do.
+            InputError: no such device, or another number format; says what to do.
         """
+        if args and isinstance(args[0], str):
+            args = (pick_device(args[0]), *args[1:])
         dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
-        if dtype in (torch.float16, torch.bfloat16):
+        return super().to(*args, **kwargs) if dtype is None else self.type(dtype)
+
+    def type(self, dst_type: torch.dtype | str) -> Self:
+        """The weights stay in float32.
+
+        Raises:
+            InputError: another number format; says what to do.
+        """
+        if dst_type != torch.float32:
             raise InputError(
                 "the weights stay in float32: pass precision='bfloat16' to generate, infill or price for faster "
                 "matrix products"
             )
-        return super().to(*args, **kwargs)
+        return self
 
     def half(self) -> Self:
-        """See `to`."""
-        return self.to(torch.float16)
+        """See `type`."""
+        return self.type(torch.float16)
 
     def bfloat16(self) -> Self:
-        """See `to`."""
-        return self.to(torch.bfloat16)
+        """See `type`."""
+        return self.type(torch.bfloat16)
+
+    def double(self) -> Self:
+        """See `type`."""
+        return self.type(torch.float64)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         manifest = Manifest(

@@ -22,7 +22,7 @@ from scorelm.parallel import Ranks
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import TrainingData, prepare
 
-slow = pytest.mark.slow
+slow, thorough = pytest.mark.slow, pytest.mark.thorough
 OPTIONS = {
     "rows": 8, "steps": 9, "save_every": 4, "keep": 9, "accumulation": 2, "shards": 2, "precision": "float32",
 }  # fmt: skip
@@ -60,7 +60,9 @@ def assert_close(tools: Any, one: Path, other: Path) -> None:
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "ddp", marks=slow)])
+@pytest.mark.parametrize(
+    ("ranks", "parallel"), [(2, "ddp"), pytest.param(2, "fsdp", marks=thorough), pytest.param(4, "ddp", marks=slow)]
+)
 def test_a_run_is_the_same_on_any_number_of_ranks(tools: Any, world: World, ranks: int, parallel: str) -> None:
     """Held-out losses and the schedule's fit as well."""
     one, other = world.whole(1), world.whole(ranks, parallel)
@@ -83,6 +85,7 @@ def interrupted(run: Path, out: Path) -> Path:
     return out
 
 
+@thorough
 @pytest.mark.parametrize(
     ("parallel", "ranks"),
     [("ddp", 2), ("fsdp", 2), ("fsdp", 3), pytest.param("ddp", 1, marks=slow), pytest.param("ddp", 3, marks=slow)],
@@ -94,6 +97,7 @@ def test_a_run_goes_on_with_other_ranks(tools: Any, world: World, tmp_path: Path
     (tools.assert_same if ranks == 2 else lambda one, other: assert_close(tools, one, other))(out, whole)
 
 
+@thorough
 @pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=slow)])
 def test_checkpoints_written_meanwhile_are_the_same(tools: Any, world: World, tmp_path: Path, parallel: str) -> None:
     """Two ranks write their first checkpoint in threads, and the run goes on from it bit for bit."""
@@ -104,11 +108,13 @@ def test_checkpoints_written_meanwhile_are_the_same(tools: Any, world: World, tm
     tools.assert_same(out, whole)
 
 
-def test_a_shared_out_checkpoint_goes_on_as_copies(tools: Any, world: World, tmp_path: Path) -> None:
+@thorough
+def test_a_sharded_checkpoint_goes_on_as_copies(tools: Any, world: World, tmp_path: Path) -> None:
     out = world.run(interrupted(world.whole(2, "fsdp"), tmp_path / "run"), 1, "--parallel", "ddp")
     assert tools.losses(out) == pytest.approx(tools.losses(world.whole(1)), rel=1e-5)
 
 
+@thorough
 @pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=slow)])
 def test_muon_is_the_same_on_two_ranks_and_goes_on_bit_for_bit(
     tools: Any, world: World, tmp_path: Path, parallel: str
@@ -169,6 +175,7 @@ def test_an_epoch_gives_every_document_to_one_shard(data: TrainingData) -> None:
     assert sorted(f for f in found if f in set(short)) == short and len(found) == len(documents)
 
 
+@thorough
 def test_samples_and_prices_are_shared_out_over_ranks(forks: Any, world: World) -> None:
     """Rows have their own seeds, so that two ranks print what one does."""
     model = str(world.whole(1) / "model")
@@ -181,6 +188,7 @@ def test_samples_and_prices_are_shared_out_over_ranks(forks: Any, world: World) 
             assert {k: two[k] for k in ("tokens", "nfe", "exact")} == {k: one[k] for k in ("tokens", "nfe", "exact")}
 
 
+@thorough
 def test_ranks_that_are_started_again_go_on_from_the_last_checkpoint(
     tools: Any, forks: Any, world: World, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_write_that_fails_ends_in_one_line_and_the_run_resumes(
     tools.assert_same(out, runs.whole)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("faults", [FAILING_WRITES[2:3], pytest.param(FAILING_WRITES[1:4], marks=pytest.mark.slow)])
 def test_a_thread_that_fails_to_write_ends_in_one_line_too(
     runs: Any, tools: Any, out: Path, faults: list[dict[str, Any]]
@@ -97,6 +98,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_disk_that_is_really_full(runs: Any, tools: Any, half: Path, small_disk: Path, count: int) -> None:
     out, ballast = small_disk / "run", small_disk / "ballast"
@@ -196,6 +198,7 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(runs: Any, too
     assert [line["skipped_steps"] for line in tools.log(two)] == [line["skipped_steps"] for line in lines]
 
 
+@pytest.mark.thorough
 def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resume(runs: Any, tools: Any, out: Path) -> None:
     start = tools.checkpoints(out)[-1]
     bad = list(range(start + 2, start + 10))
@@ -209,6 +212,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resume(runs: 
     assert code == 0, errors
 
 
+@pytest.mark.thorough
 def test_a_wall_clock_that_jumps_changes_nothing(runs: Any, tools: Any, tmp_path: Path) -> None:
     code, errors = runs(tmp_path / "jumps", clock=True)
     assert code == 0, errors
@@ -218,6 +222,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(runs: Any, tools: Any, tmp_path
     tools.assert_same(tmp_path / "jumps", runs.whole)
 
 
+@pytest.mark.thorough
 def test_a_pipe_that_nobody_reads_stops_nothing(runs: Any, forks: Any, tools: Any, tmp_path: Path) -> None:
     pipe, out = tmp_path / "pipe", tmp_path / "run"
     os.mkfifo(pipe)
@@ -233,6 +238,7 @@ def test_a_pipe_that_nobody_reads_stops_nothing(runs: Any, forks: Any, tools: An
     tools.assert_same(out, runs.whole)
 
 
+@pytest.mark.thorough
 def test_a_reader_of_stderr_that_goes_later_stops_nothing(runs: Any, forks: Any, tools: Any, tmp_path: Path) -> None:
     pipe, out = tmp_path / "pipe", tmp_path / "run"
     os.mkfifo(pipe)
@@ -247,6 +253,7 @@ def test_a_reader_of_stderr_that_goes_later_stops_nothing(runs: Any, forks: Any,
     tools.assert_same(out, runs.whole)
 
 
+@pytest.mark.thorough
 def test_a_reader_that_goes_at_once_stops_nothing(runs: Any, tools: Any, tmp_path: Path) -> None:
     """In a process of its own, of which Python's last flush is a part."""
     out = tmp_path / "run"

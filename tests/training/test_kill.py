@@ -44,6 +44,7 @@ def survive(faults: list[dict[str, Any]], runs: Any, tools: Any, out: Path, *fla
         before = after
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("inside", [INSIDE[:4:2], pytest.param(INSIDE[:12:2], marks=pytest.mark.slow)])
 def test_kills_while_a_thread_writes_lose_nothing(runs: Any, tools: Any, tmp_path: Path, inside: list[Any]) -> None:
     """With --async-save, on a disk so slow that steps go on meanwhile."""

@@ -22,7 +22,7 @@ from scorelm.sampling.paths import PATHS, Path, make_path
 from scorelm.sampling.request import Settings
 
 ORDERS = ("ordered", "reverse", "random")
-"""Left to right, right to left, and the mean over all orders: exact NLL of a model that writes token by token."""
+"""Left to right, right to left, and the mean over all orders, of a model that writes token by token."""
 SELF_CONDITIONING_PASSES = 2
 """Evaluations at a point of the bound or an order, each fed the estimate of the one before."""
 
@@ -112,7 +112,7 @@ def price(
     integrand = None
     if seen:
         integrand = curve(lm.schedule, torch.cat(seen, 1), float(nats["diffusion"].sum() / rows.tokens.sum()))
-    return summary(name, name in ORDERS, rows, nats, evaluations, integrand)
+    return summary(name, is_exact(name), rows, nats, evaluations, integrand)
 
 
 def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
@@ -154,6 +154,16 @@ def read_path(name: str) -> Path | None:
     if name.partition(":")[0] not in PATHS:
         raise InputError(f"no path or order {brief(name)!r}: choose {', '.join((*PATHS, *ORDERS))}")
     return make_path(name)
+
+
+def is_exact(name: str) -> bool:
+    """Whether the price of a path or order is the NLL itself.
+
+    It is where the order of writing follows from what is written, so that a text comes about in one way only: left to
+    right, right to left, and on paths that look at the prediction and write at once. Elsewhere it is a bound.
+    """
+    path = read_path(name)
+    return name in ("ordered", "reverse") if path is None else path.adaptive and path.jumps
 
 
 def check_pricing(request: Pricing) -> None:
