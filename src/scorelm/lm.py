@@ -252,7 +252,9 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         if args and isinstance(args[0], str):
             args = (pick_device(args[0]), *args[1:])
         dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
-        return super().to(*args, **kwargs) if dtype is None else self.type(dtype)
+        if dtype is not None:
+            self.type(dtype)
+        return super().to(*args, **kwargs)
 
     def type(self, dst_type: torch.dtype | str) -> Self:
         """The weights stay in float32.
