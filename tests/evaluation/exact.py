@@ -16,6 +16,7 @@ from torch import nn
 from scorelm.evaluation.rows import batches
 from scorelm.model.embedding import Embedding
 from scorelm.model.prediction import Prediction
+from scorelm.noise.schedule import Gumbel
 
 from ..conftest import SPECIAL
 
@@ -25,6 +26,7 @@ REAL = 4  # ids 0 to 3 are special
 LOW = -1e6
 """Log-likelihood of what cannot be; finite, so that it may be multiplied by 0."""
 EVERYTHING = 10**9
+SCHEDULE = Gumbel(0.3, 40.0, mu=0.2, beta=0.8)
 
 
 class Law:

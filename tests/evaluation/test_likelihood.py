@@ -19,9 +19,8 @@ from scorelm.sampling.evaluator import Network
 from scorelm.sampling.paths import make_path
 
 from ..conftest import SPECIAL
-from .exact import F64, REAL, Exact, excess, make_law, one_batch, rows_of, total
+from .exact import F64, REAL, SCHEDULE, Exact, excess, make_law, one_batch, rows_of, total
 
-SCHEDULE = Gumbel(0.3, 40.0, mu=0.2, beta=0.8)
 PRIOR = 4 * math.log1p(40**-2)
 """Nats that a position's prior costs with embeddings of size 8; evidence at sigma_max is worth almost as much."""
 SCORE = OBJECTIVES["score"]

@@ -14,9 +14,8 @@ from scorelm.model.layout import CLEAN, NOISY
 from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.paths import make_path
 
-from .exact import BOS, EOS, PAD, REAL, UNK, fast, one_batch, total
+from .exact import BOS, EOS, REAL, fast, one_batch, total
 from .networks import (
-    VOCAB,
     cross_entropy,
     evaluate,
     free_places,
@@ -156,61 +155,6 @@ def test_a_pass_is_fed_the_estimate_of_the_one_before():
         assert seen.open_BL.nonzero()[:, 1].tolist() == where
         results.append(seen.logits_NV[:, REAL:])
     assert float((results[0] - results[1]).abs().max()) > 0.01 < float((results[1] - results[2]).abs().max())
-
-
-# --- a price is over what can be written ------------------------------------------------------------------------------
-
-
-def every_text(closed):
-    """All texts of two tokens that can be written; where the length is not known, what ends sooner or goes on too."""
-    words = range(REAL, VOCAB)
-    if closed:
-        return [[BOS, a, b, EOS] for a in words for b in words]
-    return [[BOS, EOS], *([BOS, a, b] for a in words for b in (EOS, *words))]
-
-
-def test_left_to_right_the_chances_of_all_that_can_be_written_add_up_to_one():
-    """``<unk>``, ``<pad>`` and ``<s>`` are never written, however likely the network finds them."""
-    batch, _ = one_batch(every_text(closed=False))
-    for objective in (SCORE, AUTOREGRESSIVE):
-        found = total(left_to_right(objective, network(objective.name), batch))
-        assert float((-found).exp().sum()) == pytest.approx(1, abs=1e-4)
-
-
-@pytest.mark.parametrize("path", ["reverse", "surest", "bounded:0"])
-def test_given_the_length_they_add_up_to_one(settings_of, path):
-    """Right to left, and in an order that the network chooses, one by one."""
-    rows, sums = every_text(closed=True), 0.0
-    loop = make_model().loop()
-    for first in range(0, len(rows), 400):
-        batch, _ = one_batch(rows[first : first + 400])
-        if path == "reverse":
-            priced = right_to_left(network(), batch, 1)
-        else:
-            priced = walk(loop, batch, settings_of(path=path, steps=2), 0)
-        sums += float((-total(priced)).exp().sum())
-    assert sums == pytest.approx(1, abs=1e-4)
-
-
-def test_a_bound_rules_out_what_is_never_written():
-    """At the last level and on the way: that a network prefers what is never written changes no price."""
-    lm, rows = make_model(), some_rows()
-    batch, _ = one_batch(rows)
-
-    def prices():
-        return [
-            total(bound(network(), lm.schedule, batch, make_path("uniform"), 2, 0, 1)),
-            total(random_order(network(), batch, 2, 0, 1)),
-        ]
-
-    before = prices()
-    lm.denoiser.context.weight[[BOS, PAD, UNK]] += 5.0
-    try:
-        after = prices()
-    finally:
-        lm.denoiser.context.weight[[BOS, PAD, UNK]] -= 5.0
-    for one, other in zip(before, after, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 # --- steps of a path --------------------------------------------------------------------------------------------------

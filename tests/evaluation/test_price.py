@@ -106,6 +106,7 @@ def test_the_figures_follow_from_the_nats_of_each_text(path, steps):
     error = math.sqrt(sum((n - mean * t) ** 2 for n, t in zip(nats, tokens, strict=True))) / tokens.sum()
     assert found.stderr_nats_per_token == pytest.approx(error)
     assert sum(found.terms.values()) == pytest.approx(mean)
+    assert found.path == path and found.exact == (path in ("ordered", "reverse", "surest", "bounded"))
     assert ("length" in found.terms) == (path not in ("ordered", "blocks:1"))
     if "length" in found.terms:
         # Lengths 1 to 20 with counts 0, 1, ..., 19 and a half each; a text of more than 20 tokens is several rows.

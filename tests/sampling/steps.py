@@ -17,6 +17,10 @@ INF = math.inf
 BOS, EOS, PAD, UNK = SPECIAL
 NEVER = torch.tensor(SPECIAL)
 """What no position of a closed row may write."""
+PATHS = [
+    "uniform", "ramp:0.5", "ramp:1e6", "blocks:1", "blocks:3", "blocks:100", "shuffled", "confidence", "entropy",
+    "surest", "bounded",
+]  # fmt: skip
 
 
 def records(lm, templates, seeds=None, window=0, **options):
