@@ -137,4 +137,4 @@ def free_place(free_BL: Tensor) -> Tensor:
     """Place of each free position among its row's free positions, from 0 (first) to 1 (last), float64."""
     rank_BL = free_BL.long().cumsum(1) - 1
     last_B1 = (free_BL.long().sum(1, keepdim=True) - 1).clamp(min=1)
-    return (rank_BL.double() / last_B1).clamp(0, 1)
+    return (rank_BL / last_B1).clamp(0, 1).double()
