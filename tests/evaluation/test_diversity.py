@@ -136,6 +136,7 @@ def cloud(centre, size, seed):
     return np.random.default_rng(seed).normal(scale=0.01, size=(size, 8)) + np.eye(8)[centre]
 
 
+@pytest.mark.thorough
 def test_mauve_of_equal_and_of_far_sets():
     one, other = cloud(0, 40, 0), cloud(1, 40, 1)
     assert mauve(one, one) == pytest.approx(1, abs=1e-6)
@@ -143,6 +144,7 @@ def test_mauve_of_equal_and_of_far_sets():
     assert mauve(one[:1], one[:1]) == 1.0
 
 
+@pytest.mark.thorough
 def test_mauve_matches_its_definition_on_two_clusters():
     p, q = np.array([0.75, 0.25]), np.array([0.25, 0.75])
     curve = [(0.0, 1.0)]
@@ -155,6 +157,7 @@ def test_mauve_matches_its_definition_on_two_clusters():
     assert mauve(*sides) == pytest.approx(area)
 
 
+@pytest.mark.thorough
 def test_mauve_is_deterministic_and_silent(capfd):
     rng = np.random.default_rng(0)
     p, q = rng.normal(size=(90, 16)).astype(np.float32), rng.normal(0.3, size=(70, 16)).astype(np.float32)

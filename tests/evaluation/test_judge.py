@@ -87,6 +87,7 @@ def loop(directory, ids):
     return total
 
 
+@pytest.mark.thorough
 def test_nats_match_a_plain_loop_with_both_ends_priced_and_long_texts_cut(judge, directory):
     scores = judge.score(TEXTS)
     rows = [[0, *encoded(text), 1][:CONTEXT] for text in TEXTS]
@@ -96,6 +97,7 @@ def test_nats_match_a_plain_loop_with_both_ends_priced_and_long_texts_cut(judge,
     np.testing.assert_allclose(scores.nats, [loop(directory, row) for row in rows], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_results_do_not_depend_on_the_batch(judge, monkeypatch):
     together, described = judge.score(TEXTS), judge.features(TEXTS)
     alone = [judge.score([text]) for text in TEXTS]
@@ -108,6 +110,7 @@ def test_results_do_not_depend_on_the_batch(judge, monkeypatch):
     np.testing.assert_allclose(judge.features(TEXTS[::-1])[::-1], described, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_features_are_the_last_hidden_state_at_the_last_token(judge, directory):
     model = transformers.GPT2LMHeadModel.from_pretrained(directory).eval()
     found = judge.features(TEXTS)
@@ -119,10 +122,12 @@ def test_features_are_the_last_hidden_state_at_the_last_token(judge, directory):
         np.testing.assert_allclose(feature, alone.numpy(), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_names_of_special_tokens_in_a_text_are_text(judge):
     assert judge.score(["</s>"]).tokens.tolist() == [len("</s>") + 1]
 
 
+@pytest.mark.thorough
 def test_eos_stands_in_for_a_missing_bos_and_a_missing_eos_is_not_priced(tmp_path):
     only_eos = HuggingFaceJudge(str(save(tmp_path / "eos", eos_token="</s>")))
     assert only_eos.score(["ab"]).nats[0] == pytest.approx(loop(tmp_path / "eos", [1, *encoded("ab"), 1]), rel=1e-5)
@@ -135,6 +140,7 @@ def test_eos_stands_in_for_a_missing_bos_and_a_missing_eos_is_not_priced(tmp_pat
         HuggingFaceJudge(str(save(tmp_path / "none")))
 
 
+@pytest.mark.thorough
 def test_nothing_is_said_and_settings_come_back(directory, capfd):
     logging = transformers.utils.logging
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
@@ -146,6 +152,7 @@ def test_nothing_is_said_and_settings_come_back(directory, capfd):
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
+@pytest.mark.thorough
 def test_no_texts(judge):
     assert [len(part) for part in judge.score([])] == [0, 0]
     with pytest.raises(InputError, match="no texts"):
@@ -197,6 +204,7 @@ def refused(path, *words):
     assert "\n" not in message and str(path) in message and all(word in message for word in words)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_missing_and_damaged_files_are_one_line(directory, tmp_path, file, capfd):
     refused(tmp_path / "absent", "no such directory")
@@ -208,6 +216,7 @@ def test_missing_and_damaged_files_are_one_line(directory, tmp_path, file, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", [{"n_layer": 3}, {"n_embd": 64}, {"vocab_size": 300}])
 def test_weights_that_do_not_fill_the_model_are_refused(directory, tmp_path, change):
     config = copytree(directory, tmp_path / "judge") / "config.json"
@@ -215,6 +224,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(directory, tmp_path, cha
     refused(tmp_path / "judge", "missing or misshapen")
 
 
+@pytest.mark.thorough
 def test_a_tokenizer_that_does_not_fit_is_refused(directory, tmp_path):
     bare = copytree(directory, tmp_path / "bare")
     (bare / "tokenizer.json").unlink()
@@ -226,6 +236,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(directory, tmp_path):
     refused(tmp_path / "larger", "embeddings")
 
 
+@pytest.mark.thorough
 def test_pickled_weights_and_code_are_never_run(directory, tmp_path):
     ran = tmp_path / "ran"
     payload = f"cos\nmkdir\n(V{ran}\ntR.".encode()  # makes a directory when it is unpickled
@@ -265,7 +276,8 @@ def test_a_model_of_this_library_judges_token_by_token(tmp_path):
     lm = own_model(tmp_path)
     texts = ["fear not", "and god said let there be light", "", "in the beginning god created the heaven " * 2]
     judge = load_judge(str(tmp_path / "run"))
-    scores, features = judge.score(texts), judge.features(texts)
+    with torch.enable_grad():  # as it is for whoever calls
+        scores, features = judge.score(texts), judge.features(texts)
     for text, nats, tokens, feature in zip(texts, *scores, features, strict=True):
         document, expected = lm.tokenizer.encode_document(text), 0.0
         for start in range(0, len(document), lm.max_length):
@@ -309,6 +321,7 @@ def test_only_an_autoregressive_model_judges(tmp_path):
         load_judge(str(tmp_path))
 
 
+@pytest.mark.thorough
 def test_missing_transformers_is_named_with_the_extra(directory, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"transformers is not installed: pip install 'scorelm\[eval\]'"):

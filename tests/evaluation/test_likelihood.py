@@ -153,7 +153,7 @@ def test_the_exact_posterior_is_bayes_rule():
 
 
 @cache
-def drawn(lengths=(3, 3), count=1500):
+def drawn(lengths=(3, 3), count=1000):
     """A law, its exact posterior, and a batch of texts of the law with the text that each line is."""
     law, exact = markov(lengths)
     rows, which_N = rows_of(law, count)
@@ -176,11 +176,11 @@ def drawn(lengths=(3, 3), count=1500):
 def test_with_the_exact_posterior_the_bound_is_the_entropy_on_every_path_and_schedule(path, schedule):
     """A line integral of a gradient: the path does not matter, nor how its levels are spread.
 
-    The standard error is below 0.05, so that a bias of 0.2 nats a text is seen nearly always.
+    The standard error is below 0.06, so that a bias of 0.3 nats a text is seen nearly always.
     """
     law, exact, batch, text_B = drawn()
     more, error = excess(bounded(exact, batch, path, schedule=schedule), law.closed_nats_M[text_B])
-    assert error < 0.05
+    assert error < 0.06
     assert -4 * error < more < 4 * error + 3 * PRIOR
     apart = sum(law.mean([law.conditional(m, i, []) for m in range(64)]) for i in (1, 2, 3))
     assert apart - law.mean(law.closed_nats_M) > 1.5  # what a posterior without context would cost more
@@ -194,7 +194,7 @@ def test_with_the_exact_posterior_blocks_cost_the_entropy(path, lengths):
     """A noisy block sees clean earlier blocks; in blocks of one, ``</s>`` is priced, so that the length is."""
     law, exact, batch, text_B = drawn(lengths)
     more, error = excess(bounded(exact, batch, path), law.nats_M[text_B])
-    assert error < 0.05
+    assert error < 0.06
     assert -4 * error < more < 4 * error + 4 * PRIOR
 
 
@@ -222,7 +222,7 @@ def test_the_exact_posterior_of_another_law_costs_the_cross_entropy():
     assert divergence > 0.5
     wrong = Exact(other)
     more, error = excess(bounded(wrong, batch, "ramp:1"), law.nats_M[text_B])
-    assert error < 0.08 and abs(more - divergence) < 4 * error
+    assert error < 0.09 and abs(more - divergence) < 4 * error
     network = Network(wrong, SPECIAL)
     for priced in (left_to_right(SCORE, network, batch), right_to_left(network, batch, 1)):
         torch.testing.assert_close(total(priced), other.nats_M[text_B], rtol=1e-5, atol=1e-5)

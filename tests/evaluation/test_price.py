@@ -69,7 +69,7 @@ WAYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "steps"), fast(*WAYS[1:4:2], *WAYS[5:8], *WAYS[10::3], of=WAYS))
+@pytest.mark.parametrize(("path", "steps"), fast(*WAYS[1:8:3], *WAYS[10::3], of=WAYS))
 def test_a_price_does_not_depend_on_the_size_of_the_batches(path, steps):
     lm = make_model()
     small, large, alone = (price(lm, TEXTS, path, steps=steps, draws=2, positions=n) for n in (64, 4096, 1))

@@ -144,6 +144,7 @@ class AutoregressiveJudge:
             raise InputError(f"judge {name} is a {lm.objective.name} model: only autoregressive ones judge")
         self.lm, self.name = lm, name
 
+    @torch.inference_mode()
     def score(self, texts: Sequence[str]) -> Scores:
         """Exact NLL of each text, ``</s>`` included; what the judge cannot spell is ``<unk>`` to it."""
         rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
@@ -155,6 +156,7 @@ class AutoregressiveJudge:
             nats[batch.index] = batch.totals(nats_N, free_BL).cpu()
         return Scores(rows.by_text(nats).numpy(), (rows.tokens - 1).long().numpy())
 
+    @torch.inference_mode()
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The trunk's output where ``</s>`` is predicted, from all of the text (of a long one, its first row)."""
         rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
@@ -167,7 +169,6 @@ class AutoregressiveJudge:
                     found[rows.text[row]] = hidden_BD[place]
         return found.numpy()
 
-    @torch.inference_mode()
     def _next(self, batch: RowBatch, open_BL: Tensor) -> Prediction:
         lm = self.lm
         return lm.objective.next_tokens(

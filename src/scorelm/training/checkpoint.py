@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from scorelm.errors import InputError, writing
+from scorelm.errors import InputError, exists, writing
 from scorelm.lm import ScoreLM
 from scorelm.parallel import ALONE, Ranks
 from scorelm.training.durable import replace_directory, sync, write_durably, writing_draft
@@ -32,7 +32,7 @@ MANIFEST = "checksums.json"
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    return sorted(p for p in directory.glob(f"{PREFIX}*") if p.is_dir())
+    return sorted(p for p in directory.glob(f"{PREFIX}*") if p.is_dir()) if exists(directory) else []
 
 
 class Saver:
