@@ -77,8 +77,8 @@ def library_euler(x_NE, sigma_N, target_N, logits_NV, table_VE, eps_NE):
 
 @pytest.fixture(scope="module")
 def run():
-    """(names, losses, lines): what is left and what is printed by the page after a tenth of its steps."""
-    source, cut = re.subn(r"^STEPS = \d+$", "STEPS = 120", SOURCE, flags=re.MULTILINE)
+    """(names, losses, lines): what is left and what is printed by the page after 100 steps."""
+    source, cut = re.subn(r"^STEPS = \d+$", "STEPS = 100", SOURCE, flags=re.MULTILINE)
     assert cut == 1
     printed = []
     names = {"print": lambda text, end: printed.append(text)}
@@ -105,7 +105,7 @@ def test_sixty_honest_lines():
 
 def test_it_learns_and_writes(run):
     page, losses, lines = run
-    assert len(losses) == 120
+    assert len(losses) == 100
     assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
     for template, text in (line.split(" -> ") for line in lines):
         words = text.split()
@@ -150,16 +150,14 @@ def test_loss_and_its_gradient_are_the_librarys(page):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     theirs = (denoiser.embedding.weight, denoiser.token_in, denoiser.context.weight, denoiser.prior)
     ours = (page["embedding"], page["token_in"], page["context"], page["prior"])
-    expected_grads, found_grads = torch.autograd.grad(expected, theirs), torch.autograd.grad(found, ours)
-    for name, one, other in zip(("embedding", "token_in", "context", "prior"), found_grads, expected_grads, strict=True):
-        one = one.T if name == "context" else one
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    for their_grad, our_grad in zip(torch.autograd.grad(expected, theirs), torch.autograd.grad(found, ours), strict=True):
+        our_grad = our_grad if our_grad.shape == their_grad.shape else our_grad.T
+        torch.testing.assert_close(our_grad, their_grad, atol=1e-5, rtol=1e-4)
 
 
 def test_euler_step_is_the_librarys(page):
-    ids_BL, sigma_BL, eps_BLE = (t.flatten(0, 1) for t in noisy_rows(page))
-    open_N = sigma_BL > 0
-    sigma_N, table_VE = sigma_BL[open_N], page["table"]().detach()
+    _, sigma_BL, _ = noisy_rows(page)
+    sigma_N, table_VE = sigma_BL[sigma_BL > 0], page["table"]().detach()
     rng = torch.Generator().manual_seed(2)
     x_NE, eps_NE = (5 * torch.randn(len(sigma_N), E, generator=rng) for _ in range(2))
     logits_NV = 3 * torch.randn(len(sigma_N), len(table_VE), generator=rng)

@@ -21,8 +21,9 @@ from scorelm.model.denoiser import Denoiser
 from scorelm.model.directory import Manifest, Provenance, find_directory, read_manifest, read_weights
 from scorelm.noise.schedule import Schedule, schedule_from_dict, schedule_to_dict
 from scorelm.objectives import OBJECTIVES
+from scorelm.sampling.denoise import StepRecord
 from scorelm.sampling.evaluator import Network
-from scorelm.sampling.loop import Loop, StepRecord
+from scorelm.sampling.loop import Loop
 from scorelm.sampling.request import Settings
 from scorelm.sampling.sample import Sample, best_of_each, check_choice
 from scorelm.text.sentencepiece import SentencePieceTokenizer

@@ -103,6 +103,7 @@ def test_an_untrained_denoiser_is_the_exact_posterior_of_a_lone_token(path, tole
     torch.testing.assert_close(found_NV[31].softmax(-1)[REAL:].double(), p_V, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_the_integrand_is_the_mean_square_error_of_the_posterior():
     """Minimum mean square error at given levels by a simulation of its own, in float64."""
     rows, p_V, denoiser = zipf()

@@ -170,6 +170,7 @@ def mean_over_masks(row, places, always=()):
     return nats
 
 
+@pytest.mark.thorough
 def test_the_loss_of_a_masked_model_is_the_mean_over_all_orders():
     """Weighted cross-entropies are unbiased: every mask of three tokens, with ``</s>`` known half of the time."""
     lm = make_model("masked")

@@ -8,7 +8,7 @@ from scorelm.evaluation.walk import walk
 from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.paths import make_path
 
-from .exact import BOS, EOS, PAD, REAL, UNK, one_batch, total
+from .exact import BOS, EOS, PAD, REAL, UNK, fast, one_batch, total
 from .networks import VOCAB, make_model, network, some_rows
 
 SCORE, AUTOREGRESSIVE = OBJECTIVES["score"], OBJECTIVES["autoregressive"]
@@ -30,7 +30,10 @@ def test_left_to_right_the_chances_of_all_that_can_be_written_add_up_to_one():
         assert float((-found).exp().sum()) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize(("path", "steps"), [("reverse", 0), ("surest", 2), ("bounded:0", 2), ("bounded", 2)])
+ORDERS = [("reverse", 0), ("surest", 2), ("bounded:0", 2), ("bounded", 2)]
+
+
+@pytest.mark.parametrize(("path", "steps"), fast(*ORDERS[::2], of=ORDERS))
 def test_given_the_length_they_add_up_to_one(settings_of, path, steps):
     """Right to left, and in an order that the network chooses, one by one or several at once: exact, and no bound."""
     rows, sums = every_text(closed=True), 0.0

@@ -157,15 +157,14 @@ def test_on_blocks_the_prompt_has_no_evidence_and_what_was_written_has(lm, weigh
 
 @pytest.mark.parametrize(
     ("path", "solver"),
-    [("uniform", "posterior"), ("ramp:0.5", "heun"), ("shuffled", "posterior"), ("confidence", "posterior"),
-     ("blocks:2", "posterior"), ("blocks:3", "heun")],
-)  # fmt: skip
+    [("uniform", "posterior"), ("ramp:0.5", "heun"), ("confidence", "posterior"), ("blocks:2", "posterior")],
+)
 def test_with_weight_nothing_only_the_length_of_the_prompt_has_a_say(lm, path, solver):
     """Bit for bit: the same numbers are computed in the same shapes."""
 
     def walk(weight, *prompt):
         template = [BOS, *prompt[:3], None, None, None, prompt[3], None, EOS]
-        return records(lm, [template], guidance=weight, path=path, solver=solver, steps=8)
+        return records(lm, [template], guidance=weight, path=path, solver=solver, steps=6)
 
     free = [4, 5, 6, 8]
     one, two = walk(0.0, 5, 6, 7, 8), walk(0.0, 20, 30, 21, 40)
@@ -177,7 +176,7 @@ def test_with_weight_nothing_only_the_length_of_the_prompt_has_a_say(lm, path, s
     with_prompt = [walk(1.0, 5, 6, 7, 8), walk(1.0, 20, 30, 21, 40)]
     assert not all(torch.equal(a.entropy_BL, b.entropy_BL) for a, b in zip(*with_prompt, strict=False))
     shorter = [BOS, 5, 6, None, None, None, 7, None, EOS]
-    other_length = records(lm, [shorter], guidance=0.0, path=path, solver=solver, steps=8)
+    other_length = records(lm, [shorter], guidance=0.0, path=path, solver=solver, steps=6)
     assert not torch.equal(other_length[0].entropy_BL[0, [3, 4, 5]], one[0].entropy_BL[0, [4, 5, 6]])
 
 

@@ -296,7 +296,7 @@ def test_a_block_that_halts_does_not_finish_later_ones(lm, solver, halt, each):
 def test_rows_at_different_blocks_halt_by_themselves(calm_lm):
     """One row's block may halt while the other's goes on, and each row takes the steps that it takes alone."""
     templates = [[BOS, *[None] * 9, EOS], [BOS, 5, 6, 7, 8, *[None] * 4, EOS], [BOS, None, None, EOS]] * 2
-    how, different = {"path": "blocks:3", "steps": 20}, 0
+    how, different = {"path": "blocks:3", "steps": 14}, 0
     plain = records(calm_lm, templates, **how)[-1]
     for halt in ("patience:1", "entropy:2", "kl:2"):
         together = records(calm_lm, templates, halt=halt, **how)[-1]

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from scorelm.sampling.denoise import Draw, StepRecord, denoise
 from scorelm.sampling.evaluator import Dense, Network
-from scorelm.sampling.loop import Draw, StepRecord, denoise, generate
+from scorelm.sampling.loop import generate
 from scorelm.sampling.solvers import make_solver
 from scorelm.sampling.state import Budget, start
 

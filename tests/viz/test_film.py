@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from scorelm.errors import InputError
-from scorelm.sampling.loop import StepRecord
+from scorelm.sampling.denoise import StepRecord
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.viz.figure import MOST_ROWS
 from scorelm.viz.files import fill_page

@@ -66,7 +66,7 @@ def parse(name: str, summary: str, words: Sequence[str]) -> Verb:
             args=words,
             default=tyro.MISSING_NONPROP if start is None else start,
             prog=f"scorelm {name}",
-            description=f"{summary}\n\n{filled(details, indent=2)}",
+            description=f"{summary}\n{filled(details, indent=2)}",
             registry=registry(),
         )
     except Refused as refused:

@@ -16,7 +16,7 @@ from scorelm.viz.files import check_directory, check_matplotlib, fill_page, repl
 from scorelm.viz.frames import Array, Frame, Row, Token, first_frame, next_frame, split_rows
 
 if TYPE_CHECKING:
-    from scorelm.sampling.loop import StepRecord
+    from scorelm.sampling.denoise import StepRecord
 
 SUFFIXES = (".html", ".gif", ".png")
 

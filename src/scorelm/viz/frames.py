@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scorelm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from scorelm.sampling.loop import StepRecord
+    from scorelm.sampling.denoise import StepRecord
 
 Array = NDArray[Any]
 Kind = Literal["word", "control", "byte", "blank"]

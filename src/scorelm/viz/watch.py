@@ -17,7 +17,7 @@ from scorelm.text.tokenizer import Tokenizer
 from scorelm.viz.frames import Frame, Token, first_frame, next_frame, spell
 
 if TYPE_CHECKING:
-    from scorelm.sampling.loop import StepRecord
+    from scorelm.sampling.denoise import StepRecord
 
 SURE = 0.5
 """Certainty above which a guess is as bright as plain text."""

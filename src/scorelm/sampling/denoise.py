@@ -1,0 +1,201 @@
+"""The way of a request's rows along its path: levels, predict, move, record.
+
+`denoise` is written as a coroutine: it yields a `Query` whenever the network has to be asked, is sent the prediction,
+and yields a `StepRecord` after every step. `scorelm.sampling.loop` drives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scorelm.model.prediction import Prediction
+from scorelm.sampling.evaluator import Query
+from scorelm.sampling.guidance import guided, keep_likeliest
+from scorelm.sampling.request import Settings
+from scorelm.sampling.solvers import Estimate, Solver, Step, far_end, tempered
+from scorelm.sampling.state import State
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The state after a step; tensors are [B, L] on the CPU, rows padded to the longest."""
+
+    step: int
+    """Steps so far."""
+    sigma_BL: Tensor
+    """Noise level of every position now: 0 is given or finished, inf not begun."""
+    ids_BL: Tensor
+    """Given and finished tokens, and the likeliest token elsewhere."""
+    entropy_BL: Tensor
+    """Entropy of the posterior in nats; 0 where the token was known before the step."""
+    change_BL: Tensor
+    """How far the estimate of x0 moved since the last step, in units of an embedding's norm."""
+    length_B: Tensor
+    """Length of each row; it falls when an open-ended row writes ``</s>``."""
+    nfe_B: Tensor
+    """Evaluations that each row has taken part in."""
+
+
+class Transition(Protocol):
+    """What becomes of positions that move: tokens are drawn, or the true ones are told and priced."""
+
+    def move(self, step: Step, moving_BL: Tensor) -> Tensor:
+        """The new x [N, E] of positions that go to a level above 0."""
+
+    def write(self, logits_NV: Tensor, likeliest_N: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
+        """The tokens [N] of positions that finish."""
+
+
+class Draw:
+    """The transition of generation: the solver moves, and tokens are drawn, or the likeliest are taken."""
+
+    def __init__(self, solver: Solver) -> None:
+        self.solver = solver
+
+    def move(self, step: Step, moving_BL: Tensor) -> Tensor:
+        return self.solver.move(step)
+
+    def write(self, logits_NV: Tensor, likeliest_N: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
+        if not self.solver.stochastic:
+            return likeliest_N
+        return state.draws(finishing_BL).token(keep_likeliest(logits_NV, self.solver.top_k, self.solver.top_p))
+
+
+def denoise(
+    state: State, settings: Settings, transition: Transition
+) -> Generator[Query | StepRecord, Prediction, None]:
+    """Take the rows of a request along its path, step by step, until every free position is finished."""
+    path, halts, steps = settings.path, settings.halting.start() if settings.halting else None, 0
+    while state.open_BL.any():
+        state.step += 1
+        seen = (yield from judge(state, settings, state.open_BL)) if path.adaptive else None
+        target_BL = path.next_levels(seen, state)
+        if path.forgets:
+            state.forget((target_BL > state.sigma_BL) & state.free_BL)
+        moving_BL = (target_BL < state.sigma_BL) & state.free_BL
+        if not moving_BL.any():
+            continue
+        if add_churn(state, settings, moving_BL) or seen is None:
+            seen = yield from judge(state, settings, moving_BL)
+        if halts is not None:
+            halted_BL = seen.open_BL & halts(seen)[:, None]
+            target_BL, moving_BL = torch.where(halted_BL, 0.0, target_BL), moving_BL | halted_BL
+        yield from move(state, settings, transition, seen, moving_BL & (target_BL > 0), target_BL)
+        finish(state, transition, seen, moving_BL & (target_BL == 0))
+        state.end_rows()
+        steps += 1
+        yield record(state, seen, steps)
+
+
+def judge(state: State, settings: Settings, moving_BL: Tensor) -> Generator[Query, Prediction, Prediction]:
+    """Ask about the open positions of the rows with `moving_BL`; the state takes the new estimate."""
+    reach_BL = within_reach(state, settings, moving_BL)
+    logits_NV = yield from ask(state, settings, state.x_BLE, state.sigma_BL, reach_BL)
+    seen = Prediction.of(logits_NV, reach_BL & (state.sigma_BL > 0), state.rows.table_VE)
+    norm = state.x_BLE.shape[-1] ** 0.5
+    state.change_BL = seen.spread((seen.x0_NE - state.x0_BLE[seen.open_BL]).norm(dim=-1) / norm)
+    state.x0_BLE[seen.open_BL], state.ids_BL[seen.open_BL] = seen.x0_NE, seen.ids_N
+    return seen
+
+
+def ask(
+    state: State, settings: Settings, x_BLE: Tensor, sigma_BL: Tensor, reach_BL: Tensor
+) -> Generator[Query, Prediction, Tensor]:
+    """Logits [N, V] of the open positions within reach, were they at `x_BLE` and `sigma_BL`; guided and filtered."""
+    options, prompt_BL = settings.options, state.rows.prompt_BL
+
+    def query(sigma_BL: Tensor, x0_BLE: Tensor, reach_BL: Tensor) -> Query:
+        state.nfe_B += reach_BL.any(1)
+        return Query.of(state, x_BLE, sigma_BL, x0_BLE, reach_BL, bool(settings.path.block))
+
+    open_BL = reach_BL & (sigma_BL > 0)
+    logits_NV = (yield query(sigma_BL, state.x0_BLE, reach_BL)).logits_NV
+    told_BL = reach_BL & (prompt_BL & reach_BL).any(1, keepdim=True)
+    if options.guidance != 1 and told_BL.any():
+        other = yield query(torch.where(prompt_BL, torch.inf, sigma_BL), state.x0_BLE, told_BL)
+        at_N = told_BL[open_BL]
+        logits_NV[at_N] = guided(logits_NV[at_N], other.at(open_BL & told_BL), options.guidance)
+    if options.self_guidance != 1:
+        other = yield query(sigma_BL, torch.zeros_like(x_BLE), reach_BL)
+        logits_NV = guided(logits_NV, other.logits_NV, options.self_guidance)
+    tempered_NV = logits_NV if options.temperature == 1 else logits_NV / options.temperature
+    return keep_likeliest(tempered_NV, options.top_k, options.top_p)
+
+
+def within_reach(state: State, settings: Settings, moving_BL: Tensor) -> Tensor:
+    """Positions that the rows which move must see: whole rows, or on a path of blocks up to the one that moves."""
+    reach_BL = state.real_BL & moving_BL.any(1, keepdim=True)
+    if not settings.path.block:
+        return reach_BL
+    block_BL = state.rows.layout.block_BL
+    return reach_BL & (block_BL <= torch.where(moving_BL, block_BL, 0).amax(1, keepdim=True))
+
+
+def add_churn(state: State, settings: Settings, moving_BL: Tensor) -> bool:
+    """Raise the level of the positions that are about to move, as the solver says (EDM, Alg. 2); whether any rose."""
+    solver = settings.solver
+    if solver.churn is None:
+        return False
+    sigma_M = state.sigma_BL[moving_BL]
+    raised_M = solver.churn(sigma_M, settings.path_steps)
+    scale_M = torch.where(sigma_M.isfinite(), (raised_M**2 - sigma_M**2).clamp(min=0).sqrt(), 0.0)
+    noise_ME = solver.churn_noise * scale_M[:, None] * state.draws(moving_BL).normal()
+    state.put(moving_BL, state.x_BLE[moving_BL] + noise_ME, raised_M)
+    return bool((raised_M > sigma_M).any())
+
+
+def move(
+    state: State, settings: Settings, transition: Transition, seen: Prediction, moving_BL: Tensor, target_BL: Tensor
+) -> Generator[Query, Prediction, None]:
+    """Take positions to a level above 0, with a look at the far end where the solver corrects its step there."""
+    if not moving_BL.any():
+        return
+    step = Step(
+        state.x_BLE[moving_BL], state.sigma_BL[moving_BL], target_BL[moving_BL], seen.at(moving_BL),
+        state.rows.table_VE, state.draws(moving_BL),
+        Estimate(state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL]), settings.options.score_temperature,
+    )  # fmt: skip
+    state.before_x0_BLE[moving_BL] = tempered(step, state.x0_BLE[moving_BL], step.x_NE, step.sigma_N)
+    state.before_sigma_BL[moving_BL] = step.sigma_N
+    moved_NE = transition.move(step, moving_BL)
+    if settings.solver.correct is not None:
+        inner_N, x_NE, sigma_N = far_end(step, moved_NE)
+        if inner_N.any():
+            far_NV = yield from ask_elsewhere(state, settings, moving_BL, x_NE, sigma_N)
+            moved_NE = settings.solver.correct(step, moved_NE, far_NV)
+    state.put(moving_BL, moved_NE, step.target_N)
+
+
+def ask_elsewhere(
+    state: State, settings: Settings, moving_BL: Tensor, x_ME: Tensor, sigma_M: Tensor
+) -> Generator[Query, Prediction, Tensor]:
+    """Logits at the moving positions, were they at another place and level; 0 in rows where all stay."""
+    x_BLE, sigma_BL = state.x_BLE.clone(), state.sigma_BL.clone()
+    x_BLE[moving_BL], sigma_BL[moving_BL] = x_ME, sigma_M
+    reach_BL = within_reach(state, settings, moving_BL & (sigma_BL < state.sigma_BL))
+    found_NV = yield from ask(state, settings, x_BLE, sigma_BL, reach_BL)
+    logits_MV = found_NV.new_zeros(len(x_ME), found_NV.shape[1])
+    logits_MV[reach_BL[moving_BL]] = found_NV[moving_BL[reach_BL & (sigma_BL > 0)]]
+    return logits_MV
+
+
+def finish(state: State, transition: Transition, seen: Prediction, finishing_BL: Tensor) -> None:
+    """Write the tokens of positions that go to level 0."""
+    if not finishing_BL.any():
+        return
+    ids_N = transition.write(seen.at(finishing_BL), state.ids_BL[finishing_BL], finishing_BL, state)
+    state.ids_BL[finishing_BL] = ids_N
+    state.put(finishing_BL, state.rows.table_VE[ids_N], 0.0)
+
+
+def record(state: State, seen: Prediction, steps: int) -> StepRecord:
+    """The state as it is now, copied to the CPU."""
+    shown = (
+        state.sigma_BL, state.ids_BL, seen.spread(seen.entropy_N), state.change_BL, state.length_B, state.nfe_B,
+    )  # fmt: skip
+    return StepRecord(steps, *(t.cpu().clone() for t in shown))
