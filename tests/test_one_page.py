@@ -150,7 +150,8 @@ def test_loss_and_its_gradient_are_the_librarys(page):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     theirs = (denoiser.embedding.weight, denoiser.token_in, denoiser.context.weight, denoiser.prior)
     ours = (page["embedding"], page["token_in"], page["context"], page["prior"])
-    for their_grad, our_grad in zip(torch.autograd.grad(expected, theirs), torch.autograd.grad(found, ours), strict=True):
+    grads = zip(torch.autograd.grad(found, ours), torch.autograd.grad(expected, theirs), strict=True)
+    for our_grad, their_grad in grads:
         our_grad = our_grad if our_grad.shape == their_grad.shape else our_grad.T
         torch.testing.assert_close(our_grad, their_grad, atol=1e-5, rtol=1e-4)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import reprlib
 import stat
 from collections.abc import Iterator
@@ -46,8 +47,9 @@ def writing(target: Path) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        named = isinstance(error, PermissionError | FileExistsError | NotADirectoryError | FileNotFoundError)
-        kind = InputError if named or isinstance(error, IsADirectoryError) else DiskError
+        refused = (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError, IsADirectoryError)
+        name_is_bad = isinstance(error, refused) or error.errno == errno.ENAMETOOLONG
+        kind = InputError if name_is_bad else DiskError
         raise kind(f"cannot write {target}: {error.strerror or error}") from None
 
 

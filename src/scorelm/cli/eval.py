@@ -60,7 +60,7 @@ class EvalVerb(Verb):
 
         check_report(self.report)
         lm = open_model(self.model, self.device)
-        judge = load_judge(self.judge) if self.judge is not None else None
+        judge = load_judge(self.judge, self.device) if self.judge is not None else None
         texts, what = load_texts(lm, self.texts)
         training = training_texts(lm, self.texts)
         console = Console(stderr=True)

@@ -74,8 +74,8 @@ class Infilling(Generation):
     blank_tokens: PositiveInt | None = None
     """Tokens in each blank; by default drawn so that the length of the whole suits the training text."""
     repair: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Doubt the given text too: put noise of this level (between 0 and 1) on all of it and write it anew. The text then
-    needs no blank."""
+    """Doubt the given text too: put noise of this level (between 0 and 1) on all of it and write it anew, by default
+    along the path uniform. The text then needs no blank."""
 
 
 class Pricing(Options):

@@ -25,16 +25,16 @@ class DataConfig(Options):
 
     source: Annotated[str, named("data", "-d")] = "kjv"
     """Text to learn: kjv (embedded), a .txt/.jsonl/.csv/.parquet file, a directory of them, or a Hugging Face name."""
-    field: str = "text"
+    field: Annotated[str, named("field", "--data.field")] = "text"
     """Column that holds the text, in files with columns."""
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of examples, chosen by a hash of their text, that no training step sees."""
+    holdout: Annotated[float, Field(ge=0, lt=1), named("holdout", "--data.holdout")] = 0.02
+    """Share of the examples, chosen by a hash of their text, that no training step sees."""
     tokenizer: Annotated[Path | None, named("tokenizer", "-spm")] = None
     """A SentencePiece .model file; by default one is trained on the data."""
     vocab_size: Annotated[PositiveInt, named("vocab-size")] = 2048
     """Size of the vocabulary, when a tokenizer is trained."""
-    byte_fallback: bool = True
-    """Whether a trained tokenizer spells unknown characters in bytes, so that any text round-trips."""
+    byte_fallback: Annotated[bool, named("byte-fallback", "--data.byte-fallback")] = True
+    """Spell unknown characters in bytes, so that any text comes back as it was, when a tokenizer is trained."""
     max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
     """Tokens in a packed row; longer documents are cut at a random window."""
 
@@ -114,7 +114,7 @@ class NoiseConfig(Options):
     """Highest finite noise level; by default from the embedding size (ddlm: 10, cdcd: 300)."""
     mixture: Mixture = Mixture()
     streams: Literal[1, 2] = 2
-    """2: a clean and a noisy copy of each row, cut into blocks (block diffusion); 1: the noisy copy alone."""
+    """2: a clean and a noisy copy of each row, cut into blocks (block diffusion); 1: only the noisy copy."""
     block_sizes: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 1, 2, 4, 8, 0)
     """Block sizes drawn per document with two streams; 0 is the whole document."""
     given: Share = 0.5
@@ -125,21 +125,22 @@ class TrainingConfig(Options):
     """Optimisation, checkpoints and logging."""
 
     objective: ObjectiveName = "score"
-    """What is learned: score, the diffusion model; or its peers in the same trunk, autoregressive and masked."""
+    """What is learned: score (the diffusion model), or a peer in the same network, autoregressive or masked."""
     steps: PositiveInt | None = None
-    """Optimiser steps; 20,000 unless `minutes` is given."""
+    """Steps of training; by default 20,000, unless --minutes is given."""
     minutes: PositiveFloat | None = None
-    """Training time, instead of `steps`."""
+    """Training time, instead of --steps."""
     rows: PositiveInt = 32
-    """Packed rows in a batch, of all processes together."""
+    """Packed rows in a batch, over all processes."""
     shards: PositiveInt | None = None
-    """Equal streams that the data is cut into; by default as many as processes at the start, where they divide rows."""
+    """Equal streams that the data is cut into; by default one for each process, as far as they divide --rows evenly."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: a copy of the model in every process (ddp), or its weights shared out among them (fsdp)."""
+    """Under torchrun: ddp keeps a copy of the model in every process, fsdp divides its weights among them."""
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up for one step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw; or muon for layers, at 3 times the rate and decay and in bfloat16 (slow where not native), adamw else."""
+    """adamw, or muon: Muon for the layers, at 3 times --lr, and AdamW for the rest. Muon takes fewer steps, but is slow
+    on processors without native bfloat16."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate of AdamW."""
     warmup: NonNegativeInt = 50
@@ -147,37 +148,37 @@ class TrainingConfig(Options):
     decay: Share = 0.4
     """Last share of the run in which the learning rate falls linearly to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay, on matrices of the trunk only."""
+    """Decoupled weight decay, only on the matrices of the backbone."""
     clip: PositiveFloat = 1.0
-    """Largest gradient norm."""
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     skip_limit: NonNegativeInt = 10
-    """Steps in a row that are skipped because the loss or a gradient is not finite; the next one ends the run."""
+    """How many steps in a row may be skipped because the loss or the gradient is not finite; one more ends the run."""
     self_conditioning: Share = 0.5
-    """Share of steps that take a first pass without gradient and feed its estimate back (score alone)."""
+    """Share of steps that first make an estimate, without gradient, and feed it back (only for score)."""
     likelihood_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the term that is the integrand of the likelihood bound."""
+    """Weight of a further term of the loss: the integrand of the likelihood bound."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the squared log-partition function of the logits."""
+    """Weight of a further term of the loss: the squared log-partition function of the logits."""
     ema: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.98, 0.995, 0.999)
-    """Decays of the weight averages; the one that is best on held-out text becomes the model."""
+    """Decays of the averages of the weights; the one that does best on held-out text becomes the model."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the processor multiplies it natively, else float32."""
+    """Number format of matrix products; auto is bfloat16 where the hardware has it natively, and float32 elsewhere."""
     compile: bool = False
-    """Compile the trunk's layers with torch.compile, which on a CPU needs a C++ compiler and half a minute."""
+    """Compile the layers with torch.compile. On a CPU this needs a C++ compiler and takes half a minute."""
     device: str = "auto"
-    """A torch device; auto takes CUDA where there is one."""
+    """Where to compute: cpu, cuda, cuda:1 or another device of PyTorch; auto takes a GPU if there is one."""
     seed: NonNegativeInt = 0
-    """Seed of every draw: with the step number it determines them all."""
+    """Seed of everything that is drawn: the order of the text, the noise and the first weights."""
     save_every: PositiveInt = 500
     """Steps between checkpoints."""
     keep: PositiveInt = 2
-    """Checkpoints kept."""
+    """How many checkpoints to keep, the newest ones."""
     async_save: bool = False
-    """Write checkpoints from a copy in memory while training goes on."""
+    """Go on training while a checkpoint is written, from a copy in memory."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
     sample_every: NonNegativeInt = 1000
-    """Steps between samples from the averaged weights, in samples.txt; 0 for none."""
+    """Steps between the samples in samples.txt; 0 for none."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the tensorboard extra)."""
 

@@ -133,7 +133,7 @@ class Copies(NamedTuple):
 def copy_rate(texts: Sequence[str], training: Sequence[str], n: int = 8) -> Copies:
     """How much of the generated texts stands word for word in training texts, without hashing or sampling.
 
-    Texts shorter than `n` words have no n-gram: they count in `longest` and `exact` alone.
+    Texts shorter than `n` words have no n-gram: they count only in `longest` and `exact`.
 
     Raises:
         InputError: no texts on either side, or n below 1.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scorelm.device import pick_device
 from scorelm.errors import InputError
 from scorelm.evaluation.rows import RowBatch, batches, cut
 from scorelm.lm import ScoreLM
@@ -176,15 +177,20 @@ class AutoregressiveJudge:
         )
 
 
-def load_judge(name: str) -> Judge:
+def load_judge(name: str, device: str = "auto") -> Judge:
     """The judge of that name: a model of this library, or a causal language model of transformers.
+
+    Args:
+        name: a directory or a name on the hub.
+        device: where it computes; auto takes a GPU if there is one.
 
     Raises:
         InputError: it is not autoregressive, or it cannot be loaded.
     """
+    where = pick_device(device)
     if any(_is_scorelm(directory) for directory in (Path(name), Path(name) / "model")):
-        return AutoregressiveJudge(ScoreLM.from_pretrained(name), name)
-    return HuggingFaceJudge(name)
+        return AutoregressiveJudge(ScoreLM.from_pretrained(name).to(where), name)
+    return HuggingFaceJudge(name, str(where))
 
 
 def perplexity(scores: Scores) -> float:

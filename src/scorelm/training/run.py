@@ -11,6 +11,7 @@ from pathlib import Path
 
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe, to_toml
+from scorelm.device import pick_device
 from scorelm.errors import InputError, writing
 from scorelm.parallel import ALONE, Ranks, were_restarted
 from scorelm.training.checkpoint import find_checkpoint, list_checkpoints
@@ -55,10 +56,11 @@ def train(
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
     """
     out, say = Path(out), say if ranks.main else drop
-    if were_restarted() and list_checkpoints(out / "checkpoints"):
-        recipe, resume = load_recipe(str(out / "recipe.toml")), True
-    check_run_directory(recipe, out, resume, fall_back)
+    pick_device(recipe.training.device)  # refused before the text is read
     with writing(out):
+        if were_restarted() and list_checkpoints(out / "checkpoints"):
+            recipe, resume = load_recipe(str(out / "recipe.toml")), True
+        check_run_directory(recipe, out, resume, fall_back)
         out.mkdir(parents=True, exist_ok=True)
     recipe, start = with_shards(recipe, ranks.world), None
     if resume:

@@ -33,7 +33,7 @@ HELDOUT_BATCHES = 4
 WHOLE_STEP = 2**31
 """Stands in the place of a shard's number where something is drawn for the whole step."""
 WIDTH_MULTIPLE = 64
-"""Narrowed rows have a multiple of so many positions: kernels are prepared for each width that occurs."""
+"""The width of narrowed rows is a multiple of this: each width that occurs has kernels of its own."""
 
 
 def seeded_generator(*words: int) -> torch.Generator:
