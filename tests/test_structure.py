@@ -138,3 +138,10 @@ def test_help_loads_neither_torch_nor_datasets() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout
+
+
+def test_the_readme_has_a_line_for_every_file() -> None:
+    tree = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8").partition("src/scorelm/\n")[2]
+    named = {word for line in tree.splitlines() for word in line.split() if word.endswith(".py")}
+    found = {path.name for path in MODULES if path.name not in ("__init__.py", "__main__.py")}
+    assert named - {"__init__.py"} == found

@@ -1,7 +1,7 @@
 """Training noise levels: one sigma for every position, drawn from a mixture of patterns per document and block.
 
-Independent levels by themselves never show a network an all-noisy or an all-clean sequence; the mixture covers every path
-that generation may take (DESIGN: noise levels in training). sigma 0 is a given token, sigma inf is no evidence.
+Independent levels by themselves never show a network an all-noisy or an all-clean sequence; the mixture covers every
+path that generation may take. sigma 0 is a given token, sigma inf is no evidence.
 """
 
 from __future__ import annotations
