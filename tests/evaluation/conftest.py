@@ -8,8 +8,9 @@ from scorelm.evaluation.walk import walk
 from .exact import SCHEDULE
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_grad():
+    """For tests of functions that leave this to their callers."""
     with torch.no_grad():
         yield
 

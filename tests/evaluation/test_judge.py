@@ -276,8 +276,7 @@ def test_a_model_of_this_library_judges_token_by_token(tmp_path):
     lm = own_model(tmp_path)
     texts = ["fear not", "and god said let there be light", "", "in the beginning god created the heaven " * 2]
     judge = load_judge(str(tmp_path / "run"))
-    with torch.enable_grad():  # as it is for whoever calls
-        scores, features = judge.score(texts), judge.features(texts)
+    scores, features = judge.score(texts), judge.features(texts)
     for text, nats, tokens, feature in zip(texts, *scores, features, strict=True):
         document, expected = lm.tokenizer.encode_document(text), 0.0
         for start in range(0, len(document), lm.max_length):
@@ -295,8 +294,9 @@ def after(lm, ids):
     before = torch.tensor([[BOS, *ids]])
     place = torch.arange(before.shape[1])[None]
     last_BL = place == place.max()
-    seen = lm.denoiser.predict_next(before, Layout.causal(torch.ones_like(place), place), last_BL)
-    return seen.hidden_ND[0], seen.logits_NV[0]
+    with torch.no_grad():
+        seen = lm.denoiser.predict_next(before, Layout.causal(torch.ones_like(place), place), last_BL)
+        return seen.hidden_ND[0], seen.logits_NV[0]
 
 
 def test_what_a_judge_cannot_spell_is_unknown_to_it(tmp_path, make_lm):

@@ -21,6 +21,7 @@ from scorelm.sampling.paths import make_path
 from ..conftest import SPECIAL
 from .exact import F64, REAL, SCHEDULE, Exact, excess, make_law, one_batch, rows_of, total
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 PRIOR = 4 * math.log1p(40**-2)
 """Nats that a position's prior costs with embeddings of size 8; evidence at sigma_max is worth almost as much."""
 SCORE = OBJECTIVES["score"]

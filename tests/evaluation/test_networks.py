@@ -26,6 +26,7 @@ from .networks import (
     writable,
 )
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 SCORE, AUTOREGRESSIVE = OBJECTIVES["score"], OBJECTIVES["autoregressive"]
 
 # --- bounds and orders ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..conftest import SPECIAL
 from .exact import BOS, EOS, F64, PAD, UNK
 from .networks import cross_entropy, evaluate, make_model, network, next_logits, tokenizer, writable
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 MASKED, AUTOREGRESSIVE = OBJECTIVES["masked"], OBJECTIVES["autoregressive"]
 ROW = (BOS, 12, 30, 17, EOS)
 

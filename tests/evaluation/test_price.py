@@ -117,6 +117,7 @@ def test_the_figures_follow_from_the_nats_of_each_text(path, steps):
     assert shown["nats_per_token"] == found.nats_per_token and "by_text" not in shown and "integrand" not in shown
 
 
+@pytest.mark.usefixtures("no_grad")
 def test_a_price_is_the_sum_of_what_its_rows_cost():
     """Through the methods themselves: nothing is lost or swapped on the way."""
     lm = make_model()

@@ -8,6 +8,8 @@ import torch
 
 from .exact import F64, SCHEDULE, Exact, make_law, one_batch
 
+pytestmark = pytest.mark.usefixtures("no_grad")
+
 
 def bayes(law, table_VE, text, x_LE, sigma_L):
     """log p(token | evidence) of every free position by the law's texts of that length, [L, V] in float64."""

@@ -16,6 +16,7 @@ from scorelm.sampling.paths import make_path
 from ..conftest import SPECIAL
 from .exact import BOS, EOS, F64, PAD, REAL, SCHEDULE, Exact, excess, fast, make_law, one_batch, rows_of, total
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 PATHS = ["uniform", "ramp:0.5", "blocks:1", "blocks:2", "shuffled", "confidence", "entropy", "surest", "bounded:0.5"]
 
 

@@ -11,6 +11,7 @@ from scorelm.sampling.paths import make_path
 from .exact import BOS, EOS, PAD, REAL, UNK, fast, one_batch, total
 from .networks import VOCAB, make_model, network, some_rows
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 SCORE, AUTOREGRESSIVE = OBJECTIVES["score"], OBJECTIVES["autoregressive"]
 
 

@@ -202,11 +202,10 @@ def test_a_sample_can_be_had_again_from_its_seed(calm_lm):
         {"path": "uniform"},
         {"path": "blocks:3", "solver": "ancestral", "temperature": 0.8, "top_p": 0.95},
     ):
-        batch = calm_lm.generate(PROMPTS, n=2, steps=7, seed=7, **options)
-        assert len({len(one.ids) for one in batch}) > 2 and [one.seed for one in batch] == list(range(7, 15))
+        batch = calm_lm.generate(PROMPTS, steps=7, seed=7, **options)
+        assert len({len(one.ids) for one in batch}) > 2 and [one.seed for one in batch] == [7, 8, 9, 10]
         pairs += [
-            (one, calm_lm.generate(PROMPTS[k // 2], steps=7, seed=one.seed, **options)[0])
-            for k, one in enumerate(batch)
+            (one, calm_lm.generate(PROMPTS[k], steps=7, seed=one.seed, **options)[0]) for k, one in enumerate(batch)
         ]
     many = calm_lm.infill("the ____ day", n=5, steps=4, seed=20)
     assert [one.seed for one in many] == [20, 21, 22, 23, 24] and len({tuple(one.ids) for one in many}) > 3
@@ -214,6 +213,18 @@ def test_a_sample_can_be_had_again_from_its_seed(calm_lm):
     assert sum(one != again for one, again in pairs) <= 1
     for one, _ in pairs:
         assert not set(one.ids[1:-1]) & set(NEVER.tolist())
+
+
+def test_a_request_has_nothing_of_the_one_before(lm, settings_of):
+    """Of the same lengths, in the same loop, in other blocks."""
+    templates, seeds = [[BOS, 5, *[None] * 8, EOS]] * 2, [1, 2]
+    for options in ({"guidance": 2.0}, {}):
+        loop = lm.loop()
+        settings = [settings_of(path=f"blocks:{size}", steps=8, **options) for size in (2, 3, 2)]
+        found = [list(generate(loop, templates, seeds, one)) for one in settings]
+        for records_, one in zip(found, settings, strict=True):
+            for record, fresh in zip(records_, generate(lm.loop(), templates, seeds, one), strict=True):
+                assert torch.equal(record.ids_BL, fresh.ids_BL) and torch.equal(record.entropy_BL, fresh.entropy_BL)
 
 
 def test_a_random_order_is_the_rows_own(lm):

@@ -24,7 +24,7 @@ from scorelm.training.data import TrainingData, prepare
 
 slow, thorough = pytest.mark.slow, pytest.mark.thorough
 OPTIONS = {
-    "rows": 8, "steps": 9, "save_every": 4, "keep": 9, "accumulation": 2, "shards": 2, "precision": "float32",
+    "rows": 8, "steps": 6, "save_every": 4, "keep": 9, "accumulation": 2, "shards": 2, "precision": "float32",
 }  # fmt: skip
 
 
