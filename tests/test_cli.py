@@ -443,7 +443,11 @@ def test_a_bug_shows_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
 
 def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InfoVerb, "run", lambda verb: signal.raise_signal(signal.SIGINT))
-    assert scorelm("info") == Done(130, "", "scorelm: interrupted\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert scorelm("info") == Done(130, "", "scorelm: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # What only a process has

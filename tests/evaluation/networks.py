@@ -108,7 +108,7 @@ def writable(logits_V):
 
 
 def cross_entropy(logits_V, token):
-    return float(logits_V.logsumexp(-1) - logits_V[token])
+    return float((logits_V.logsumexp(-1) - logits_V[token]).detach())
 
 
 def free_places(ids, closed):

@@ -200,6 +200,7 @@ def test_with_the_exact_posterior_blocks_cost_the_entropy(path, lengths):
     assert -4 * error < more < 4 * error + 4 * PRIOR
 
 
+@pytest.mark.thorough
 def test_the_bound_is_tight_for_every_text_and_not_only_on_average():
     law, exact = markov((3, 3))
     chosen = [0, 6, 27, 63]

@@ -161,6 +161,31 @@ def test_watch_is_told_the_share_that_is_done():
     assert shares == sorted(shares) and len(shares) == 8 and shares[-1] == 1
 
 
+class Half:
+    """One of two processes that share the rows; what a process finds is left for the other."""
+
+    world = 2
+
+    def __init__(self, rank, found):
+        self.rank, self.found = rank, found
+
+    def gather(self, part):
+        self.found.append(part)
+        return self.found
+
+
+@pytest.mark.parametrize("path", ["uniform", "reverse", "ordered"])
+def test_processes_share_the_rows_out(path):
+    """The second finds what one process alone finds, the order of the rows included."""
+    lm, found = make_model(), []
+    how = {"path": path, "draws": 2, "positions": 30}
+    price(lm, TEXTS, ranks=Half(0, found), **how)
+    shared, alone = price(lm, TEXTS, ranks=Half(1, found), **how), price(lm, TEXTS, **how)
+    torch.testing.assert_close(shared.by_text, alone.by_text)
+    assert shared.terms == pytest.approx(alone.terms) and shared.nfe == alone.nfe and len(found) == 2
+    assert (found[0][1] == 0).any() and (found[1][1] == 0).any()
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -121,10 +121,10 @@ def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
     Raises:
         InputError: some have ``<unk>`` in them, so that their probability is 0.
     """
-    unknown = {text for ids, text in zip(rows.ids, rows.text, strict=True) if lm.tokenizer.special.unk in ids}
+    unknown = [text for ids, text in zip(rows.ids, rows.text, strict=True) if lm.tokenizer.special.unk in ids]
     if unknown:
         raise InputError(
-            f"{len(unknown)} of {len(rows.characters)} texts (the first is number {min(unknown) + 1}) have characters "
+            f"{len(set(unknown))} of {len(rows.characters)} texts (the first is number {unknown[0] + 1}) have characters "
             "that this model's tokenizer cannot spell, so their probability is 0: leave them out, or train with "
             "--byte-fallback"
         )

@@ -87,6 +87,11 @@ class Examiner:
         return {k: full[k] for k in ("perplexity", "perplexity_low", "perplexity_high", "entropy") if k in full}
 
 
+def can_spell(lm: ScoreLM, text: str) -> bool:
+    """Whether the model's tokenizer has tokens for all of a text, so that the model could write it."""
+    return lm.tokenizer.special.unk not in lm.tokenizer.encode(text)
+
+
 def prices(lm: ScoreLM, texts: Sequence[str], watch: Callable[[str], object]) -> list[dict[str, Any]]:
     """What the texts cost along the paths and orders that the model knows."""
     found = []
@@ -157,6 +162,8 @@ def evaluate(
         precision: of the samples; prices are always computed in float32.
         watch: told what is being measured.
 
+    Texts that the model's tokenizer cannot spell have no price; how many there are is ``unspelled``.
+
     Raises:
         InputError: too few texts.
     """
@@ -174,7 +181,8 @@ def evaluate(
             "real": len(real),
             "sample_temperature": SHOWN_TEMPERATURE,
         },
-        "prices": prices(lm, heldout, watch),
+        "unspelled": sum(not can_spell(lm, text) for text in heldout),
+        "prices": prices(lm, [text for text in heldout if can_spell(lm, text)], watch),
     }
     watch("samples beside real text")
     how: dict[str, Any] = {"seed": seed, "steps": steps, "precision": precision}

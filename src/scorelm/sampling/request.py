@@ -37,8 +37,8 @@ class Settings:
         Raises:
             InputError: a name that there is not, a number out of range, or options that do not go together.
         """
-        path, solver = make_path(options.path or default_path), make_solver(options.solver)
-        halting = make_halting(options.halt) if options.halt else None
+        path, solver = make_path(default_path if options.path is None else options.path), make_solver(options.solver)
+        halting = None if options.halt is None else make_halting(options.halt)
         return cls(options, path, solver, halting, window).checked()
 
     def checked(self) -> Self:
