@@ -52,7 +52,7 @@ def curves(seed: int, steps: int) -> dict[str, dict[str, list[float]]]:
             while run.progress.step < done:
                 run.step()
             spent[arm] += time.perf_counter() - started
-            run.evaluate()
+            run.measure_heldout()
             found[arm]["loss"].append(min(run.progress.heldout.values()))
             found[arm]["seconds"].append(spent[arm])
         line = ", ".join(f"{arm} {curve['loss'][-1]:.3f}" for arm, curve in found.items())

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command does; read once, when torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command does; read once, when torch is imported
 
 import torch
 from torch import nn

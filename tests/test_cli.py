@@ -493,5 +493,5 @@ def test_a_policy_of_waiting_is_set_unless_the_user_has_one(monkeypatch: pytest.
             monkeypatch.setenv(given, "7")
         let_waiting_threads_sleep()
         assert {name: os.environ.get(name) for name in names if name in os.environ} == (
-            {"OMP_WAIT_POLICY": "passive"} if given is None else {given: "7"}
+            {"GOMP_SPINCOUNT": "1000"} if given is None else {given: "7"}
         )

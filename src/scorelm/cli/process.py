@@ -28,15 +28,15 @@ def bound_kernel_caches() -> None:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Let OpenMP's threads sleep, rather than spin, while they wait for work; a policy of the user's own is kept.
+    """Let OpenMP's threads spin only briefly while they wait for work; settings of the user's own are kept.
 
     PyTorch's CPU wheel for Linux brings GNU's libgomp, which reads ``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT`` once,
-    when it is loaded. If neither is set, a thread that waits spins 300,000 times before it sleeps, and keeps its core
-    from other processes meanwhile: beside one busy process, training was 2 to 9 times slower. With ``passive`` it
-    sleeps at once. LLVM's and Intel's runtimes, in other builds of PyTorch, read ``OMP_WAIT_POLICY`` too.
+    when it is loaded. By itself a thread that waits spins 300,000 times before it sleeps, and keeps its core from other
+    processes meanwhile. With 1,000 it is about as fast on an idle machine, and twice as fast at generation beside one
+    busy process (`benchmarks/threads.py`).
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def keep_freed_memory() -> None:

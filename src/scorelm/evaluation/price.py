@@ -124,9 +124,9 @@ def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
     unknown = [text for ids, text in zip(rows.ids, rows.text, strict=True) if lm.tokenizer.special.unk in ids]
     if unknown:
         raise InputError(
-            f"{len(set(unknown))} of {len(rows.characters)} texts (the first is number {unknown[0] + 1}) have characters "
-            "that this model's tokenizer cannot spell, so their probability is 0: leave them out, or train with "
-            "--byte-fallback"
+            f"{len(set(unknown))} of {len(rows.characters)} texts (number {unknown[0] + 1} is the first) have "
+            "characters that this model's tokenizer cannot spell, so their probability is 0: leave them out, or train "
+            "with --byte-fallback"
         )
 
 

@@ -130,7 +130,7 @@ class Trainer:
                 sums += self.curve.binned(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
         return sums
 
-    def evaluate(self) -> None:
+    def measure_heldout(self) -> None:
         """Training loss on held-out text at fixed noise, for the weights and each of their averages."""
         draws = draw_heldout(self.data, self.recipe, self.schedule)
         live, first_pass = sum(draw.live for draw in draws), self_conditions(self.recipe)
@@ -229,7 +229,7 @@ def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
             if config.sample_every and progress.step % config.sample_every == 0:
                 save_samples(trainer, out)
             if progress.step % config.save_every == 0 or share >= 1:
-                trainer.evaluate()
+                trainer.measure_heldout()
                 save(trainer, saver, out)
         if stopping:
             signum = max(max(ranks.gather(received), default=[]), default=signal.SIGTERM)
