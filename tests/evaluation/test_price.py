@@ -222,7 +222,7 @@ def test_a_text_that_cannot_be_spelled_has_no_price(objective):
     lm, texts = make_model(objective), ["god said", "god ☃ said", "void", "☃"]
     assert lm.tokenizer.special.unk in lm.tokenizer.encode(texts[1])
     with pytest.raises(
-        InputError, match=r"2 of 4 texts \(the first is number 2\).*cannot spell.*--byte-fallback"
+        InputError, match=r"2 of 4 texts \(number 2 is the first\).*cannot spell.*--byte-fallback"
     ) as found:
         price(lm, texts)
     assert "\n" not in str(found.value)

@@ -84,5 +84,5 @@ def test_texts_that_cannot_be_spelled_are_left_out_of_the_prices_and_counted(mak
     lm, texts = make_lm("autoregressive"), ["the light", "day", "the ☃", "night", "void"]
     found = evaluate(lm, texts, None, None, n=2, steps=2)
     spelled = [text for text in texts if "☃" not in text]
-    assert found["unspelled"] == 1
+    assert found["settings"]["unspelled"] == 1
     assert found["prices"][0]["nats_per_token"] == price(lm, spelled, "ordered").nats_per_token

@@ -72,10 +72,8 @@ class EvalVerb(Verb):
             )  # fmt: skip
         if self.report is not None:
             save_report(found, self.report)
-        if found["unspelled"]:
-            tell(
-                f"{found['unspelled']} texts are left out of the prices: the model's tokenizer cannot spell all of them"
-            )
+        if left_out := found["settings"]["unspelled"]:
+            tell(f"{left_out} texts are left out of the prices: the model's tokenizer cannot spell them")
         show(json.dumps(found, indent=1) if self.as_json else tables(found))
         if self.report is not None:
             tell(f"report: {self.report}")

@@ -162,7 +162,7 @@ def evaluate(
         precision: of the samples; prices are always computed in float32.
         watch: told what is being measured.
 
-    Texts that the model's tokenizer cannot spell have no price; how many there are is ``unspelled``.
+    Texts that the model's tokenizer cannot spell have no price; ``settings["unspelled"]`` counts them.
 
     Raises:
         InputError: too few texts.
@@ -180,8 +180,8 @@ def evaluate(
             "seed": seed,
             "real": len(real),
             "sample_temperature": SHOWN_TEMPERATURE,
+            "unspelled": sum(not can_spell(lm, text) for text in heldout),
         },
-        "unspelled": sum(not can_spell(lm, text) for text in heldout),
         "prices": prices(lm, [text for text in heldout if can_spell(lm, text)], watch),
     }
     watch("samples beside real text")
