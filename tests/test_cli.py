@@ -266,6 +266,7 @@ def test_a_masked_model_fills_in_and_an_autoregressive_one_says_that_it_cannot(p
     assert code == 2 and "fill" in err
 
 
+@pytest.mark.thorough
 def test_eval_writes_one_report(
     run: Path, peers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

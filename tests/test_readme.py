@@ -34,6 +34,7 @@ def commands() -> list[list[str]]:
     return found
 
 
+@pytest.mark.thorough
 def test_the_commands_and_the_python_example_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

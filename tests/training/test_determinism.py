@@ -82,6 +82,7 @@ def repeat(tools: Any, text: Path, directory: Path, times: int) -> None:
         tools.assert_same(resumed, directory / "whole")
 
 
+@pytest.mark.thorough
 def test_two_threads_repeat_a_run_bit_for_bit(tools: Any, text: Path, tmp_path: Path, two_threads: None) -> None:
     repeat(tools, text, tmp_path, 1)
 

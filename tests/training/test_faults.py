@@ -67,6 +67,7 @@ def assert_fails_to_write(runs: Any, tools: Any, out: Path, says: str, *flags: s
     assert not list((out / "checkpoints").glob(".writing-*"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("faults", [FAILING_WRITES[2:7:2], pytest.param(FAILING_WRITES, marks=pytest.mark.slow)])
 def test_a_write_that_fails_ends_in_one_line_and_the_run_resumes(
     runs: Any, tools: Any, out: Path, faults: list[dict[str, Any]]
@@ -177,6 +178,7 @@ def test_edited_text_is_refused(runs: Any, text: Path, out: Path) -> None:
         text.write_text(sound)
 
 
+@pytest.mark.thorough
 def test_steps_that_are_not_finite_change_nothing_and_are_counted(runs: Any, tools: Any, tmp_path: Path) -> None:
     bad = [5, 6, 12, 13, 14, 20]
     one, two = tmp_path / "one", tmp_path / "two"

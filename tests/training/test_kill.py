@@ -67,6 +67,7 @@ def survive_all(faults: list[dict[str, Any]], runs: Any, tools: Any, out: Path) 
     assert tools.checkpoints(out) == [runs.steps - runs.every, runs.steps]
 
 
+@pytest.mark.thorough
 def test_kills_lose_nothing(runs: Any, tools: Any, tmp_path: Path) -> None:
     faults = [*({"kill": INSIDE[k]} for k in (2, 9, 11, 15)), {"kill_after": (4, 0.02)}]
     survive_all(faults, runs, tools, tmp_path / "killed")

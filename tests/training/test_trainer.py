@@ -87,6 +87,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tools: Any, finished: Path, re
     assert tools.checkpoints(out) == [28, 35, 40]
 
 
+@pytest.mark.thorough
 def test_a_signal_saves_and_the_exit_code_says_which(runs: Any, tools: Any, tmp_path: Path) -> None:
     out, before = tmp_path / "run", 0
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
