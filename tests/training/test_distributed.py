@@ -22,6 +22,8 @@ from scorelm.parallel import Ranks
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import TrainingData, prepare
 
+pytestmark = pytest.mark.thorough  # processes
+
 slow, thorough = pytest.mark.slow, pytest.mark.thorough
 OPTIONS = {
     "rows": 8, "steps": 6, "save_every": 4, "keep": 9, "accumulation": 2, "shards": 2, "precision": "float32",

@@ -18,6 +18,8 @@ import pytest
 from scorelm.errors import InputError
 from scorelm.training import train
 
+pytestmark = pytest.mark.thorough  # processes
+
 FILES = (".metadata", "__0_0.distcp", "state.json", "checksums.json")
 FAILING_WRITES = [
     {"no_space": [("torch.save", "", 20)]},
@@ -67,7 +69,6 @@ def assert_fails_to_write(runs: Any, tools: Any, out: Path, says: str, *flags: s
     assert not list((out / "checkpoints").glob(".writing-*"))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("faults", [FAILING_WRITES[2:7:2], pytest.param(FAILING_WRITES, marks=pytest.mark.slow)])
 def test_a_write_that_fails_ends_in_one_line_and_the_run_resumes(
     runs: Any, tools: Any, out: Path, faults: list[dict[str, Any]]
@@ -79,7 +80,6 @@ def test_a_write_that_fails_ends_in_one_line_and_the_run_resumes(
     tools.assert_same(out, runs.whole)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("faults", [FAILING_WRITES[2:3], pytest.param(FAILING_WRITES[1:4], marks=pytest.mark.slow)])
 def test_a_thread_that_fails_to_write_ends_in_one_line_too(
     runs: Any, tools: Any, out: Path, faults: list[dict[str, Any]]
@@ -99,7 +99,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_disk_that_is_really_full(runs: Any, tools: Any, half: Path, small_disk: Path, count: int) -> None:
     out, ballast = small_disk / "run", small_disk / "ballast"
@@ -178,7 +177,6 @@ def test_edited_text_is_refused(runs: Any, text: Path, out: Path) -> None:
         text.write_text(sound)
 
 
-@pytest.mark.thorough
 def test_steps_that_are_not_finite_change_nothing_and_are_counted(runs: Any, tools: Any, tmp_path: Path) -> None:
     bad = [5, 6, 12, 13, 14, 20]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -200,7 +198,6 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(runs: Any, too
     assert [line["skipped_steps"] for line in tools.log(two)] == [line["skipped_steps"] for line in lines]
 
 
-@pytest.mark.thorough
 def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resume(runs: Any, tools: Any, out: Path) -> None:
     start = tools.checkpoints(out)[-1]
     bad = list(range(start + 2, start + 10))
@@ -214,7 +211,6 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_also_across_a_resume(runs: 
     assert code == 0, errors
 
 
-@pytest.mark.thorough
 def test_a_wall_clock_that_jumps_changes_nothing(runs: Any, tools: Any, tmp_path: Path) -> None:
     code, errors = runs(tmp_path / "jumps", clock=True)
     assert code == 0, errors
@@ -224,7 +220,6 @@ def test_a_wall_clock_that_jumps_changes_nothing(runs: Any, tools: Any, tmp_path
     tools.assert_same(tmp_path / "jumps", runs.whole)
 
 
-@pytest.mark.thorough
 def test_a_pipe_that_nobody_reads_stops_nothing(runs: Any, forks: Any, tools: Any, tmp_path: Path) -> None:
     pipe, out = tmp_path / "pipe", tmp_path / "run"
     os.mkfifo(pipe)
@@ -240,7 +235,6 @@ def test_a_pipe_that_nobody_reads_stops_nothing(runs: Any, forks: Any, tools: An
     tools.assert_same(out, runs.whole)
 
 
-@pytest.mark.thorough
 def test_a_reader_of_stderr_that_goes_later_stops_nothing(runs: Any, forks: Any, tools: Any, tmp_path: Path) -> None:
     pipe, out = tmp_path / "pipe", tmp_path / "run"
     os.mkfifo(pipe)
@@ -255,7 +249,6 @@ def test_a_reader_of_stderr_that_goes_later_stops_nothing(runs: Any, forks: Any,
     tools.assert_same(out, runs.whole)
 
 
-@pytest.mark.thorough
 def test_a_reader_that_goes_at_once_stops_nothing(runs: Any, tools: Any, tmp_path: Path) -> None:
     """In a process of its own, of which Python's last flush is a part."""
     out = tmp_path / "run"

@@ -22,6 +22,8 @@ from scorelm.viz.watch import Watch
 
 from .pages import HOSTILE, Reader
 
+pytestmark = pytest.mark.thorough  # a browser
+
 BOS, EOS, PAD, UNK = SentencePieceTokenizer.special
 LINES = [
     "in the beginning god created the heaven and the earth",
@@ -178,7 +180,6 @@ def test_a_hostile_text_stays_text(bytewise, tmp_path):
     assert shown == "<s> </script><script>&lt; " + HOSTILE
 
 
-@pytest.mark.thorough
 def test_files_are_small_and_pictures_open_and_have_their_frames(lm, tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
@@ -201,7 +202,6 @@ def test_a_long_film_is_thinned(lm, tmp_path, monkeypatch):
         assert moving.n_frames == 5
 
 
-@pytest.mark.thorough
 def test_no_more_than_four_rows_are_drawn(lm, tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")

@@ -12,6 +12,8 @@ from scorelm.viz.report import check_report, save_report
 
 from .pages import HOSTILE, Reader
 
+pytestmark = pytest.mark.thorough  # a browser
+
 PATHS = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "entropy")
 LINES = [
     "And God said, Let there be light: and there was light.",
