@@ -454,6 +454,7 @@ def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 # What only a process has
 
 
+@pytest.mark.thorough
 def test_results_go_to_stdout_and_complaints_to_stderr(run: Path) -> None:
     good = process("sample", str(run), "-n", "1", "--steps", "2", "--json")
     bad = process("dance")
