@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.thorough
 PINS = Path(__file__).with_name("pins.json")
 PATHS = (
     "uniform", "ramp:0.5", "ramp:1e6", "blocks:1", "blocks:3", "shuffled", "confidence", "entropy:0.1", "surest",

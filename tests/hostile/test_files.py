@@ -236,6 +236,7 @@ def check_damaged(whole, bad, said):
     assert whole.keys() <= taken_files and len(taken_files) < len(whole | bad)
 
 
+@pytest.mark.thorough
 def test_malicious_and_damaged_files_are_taken_or_refused_and_the_process_lives(tmp_path):
     whole, bad = make_damaged(seeds=15)
     said = check_in_a_child(tmp_path, MALICIOUS | whole | bad)

@@ -114,6 +114,7 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     assert inside == [handler]
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_stops_with_a_message_and_keeps_the_checkpoint(
     tools: Any, text: Path, tmp_path: Path
 ) -> None:
