@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -29,9 +30,9 @@ class Verb(Options):
     less_memory: ClassVar[str] = "use a smaller model"
     """What to do where memory is not enough."""
 
+    @abstractmethod
     def run(self) -> int:
         """Do it, and return the exit code."""
-        raise NotImplementedError
 
     @classmethod
     def before(cls, words: Sequence[str]) -> Self | None:
