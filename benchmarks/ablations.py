@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/ablations.py --arms default 'E 16' --seeds 0
 
 The trunk has 4 layers of width 128. Writes benchmarks/results/ablations.json after every figure, so that a stopped run
-goes on. Runs are kept under runs/ablations. `uniform` and `blocks:4` are bounds, `random` is the mean over orders and
-`ordered` exact, all in nats per token of 100 held-out verses with the length of each included; `seconds` is the time of
-the training steps.
+goes on. Runs are kept under runs/ablations. `uniform` and `blocks:4` are bounds, `random` is one too, the mean over
+orders, and `ordered` is exact, all in nats per token of 100 held-out verses with the length of each included; `seconds`
+is the time of the training steps.
 """
 
 from __future__ import annotations

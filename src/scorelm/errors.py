@@ -35,8 +35,8 @@ class DiskError(InputError, OSError):
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Turn an OSError inside into one line about `target`.
+def writing(target: Path, advice: str = "") -> Iterator[None]:
+    """Turn an OSError inside into one line about `target`, with advice where there is any.
 
     Raises:
         InputError: a name that cannot be written to.
@@ -50,7 +50,8 @@ def writing(target: Path) -> Iterator[None]:
         refused = (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError, IsADirectoryError)
         name_is_bad = isinstance(error, refused) or error.errno == errno.ENAMETOOLONG
         kind = InputError if name_is_bad else DiskError
-        raise kind(f"cannot write {target}: {error.strerror or error}") from None
+        reason = str(error.strerror or error)
+        raise kind(f"cannot write {target}: {f'{reason}; {advice}' if advice else reason}") from None
 
 
 def brief(value: object, most: int = 300) -> str:
@@ -62,6 +63,18 @@ def brief(value: object, most: int = 300) -> str:
     if len(text) > most:
         text = f"{text[: most // 2]}...{text[-most // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def at_home(path: Path) -> Path:
+    """The path with ``~`` at its beginning read as the home directory, as a shell reads it.
+
+    Raises:
+        InputError: there is no such home.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise InputError(f"{brief(str(path))}: there is no such home directory") from None
 
 
 def read_bounded(path: Path, most: int) -> bytes:

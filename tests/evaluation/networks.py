@@ -64,7 +64,7 @@ def evaluate(lm, ids, sigma, eps_LE=None, block=None, stream=None, passes=1, clo
         block: number of each one's block; all in one after ``<s>`` unless given.
         stream: of each one.
         passes: evaluations, each fed the estimate of the one before.
-        closed: whether a second ``</s>`` is ruled out.
+        closed: whether ``</s>`` is ruled out, since it is known where the row ends and whether it does.
         raw: rule out nothing.
     """
     sigma_1L = torch.tensor([sigma], dtype=torch.float32)
@@ -87,7 +87,7 @@ def evaluate(lm, ids, sigma, eps_LE=None, block=None, stream=None, passes=1, clo
     if raw:
         return logits_LV
     logits_LV[:, [BOS, PAD, UNK]] = -math.inf
-    if closed and EOS in ids:
+    if closed:
         logits_LV[:, EOS] = -math.inf
     return logits_LV
 

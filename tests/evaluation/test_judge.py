@@ -12,12 +12,10 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
 
 from scorelm.config.recipe import ModelConfig
 from scorelm.errors import InputError
-from scorelm.evaluation.judge import HuggingFaceJudge, Scores, decoded, load_judge, perplexity, perplexity_interval
+from scorelm.evaluation.judge import HuggingFaceJudge, Scores, load_judge, perplexity, perplexity_interval
 from scorelm.lm import ScoreLM
 from scorelm.model.layout import Layout
 from scorelm.noise.schedule import make_schedule
@@ -93,6 +91,8 @@ def test_nats_match_a_plain_loop_with_both_ends_priced_and_long_texts_cut(judge,
     rows = [[0, *encoded(text), 1][:CONTEXT] for text in TEXTS]
     assert scores.tokens.tolist() == [len(row) - 1 for row in rows]
     assert max(scores.tokens) == CONTEXT - 1 and min(scores.tokens) == 1
+    assert judge.context == CONTEXT and scores.cut == sum(len(encoded(text)) + 2 > CONTEXT for text in TEXTS) == 1
+    assert scores.unspelled == 0
     assert scores.nats.dtype == np.float64
     np.testing.assert_allclose(scores.nats, [loop(directory, row) for row in rows], rtol=1e-5)
 
@@ -154,7 +154,8 @@ def test_nothing_is_said_and_settings_come_back(directory, capfd):
 
 @pytest.mark.thorough
 def test_no_texts(judge):
-    assert [len(part) for part in judge.score([])] == [0, 0]
+    scores = judge.score([])
+    assert (len(scores.nats), len(scores.tokens), scores.cut, scores.unspelled) == (0, 0, 0, 0)
     with pytest.raises(InputError, match="no texts"):
         judge.features([])
 
@@ -179,21 +180,6 @@ def test_interval_matches_the_standard_error_of_a_large_sample_and_its_seed():
     assert perplexity_interval(scores, seed=1) == perplexity_interval(scores, seed=1) != perplexity_interval(scores)
     with pytest.raises(InputError, match="at least 1 resample, not 0"):
         perplexity_interval(scores, resamples=0)
-
-
-TOKENIZER = SentencePieceTokenizer.train(["the light of the world is the light of men and of the sea"], 320)
-
-
-@given(
-    st.lists(st.sampled_from([BOS, PAD, *TOKENIZER.encode("the light of the world")])), st.lists(st.integers(0, 319))
-)
-def test_decoding_stops_at_the_first_end_token(before, after):
-    assert decoded([*before, EOS, *after], TOKENIZER) == TOKENIZER.decode(before) == decoded(before, TOKENIZER)
-
-
-def test_decoding_keeps_the_text():
-    assert decoded([*TOKENIZER.encode_document("the light"), *TOKENIZER.encode("men")], TOKENIZER) == "the light"
-    assert decoded([EOS], TOKENIZER) == ""
 
 
 def refused(path, *words):
@@ -277,7 +263,7 @@ def test_a_model_of_this_library_judges_token_by_token(tmp_path):
     texts = ["fear not", "and god said let there be light", "", "in the beginning god created the heaven " * 2]
     judge = load_judge(str(tmp_path / "run"))
     scores, features = judge.score(texts), judge.features(texts)
-    for text, nats, tokens, feature in zip(texts, *scores, features, strict=True):
+    for text, nats, tokens, feature in zip(texts, scores.nats, scores.tokens, features, strict=True):
         document, expected = lm.tokenizer.encode_document(text), 0.0
         for start in range(0, len(document), lm.max_length):
             row = document[start : start + lm.max_length]
@@ -305,7 +291,7 @@ def test_what_a_judge_cannot_spell_is_unknown_to_it(tmp_path, make_lm):
     lm.save_pretrained(tmp_path / "judge")
     scores = load_judge(str(tmp_path / "judge")).score(["the light", "the ☃"])
     document = lm.tokenizer.encode_document("the ☃")
-    assert UNK in document and scores.tokens[1] == len(document) - 1
+    assert UNK in document and scores.tokens[1] == len(document) - 1 and scores.unspelled == 1
     expected = -sum(
         float(after(lm, document[:k])[1].double().log_softmax(-1)[document[k]]) for k in range(1, len(document))
     )

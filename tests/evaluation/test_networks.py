@@ -56,9 +56,7 @@ def bound_by_hand(lm, ids, index, eps, path, draws, seed):
                 u[i] = u[i] if draw < draws else 0.0
             level = {i: math.inf if u[i] >= 1 else low * (high / low) ** u[i] for i in opened}
             sigma = [level.get(i, 0.0) for i in range(len(seen))]
-            logits_LV = evaluate(lm, seen, sigma, eps[draw], number_of, streams, passes=2, closed=False)
-            if size != 1 and EOS in ids:
-                logits_LV[:, EOS] = -math.inf
+            logits_LV = evaluate(lm, seen, sigma, eps[draw], number_of, streams, passes=2, closed=size != 1)
             for i in opened:
                 if draw == draws:
                     terms["reconstruction"] += cross_entropy(logits_LV[i], ids[i])
@@ -174,7 +172,7 @@ class Shown:
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_steps_of_a_network_by_hand(loop_of, settings_of, steps):
-    """Rows of several lengths; the estimate of a step is fed to the next; ``</s>`` at the end is known."""
+    """Rows of several lengths; the estimate of a step is fed to the next; where rows end is known."""
     lm, rows = make_model(), some_rows()
     table_VE = lm.denoiser.embedding.table()
     for index, ids in enumerate(rows):

@@ -9,7 +9,7 @@ import torch
 from scorelm.errors import InputError
 from scorelm.evaluation.likelihood import bound
 from scorelm.evaluation.price import price
-from scorelm.evaluation.rows import batches, cut, length_nats
+from scorelm.evaluation.rows import batches, cut, length_nats, most_positions
 from scorelm.sampling.paths import make_path
 
 from ..conftest import SPECIAL
@@ -43,11 +43,19 @@ def test_batches_hold_every_row_once_with_padding_behind(positions):
     assert sorted(seen) == list(range(len(rows)))
 
 
+def test_a_large_vocabulary_makes_batches_smaller():
+    """The logits are what takes memory: 4096 positions of the default vocabulary."""
+    assert [most_positions(size) for size in (50, 2048, 1 << 16, 1 << 24)] == [4096, 4096, 128, 1]
+
+
 def test_lengths_are_a_distribution():
+    """Over all that a row can be: one of each length that ends there, and a full one that goes on."""
     lengths = [0, 0, 3, 0, 5, 1]
-    nats = length_nats(lengths, [[5] * n for n in range(1, 6)])
+    rows = [[BOS, *[5] * (n - 2), EOS][-n:] for n in range(1, 6)] + [[BOS, 5, 5, 5, 5]]
+    nats = length_nats(lengths, rows)
     assert float((-nats).exp().sum()) == pytest.approx(1)
     assert nats[2] == pytest.approx(-math.log(0.5 / (9 + 2.5))) and nats[3] == pytest.approx(-math.log(5.5 / 11.5))
+    assert nats[4] == nats[5] == pytest.approx(-math.log(1.5 / 11.5) + math.log(2))
 
 
 def test_noise_is_standard_normal_and_new_in_every_draw_and_row():
@@ -74,7 +82,7 @@ def test_a_price_does_not_depend_on_the_size_of_the_batches(path, steps):
     lm = make_model()
     small, large, alone = (price(lm, TEXTS, path, steps=steps, draws=2, positions=n) for n in (64, 4096, 1))
     exact = path in ("ordered", "reverse")
-    for other in (small, alone):
+    for other in (small, alone, price(lm, TEXTS, path, steps=steps, draws=2)):
         torch.testing.assert_close(other.by_text, large.by_text, rtol=1e-5 if exact else 2e-4, atol=1e-5)
     assert small.nats_per_token == pytest.approx(large.nats_per_token, rel=1e-4)
     assert small.nfe == large.nfe and small.tokens == large.tokens
@@ -107,11 +115,14 @@ def test_the_figures_follow_from_the_nats_of_each_text(path, steps):
     assert found.stderr_nats_per_token == pytest.approx(error)
     assert sum(found.terms.values()) == pytest.approx(mean)
     assert found.path == path and found.exact == (path in ("ordered", "reverse", "surest", "bounded"))
+    mean_over = {"random": "upper bound (mean over 2 orders)"}
+    assert found.kind == ("exact" if found.exact else mean_over.get(path, "upper bound"))
     assert ("length" in found.terms) == (path not in ("ordered", "blocks:1"))
     if "length" in found.terms:
-        # Lengths 1 to 20 with counts 0, 1, ..., 19 and a half each; a text of more than 20 tokens is several rows.
+        # Lengths 1 to 20 with counts 0, 1, ..., 19 and a half each; a text of more than 20 tokens is several rows, and
+        # whether a full row ends or goes on costs ln 2.
         rows = [min(20, t - start) for t in tokens for start in range(0, t, 20)]
-        expected = sum(-math.log((n - 1 + 0.5) / (190 + 10)) for n in rows)
+        expected = sum(-math.log((n - 1 + 0.5) / (190 + 10)) + math.log(2) * (n == 20) for n in rows)
         assert found.terms["length"] == pytest.approx(expected / tokens.sum())
     shown = found.to_json()
     assert shown["nats_per_token"] == found.nats_per_token and "by_text" not in shown and "integrand" not in shown

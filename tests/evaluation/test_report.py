@@ -7,11 +7,13 @@ from collections import Counter
 import pytest
 
 from scorelm.errors import InputError
-from scorelm.evaluation.judge import AutoregressiveJudge
+from scorelm.evaluation.judge import AutoregressiveJudge, load_judge
 from scorelm.evaluation.price import price
-from scorelm.evaluation.report import TEMPERATURES, Examiner, evaluate, unigram_texts, written
+from scorelm.evaluation.report import TEMPERATURES, Examiner, evaluate, kinship, unigram_texts, written
+from scorelm.model.directory import Provenance
 
 from ..conftest import LINES
+from .test_judge import save
 
 HELDOUT = ["and the light was void", "the earth", "god said let there be", "in the heaven", "day and night"]
 
@@ -29,7 +31,8 @@ def test_a_report_is_complete(make_lm, judge, monkeypatch, objective, judged):
     lm, told = make_lm(objective), []
     monkeypatch.setattr(type(lm.objective), "shown_budgets", (2,))
     found = evaluate(
-        lm, HELDOUT, LINES[:4], judge if judged else None, n=2, steps=2, seed=3, precision="float32", watch=told.append
+        lm, HELDOUT, LINES[:4], judge if judged else None, n=2, steps=2, seed=3, precision="float32",
+        watch=lambda share, doing: told.append((share, doing)),
     )  # fmt: skip
     json.dumps(found, allow_nan=False)
     assert found["model"]["objective"] == objective and found["judge"] == ("a judge" if judged else None)
@@ -44,7 +47,10 @@ def test_a_report_is_complete(make_lm, judge, monkeypatch, objective, judged):
     assert all(len(one["texts"]) == 8 for one in found["samples"])
     for one in (*found["table"], *found["frontier"], *found["effort"]):
         assert one["entropy"] >= 0 and ("perplexity" in one) == judged
-    assert len(told) == len(found["prices"]) + len(found["effort"]) + 2
+    shares, stages = [share for share, _ in told], len({doing for _, doing in told})
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
+    assert stages == sum(len(found[part]) for part in ("prices", "frontier", "effort", "samples")) + 1
+    assert found["notes"] == []
 
 
 def test_texts_are_those_of_generate_in_batches_of_any_size(make_lm, monkeypatch):
@@ -85,4 +91,37 @@ def test_texts_that_cannot_be_spelled_are_left_out_of_the_prices_and_counted(mak
     found = evaluate(lm, texts, None, None, n=2, steps=2)
     spelled = [text for text in texts if "☃" not in text]
     assert found["settings"]["unspelled"] == 1
+    assert found["notes"] == ["held-out texts without a price, since the model's tokenizer cannot spell them: 1"]
     assert found["prices"][0]["nats_per_token"] == price(lm, spelled, "ordered").nats_per_token
+
+
+def test_what_makes_a_judge_partial_is_said(make_lm, tmp_path):
+    """The same weights wherever they are read from; otherwise the text that both say they were trained on."""
+    lm, other = make_lm("autoregressive"), make_lm("autoregressive", hidden=32)
+    lm.save_pretrained(tmp_path / "copy")
+    itself = "the judge is the model itself"
+    assert evaluate(lm, HELDOUT, None, load_judge(str(tmp_path / "copy")), n=2, steps=2)["notes"] == [itself]
+    assert kinship(lm, AutoregressiveJudge(other, "other")) is None
+    for model in (lm, other):
+        model.provenance = Provenance(data="bible.txt")
+    same = "the judge was trained on the same text as the model"
+    assert kinship(lm, AutoregressiveJudge(other, "other")) == same
+    assert kinship(lm, AutoregressiveJudge(lm, "other")) == itself
+    other.provenance = Provenance(data="another.txt")
+    assert kinship(lm, AutoregressiveJudge(other, "other")) is None
+
+
+def test_what_a_judge_cannot_spell_is_said(make_lm, judge):
+    examiner = Examiner(judge, HELDOUT, None)
+    examiner.figures(["the light", "the ☃"])
+    note = "1 of 2 texts have characters that the judge cannot spell, which make them look too likely"
+    assert examiner.notes(make_lm("score")) == [note]
+
+
+@pytest.mark.thorough
+def test_texts_that_were_cut_at_the_judges_context_are_counted(make_lm, tmp_path):
+    """A judge of Hugging Face, whose context is 24 tokens, of a letter each."""
+    examiner = Examiner(load_judge(str(save(tmp_path, bos_token="<s>", eos_token="</s>"))), ["day", "night"], None)
+    examiner.figures(["the light " * 3, "day"])
+    examiner.figures(["god said " * 9, "the earth " * 9])
+    assert examiner.notes(make_lm("score")) == ["3 of 4 texts were cut at the judge's context of 24 tokens"]

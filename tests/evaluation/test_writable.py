@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scorelm.evaluation.likelihood import bound, left_to_right, random_order, right_to_left
+from scorelm.evaluation.rows import length_nats
 from scorelm.evaluation.walk import walk
 from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.paths import make_path
@@ -47,6 +48,26 @@ def test_given_the_length_they_add_up_to_one(settings_of, path, steps):
             priced = walk(loop, batch, settings_of(path=path, steps=steps), 0)
         sums += float((-total(priced)).exp().sum())
     assert sums == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("path", "steps"), fast(*ORDERS[::2], of=ORDERS))
+def test_with_the_length_all_that_a_row_can_be_adds_up_to_one(settings_of, path, steps):
+    """Rows of up to three tokens that begin with ``<s>``: they end, or are full and go on in the next row.
+
+    A row that goes on has no ``</s>``, and whether a full row does is paid for. ``<s>`` alone is no row.
+    """
+    words, lengths = range(REAL, VOCAB), [0, 0, 4, 7]
+    rows, sums = [[BOS, EOS], *([BOS, a, EOS] for a in words), *([BOS, a, b] for a in words for b in words)], 0.0
+    loop = make_model().loop()
+    for first in range(0, len(rows), 400):
+        batch, line_B = one_batch(rows[first : first + 400])
+        if path == "reverse":
+            priced = right_to_left(network(), batch, 1)
+        else:
+            priced = walk(loop, batch, settings_of(path=path, steps=steps), 0)
+        nats_B = total(priced) + length_nats(lengths, rows[first : first + 400])[line_B]
+        sums += float((-nats_B).exp().sum())
+    assert sums + 0.5 / (11 + 1.5) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_bound_rules_out_what_is_never_written():

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scorelm.config.generation import Infilling
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError
 from scorelm.text.corpus import load_corpus
 from scorelm.text.sentencepiece import SentencePieceTokenizer as Tokenizer
-from scorelm.text.templates import blank_template
+from scorelm.text.templates import blank_draft
 
 LINES = [f"line {number} of the light and the darkness" for number in range(40)]
 TOKENIZER = Tokenizer.train(LINES, 300)
@@ -105,7 +106,7 @@ def test_names_that_are_no_recipe_are_refused(name):
 
 # --- texts with blanks ------------------------------------------------------------------------------------------------
 
-PIECES = st.sampled_from(["_", "___", "____", "a", " ", "light", "0", "é", "\n", "\0", "\u2581", "\ud800", "😀"])
+PIECES = st.sampled_from(["_", "___", "____", "\\", "a", " ", "light", "0", "é", "\n", "\0", "\u2581", "\ud800", "😀"])
 
 
 @campaign
@@ -113,14 +114,17 @@ def test_any_text_is_a_template_or_refused(examples):
     @given(
         text=st.lists(PIECES, max_size=30).map("".join),
         lengths=st.sampled_from([[0] * 4 + [1] * 60, [0] * 64, [1] * 5]),
-        blank_tokens=st.none() | st.sampled_from([-1, 0, 1, 3, 10**30]),
-        needed=st.booleans(),
+        size=st.sampled_from(["blank_tokens", "blank_words"]),
+        number=st.none() | st.sampled_from([-1, 0, 1, 3, 10**30]),
+        repair=st.none() | st.just(0.5),
     )
     @settings(max_examples=examples, deadline=None, derandomize=True)
-    def check(text, lengths, blank_tokens, needed):
+    def check(text, lengths, size, number, repair):
         def fill():
-            template = blank_template(text, TOKENIZER, lengths, blank_tokens, np.random.default_rng(0), needed)
-            assert 2 <= len(template) < len(lengths) and (None in template) == ("____" in text)
+            request = Infilling.of(repair=repair, **{size: number})
+            template = blank_draft(text, TOKENIZER, True, lengths, request, np.random.default_rng(0)).template
+            assert 2 <= len(template) < len(lengths)
+            assert any(not isinstance(token, int) for token in template) <= ("____" in text)
 
         taken(fill, "")
 
@@ -130,7 +134,7 @@ def test_any_text_is_a_template_or_refused(examples):
 @pytest.mark.parametrize("text", ["x" * 10**6, "a ____" * 10_000, "_" * 10**6 + "a" * 10**5])
 def test_long_texts_are_refused_in_few_words(text):
     lengths, rng = [1] * 64, np.random.default_rng(0)
-    assert not taken(lambda: blank_template(text, TOKENIZER, lengths, None, rng), "")
+    assert not taken(lambda: blank_draft(text, TOKENIZER, True, lengths, Infilling(), rng), "")
 
 
 # --- files that native code reads, in a process of their own ----------------------------------------------------------

@@ -1,6 +1,10 @@
 """Corpora: every kind of file, a stable split, fingerprints, the cache, and one clear line for each bad input."""
 
+import bz2
+import gzip
 import json
+import lzma
+import os
 
 import datasets
 import numpy as np
@@ -9,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from scorelm.errors import InputError
-from scorelm.text.corpus import Corpus, length_histogram, load_corpus, tokenise
+from scorelm.text.corpus import Corpus, find_corpus, fingerprint_of, length_histogram, load_corpus, tokenise
 from scorelm.text.sentencepiece import SentencePieceTokenizer as Tokenizer
+from scorelm.text.source import AS_IT_IS, Reading
 
 WORDS = ["light", "darkness", "heaven", "earth", "water"]
 LINES = [f"line {number} of {WORDS[number % 5]}" for number in range(60)]
@@ -27,7 +32,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 def written(path, lines=LINES, field="text"):
     """Write lines to a file of the kind that its name says."""
-    if path.suffix == ".txt":
+    if path.suffix in (".txt", ".md"):
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps({"id": 1, field: line}) + "\n" for line in lines))
@@ -53,13 +58,39 @@ def test_each_kind_of_file_gives_its_lines_in_order(tmp_path, kind):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_directory_reads_its_files_in_order_and_other_files_not_at_all(tmp_path):
-    for position, kind in enumerate(["txt", "txt", "parquet", "csv", "jsonl"]):
+def test_directory_is_read_in_order_with_all_below_it_and_says_what_it_leaves_out(tmp_path):
+    for position, kind in enumerate(["txt", "txt", "parquet", "csv", "jsonl", "md"]):
         written(tmp_path / f"{position}.{kind}", [f"{kind} {position}"])
-    (tmp_path / "README.md").write_text("not data")
     (tmp_path / "9.txt").write_text("\n\n")
+    for folder in ("below/deeper", ".git"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text(f"in {folder}")
+    (tmp_path / "below" / "up").symlink_to(tmp_path)
+    for name in ("picture.png", ".hidden.txt", "below/table.parquet.gz"):
+        (tmp_path / name).write_text("no text")
     corpus = load_corpus(str(tmp_path), holdout=0)
-    assert list(corpus.train["text"]) == ["txt 0", "txt 1", "parquet 2", "csv 3", "jsonl 4"]
+    assert list(corpus.train["text"]) == [
+        "txt 0", "txt 1", "parquet 2", "csv 3", "jsonl 4", "md 5", "in below/deeper",
+    ]  # fmt: skip
+    assert corpus.notes[1] == (
+        "left out: .git/, .hidden.txt (hidden); picture.png, below/table.parquet.gz (no text format); "
+        "below/up/ (a link); 9.txt (blank)"
+    )
+
+
+OPENERS = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open, "zst": lambda path, mode: pa.output_stream(path)}
+
+
+@pytest.mark.parametrize("ending", OPENERS)
+def test_compressed_files_are_the_same_corpus(tmp_path, ending):
+    plain = written(tmp_path / "a.txt")
+    with OPENERS[ending](tmp_path / f"b.txt.{ending}", "wb") as file:
+        file.write((tmp_path / "a.txt").read_bytes())
+    found = load_corpus(str(tmp_path / f"b.txt.{ending}"), holdout=0.3)
+    assert texts(found) == sorted(LINES)
+    assert found.fingerprint == load_corpus(plain, holdout=0.3).fingerprint
+    (tmp_path / f"c.txt.{ending}").write_bytes((tmp_path / f"b.txt.{ending}").read_bytes()[:-9])
+    bad(rf"cannot read .*c\.txt\.{ending}", tmp_path / f"c.txt.{ending}")
 
 
 def test_a_line_ends_at_a_line_feed_alone_and_blank_lines_are_dropped(tmp_path):
@@ -72,7 +103,9 @@ def test_a_line_ends_at_a_line_feed_alone_and_blank_lines_are_dropped(tmp_path):
 def test_missing_values_are_blank_and_words_that_pandas_takes_for_missing_are_not(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{"text": null}\n{"text": ""}\n')
-    assert list(load_corpus(str(path), holdout=0).train["text"]) == ["one"]
+    corpus = load_corpus(str(path), holdout=0)
+    assert list(corpus.train["text"]) == ["one"]
+    assert corpus.notes == ("a: 1 example, 1 without 'text', 1 empty, 0 duplicates; the fields are text",)
     assert list(load_corpus(written(tmp_path / "a.csv", ["NA", "null", "one"]), holdout=0).train["text"]) == [
         "NA",
         "null",
@@ -81,7 +114,7 @@ def test_missing_values_are_blank_and_words_that_pandas_takes_for_missing_are_no
 
 
 def test_another_field(tmp_path):
-    corpus = load_corpus(written(tmp_path / "a.jsonl", field="body"), field="body", holdout=0)
+    corpus = load_corpus(written(tmp_path / "a.jsonl", field="body"), Reading("body"), holdout=0)
     assert list(corpus.train["text"]) == LINES
 
 
@@ -107,7 +140,16 @@ def test_split_depends_on_the_text_alone(tmp_path):
     assert set(whole.heldout["text"]) <= set(moved.heldout["text"])
     assert not set(moved.heldout["text"]) & set(moved.train["text"])
     assert texts(whole) == sorted(LINES)
-    assert list(whole.heldout["text"])[:3] == ["line 1 of darkness", "line 2 of heaven", "line 5 of light"]
+    assert list(whole.heldout["text"])[:3] == ["line 3 of earth", "line 5 of light", "line 11 of darkness"]
+
+
+def test_twins_that_differ_by_case_or_white_space_are_on_one_side(tmp_path):
+    twins = [twin for line in LINES for twin in (line, f"{line} ", line.upper(), f"\t{line.replace(' ', '  ')}\u3000")]
+    corpus = load_corpus(written(tmp_path / "a.jsonl", twins), holdout=0.3)
+    assert texts(corpus) == sorted(twins) and len(corpus.heldout) > 20
+    plain = [{" ".join(text.lower().split()) for text in side["text"]} for side in (corpus.train, corpus.heldout)]
+    assert not plain[0] & plain[1]
+    assert corpus.notes == (f"a: {4 * len(LINES)} examples, 0 without 'text', 0 empty, {3 * len(LINES)} duplicates",)
 
 
 def test_fingerprint_follows_content_and_order(tmp_path):
@@ -117,11 +159,25 @@ def test_fingerprint_follows_content_and_order(tmp_path):
     assert load_corpus(written(tmp_path / "a.txt", [*LINES[:-1], "line 59 of Water"])).fingerprint != first
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_a_changed_file_is_read_again(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_a_changed_file_is_read_again_though_its_time_and_size_are_as_before(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     load_corpus(written(path))
-    assert texts(load_corpus(written(path, ["x" * 16, *LINES[1:]]))) == sorted(["x" * 16, *LINES[1:]])
+    before, changed = path.stat(), ["x" * 15, *LINES[1:]]
+    written(path, changed)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert kind == "parquet" or path.stat().st_size == before.st_size
+    assert texts(load_corpus(str(path))) == sorted(changed)
+
+
+def test_a_corpus_is_found_again_by_its_fingerprint(tmp_path):
+    path = written(tmp_path / "a.txt")
+    corpus = load_corpus(path, holdout=0.3)
+    assert fingerprint_of(path, AS_IT_IS) == corpus.fingerprint != fingerprint_of(path, Reading(split="paragraph"))
+    (tmp_path / "a.txt").unlink()
+    found = find_corpus("a", corpus.fingerprint, 0.3)
+    assert list(found.heldout["text"]) == list(corpus.heldout["text"])
+    assert find_corpus("a", corpus.fingerprint, 0.2) is None
 
 
 def bad(message, source, **options):
@@ -159,11 +215,27 @@ def test_cut_utf8_names_the_byte(tmp_path):
 
 def test_missing_field_lists_the_fields(tmp_path):
     bad("has no field 'text'; its fields are id, body", written(tmp_path / "a.csv", field="body"))
-    bad("field 'id' of .* holds int, not text", written(tmp_path / "a.jsonl"), field="id")
+    bad("field 'id' of .* holds int, not text", written(tmp_path / "a.jsonl"), reading=Reading("id"))
+
+
+def test_a_source_that_mostly_lacks_the_field_is_refused_and_names_its_fields(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"Text": "two"}\n{"body": "three"}\n')
+    bad("most records of a have no 'text'; 2 of 3, and its fields are text, Text, body", path)
+    path.write_text('{"text": "one"}\n{"text": "two"}\n{"body": "three"}\n')
+    note = "a: 2 examples, 1 without 'text', 0 empty, 0 duplicates; the fields are text, body"
+    assert load_corpus(str(path), holdout=0).notes == (note,)
+    pq.write_table(pa.table({"text": [None, "one", None]}), tmp_path / "a.parquet")
+    bad("most records of a have no 'text'; 2 of 3", tmp_path / "a.parquet")
+
+
+def test_half_a_character_is_named_by_its_record(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "\\ud800 two"}\n')
+    bad(r"field 'text' of record 2 holds half a character \(\\ud800\)", tmp_path / "a.jsonl")
 
 
 def test_unparsable_files(tmp_path):
-    bad(r"cannot read .*header\.csv as csv .*no data", written(tmp_path / "header.csv", []))
+    bad(r"header\.csv is empty", written(tmp_path / "header.csv", []))
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": \n')
     bad(r"cannot read .*a\.jsonl as json", tmp_path / "a.jsonl")
     (tmp_path / "a.parquet").write_text("not parquet")
@@ -178,7 +250,7 @@ def test_hub_name_that_cannot_be_reached(monkeypatch):
 def test_hub_name_is_loaded_by_name(monkeypatch):
     rows = datasets.Dataset.from_dict({"body": LINES})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows if name == "some/set" else None)
-    corpus = load_corpus("some/set", field="body", holdout=0)
+    corpus = load_corpus("some/set", Reading("body"), holdout=0)
     assert (corpus.name, list(corpus.train["text"])) == ("some/set", LINES)
 
 
@@ -235,12 +307,23 @@ def test_tokenise_reads_its_cache_and_knows_tokenizers_apart(tmp_path, monkeypat
     assert again.fingerprint == first.fingerprint
 
 
-def test_every_line_too_long(tmp_path):
+def test_documents_that_are_longer_than_a_row_are_kept_and_counted(tmp_path):
     corpus = load_corpus(written(tmp_path / "a.txt"), holdout=0)
-    shortest = min(len(TOKENIZER.encode_document(line)) for line in LINES)
-    with pytest.raises(InputError, match=rf"every line of a is longer than max length 4.*--max-length {shortest} or"):
-        tokenise(corpus, TOKENIZER, max_length=4)
-    assert len(tokenise(corpus, TOKENIZER, max_length=shortest).train) == len(LINES)
+    tokens = tokenise(corpus, TOKENIZER, max_length=4)
+    assert list(tokens.train["ids"]) == [TOKENIZER.encode_document(line) for line in LINES]
+    assert tokens.notes == (
+        "60 of 60 examples are longer than 4 tokens: each is cut into windows, all of which are read in every epoch",
+    )
+    assert tokenise(corpus, TOKENIZER, max_length=max(map(len, tokens.train["ids"]))).notes == ()
+
+
+def test_what_does_not_round_trip_is_counted_before_training(tmp_path):
+    strict = Tokenizer.train(LINES, 60, byte_fallback=False)
+    corpus = load_corpus(written(tmp_path / "a.txt", [*LINES, "Ünknöwn\u2581"]), holdout=0)
+    lost = "0.3% of characters (3 of 1,006) do not round-trip through this tokenizer: they are learned as it gives them"
+    lost += " back"
+    assert tokenise(corpus, strict, max_length=64).notes == (lost,)
+    assert tokenise(corpus, TOKENIZER, max_length=64).notes == ()
 
 
 def test_length_histogram_counts_long_documents_at_the_maximum():

@@ -137,22 +137,32 @@ def test_ranks_share_out_every_document_in_each_epoch(world):
     assert set(twice[0]) > set(shards[0])
 
 
-def test_a_long_document_gives_one_window_an_epoch_which_moves():
-    long = documents([100, 4])
-    windows = [found for found in segments(packed(long, max_length=10, rows=2, seed=0, epochs=60)) if len(found) > 4]
-    assert len(windows) == 60
-    assert all(window == tuple(range(window[0], window[0] + 10)) for window in windows)
-    starts = [window[0] - 10 for window in windows]
-    assert min(starts) >= 0 and max(starts) <= 90 and len(set(starts)) > 25
-    assert min(starts) < 20 and max(starts) > 70
+@pytest.mark.parametrize("length", [11, 20, 47, 100])
+def test_every_epoch_has_all_of_a_long_document_in_as_few_windows_as_can_hold_it(length):
+    epochs = list(segments(packed(documents([length]), max_length=10, rows=2, seed=0, epochs=60)))
+    count = -(-length // 10)
+    assert len(epochs) == 60 * count and max(map(len, epochs)) == 10
+    assert Counter(chain.from_iterable(epochs)) == dict.fromkeys(range(10, 10 + length), 60)
+    assert all(window == tuple(range(window[0], window[0] + len(window))) for window in epochs)
+    starts = {window[0] - 10 for window in epochs}
+    assert len(starts) == 1 + (count - 1) * min(10, count * 10 - length + 1)
 
 
-def test_windows_depend_on_the_seed_and_reach_both_ends():
+def test_ranks_share_the_windows_of_a_long_document():
+    shards = [
+        list(segments(packed(documents([95]), max_length=10, rows=2, seed=0, rank=rank, world=3, epochs=1)))
+        for rank in range(3)
+    ]
+    assert [len(shard) for shard in shards] == [4, 3, 3]
+    assert sorted(chain.from_iterable(chain.from_iterable(shards))) == list(range(10, 105))
+
+
+def test_where_a_document_is_cut_depends_on_the_seed():
     def starts(seed):
         rows = packed(documents([12]), max_length=10, rows=1, seed=seed, epochs=40)
         return [found[0] - 10 for found in segments(rows)]
 
-    assert set(starts(0)) == {0, 1, 2}
+    assert set(starts(0)) == {0, *range(2, 11)}
     assert starts(0) == starts(0) != starts(1)
 
 

@@ -56,13 +56,23 @@ def test_round_trip_of_awkward_text(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=SPACE_SIGN)))
+@given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(f" 0{SPACE_SIGN}\u2585")))
 def test_round_trip_of_any_text(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+    assert TOKENIZER.decode([*TOKENIZER.encode("light"), *TOKENIZER.encode_inside(text)]) == f"light{text}"
 
 
-def test_the_space_sign_itself_comes_back_as_a_space():
-    assert TOKENIZER.decode(TOKENIZER.encode(f"a{SPACE_SIGN}b")) == "a b"
+def test_lines_with_signs_of_sentencepiece_are_learned_from():
+    tokenizer = Tokenizer.train([*LINES, *["zebra\u2585zebra zebra", f"giraffe{SPACE_SIGN}giraffe giraffe"] * 50], 340)
+    assert {"▁zebra", "▁giraffe"} <= set(tokenizer.pieces(range(340)))
+    assert tokenizer.decode(tokenizer.encode("a\u2585b \u2585")) == "a\u2585b \u2585"
+
+
+def test_without_byte_fallback_the_space_sign_is_unknown_and_no_space():
+    tokenizer = Tokenizer.train(LINES, 80, byte_fallback=False)
+    assert tokenizer.encode(f"light{SPACE_SIGN}light") == [
+        *tokenizer.encode("light"), UNK, *tokenizer.encode_inside("light"),
+    ]  # fmt: skip
 
 
 @given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))

@@ -24,10 +24,11 @@ JUDGED = ("perplexity", "perplexity_low", "perplexity_high", "mauve")
 COPIED = ("copied", "longest_copy", "exact_copies")
 
 
-def priced(path, steps, exact, nats, terms):
+def priced(path, steps, kind, nats, terms):
     return {
-        "path": path, "exact": exact, "nats_per_token": nats, "bits_per_char": nats * 0.41,
-        "stderr_nats_per_token": 0.0213, "tokens": 21340, "nfe": 32.25, "terms": terms, "steps": steps,
+        "path": path, "exact": kind == "exact", "kind": kind, "nats_per_token": nats, "bits_per_char": nats * 0.41,
+        "stderr_nats_per_token": 0.0213, "tokens": 21340, "nfe": 32.25, "unknown_characters": 0, "terms": terms,
+        "steps": steps,
     }  # fmt: skip
 
 
@@ -57,10 +58,10 @@ def whole():
         "judge": "runs/judge/model",
         "settings": {"texts": 128, "steps": 64, "seed": 7, "real": 127, "sample_temperature": 0.8},
         "prices": [
-            priced("uniform", None, False, 4.0225, four),
-            priced("ramp:1", None, False, 3.95, four),
-            priced("ordered", None, True, 3.71, {"reconstruction": 3.71}),
-            priced("confidence", 64, False, 4.31, {"reconstruction": 4.2, "length": 0.11}),
+            priced("uniform", None, "upper bound", 4.0225, four),
+            priced("random", None, "upper bound (mean over 16 orders)", 3.95, four),
+            priced("ordered", None, "exact", 3.71, {"reconstruction": 3.71}),
+            priced("confidence", 64, "upper bound", 4.31, {"reconstruction": 4.2, "length": 0.11}),
         ],
         "table": [
             row(
@@ -88,6 +89,7 @@ def whole():
             for steps in (8, 16, 32, 64, 128)
         ],
         "samples": [{"path": path, "texts": [*LINES, HOSTILE]} for path in ("blocks:1", *PATHS)],
+        "notes": [],
     }  # fmt: skip
 
 
@@ -231,7 +233,7 @@ def texts(tab, selector):
 
 
 def test_facts_and_prices(shown):
-    tab = shown
+    tab, mean = shown, "upper bound (mean over 16 orders)"
     assert dict(zip(texts(tab, "dt"), texts(tab, "dd"), strict=True)) == {
         "objective": "score", "parameters": "12,345,678", "data": "kjv", "training steps": "20,000",
         "training tokens": "163,840,000", "held-out loss": "3.142", "judge": "runs/judge/model",
@@ -239,11 +241,19 @@ def test_facts_and_prices(shown):
     }  # fmt: skip
     assert cells(tab, "#prices") == [
         ["path", "kind", "nats/token", "bits/character", *whole()["prices"][0]["terms"], "evaluations"],
-        ["uniform", "bound", "4.022 ± 0.021", "1.649", "0.012", "3.900", "0.000", "0.110", "32.3"],
-        ["ramp:1", "bound", "3.950 ± 0.021", "1.619", "0.012", "3.900", "0.000", "0.110", "32.3"],
+        ["uniform", "upper bound", "4.022 ± 0.021", "1.649", "0.012", "3.900", "0.000", "0.110", "32.3"],
+        ["random", mean, "3.950 ± 0.021", "1.619", "0.012", "3.900", "0.000", "0.110", "32.3"],
         ["ordered", "exact", "3.710 ± 0.021", "1.521", "3.710", "–", "–", "–", "32.3"],
-        ["confidence in 64 steps", "bound", "4.310 ± 0.021", "1.767", "4.200", "–", "–", "0.110", "32.3"],
+        ["confidence in 64 steps", "upper bound", "4.310 ± 0.021", "1.767", "4.200", "–", "–", "0.110", "32.3"],
     ]
+
+
+def test_notes_stand_at_the_top_and_a_figure_that_there_is_not_is_a_dash(opened):
+    report = whole() | {"notes": ["the judge is the model itself", HOSTILE]}
+    report["prices"][0]["bits_per_char"] = None
+    tab = opened(report)
+    assert texts(tab, "#notes p") == ["! the judge is the model itself", f"! {HOSTILE}"]
+    assert cells(tab, "#prices")[1][3] == "–"
 
 
 def test_figures_beside_real_text_and_marks(shown):

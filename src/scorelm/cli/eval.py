@@ -11,7 +11,7 @@ from tyro.conf import arg
 
 from scorelm.cli.model import DEFAULT_MODEL, Device, Model, open_model
 from scorelm.cli.printing import show, tell
-from scorelm.cli.texts import Texts, load_texts, training_texts
+from scorelm.cli.texts import Texts, load_texts
 from scorelm.cli.verb import Verb
 from scorelm.config import named
 from scorelm.config.generation import Precision, Seed
@@ -52,28 +52,25 @@ class EvalVerb(Verb):
 
     def run(self) -> int:
         """Measure, write the report and print the tables."""
-        from rich.console import Console
-
         from scorelm.evaluation.judge import load_judge
         from scorelm.evaluation.report import evaluate
+        from scorelm.viz.progress import progress
         from scorelm.viz.report import check_report, save_report
 
         check_report(self.report)
         lm = open_model(self.model, self.device)
         judge = load_judge(self.judge, self.device) if self.judge is not None else None
-        texts, what = load_texts(lm, self.texts)
-        training = training_texts(lm, self.texts)
-        console = Console(stderr=True)
-        console.print(f"{what}; {'no judge' if judge is None else 'judge: ' + judge.name}", highlight=False)
-        with console.status("measuring") as status:
+        measured = load_texts(lm.provenance, self.texts)
+        training = None if measured.training is None else list(measured.training["text"])
+        tell(f"{measured.what}; {'no judge' if judge is None else 'judge: ' + judge.name}")
+        with progress("measuring") as watch:
             found = evaluate(
-                lm, texts, training, judge, n=self.n, steps=self.steps, seed=self.seed, precision=self.precision,
-                watch=status.update,
+                lm, measured.texts, training, judge, n=self.n, steps=self.steps, seed=self.seed,
+                precision=self.precision, watch=watch,
             )  # fmt: skip
+        found |= {"data": measured.what, "held_out": measured.held_out}
         if self.report is not None:
             save_report(found, self.report)
-        if left_out := found["settings"]["unspelled"]:
-            tell(f"{left_out} texts are left out of the prices: the model's tokenizer cannot spell them")
         show(json.dumps(found, indent=1) if self.as_json else tables(found))
         if self.report is not None:
             tell(f"report: {self.report}")
@@ -81,15 +78,16 @@ class EvalVerb(Verb):
 
 
 def tables(found: dict[str, Any]) -> str:
-    """Prices, and the written texts beside the others, as text."""
+    """Prices, the written texts beside the others, and what has to be known to read them, as text."""
     lines = []
     for line in found["prices"]:
         steps = f" in {line['steps']} steps" if line["steps"] else ""
+        bits = "" if line["bits_per_char"] is None else f"  {line['bits_per_char']:.3f} bits/character"
         lines.append(
             f"{line['path'] + steps:<24} {line['nats_per_token']:.3f} +- {line['stderr_nats_per_token']:.3f} nats/token"
-            f"  {line['bits_per_char']:.3f} bits/character  {'exact' if line['exact'] else 'upper bound'}"
+            f"{bits}  {line['kind']}"
         )
     columns = [name for name in COLUMNS if name in found["table"][0]]
     lines.append("\n" + " " * 34 + "".join(f"{name:>13}" for name in columns))
     lines += [f"{line['name']:<34}" + "".join(f"{line[name]:>13.3f}" for name in columns) for line in found["table"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])

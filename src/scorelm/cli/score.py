@@ -35,8 +35,10 @@ class ScoreVerb(Verb):
     plot: Path | None = None
     """Draw which noise levels the nats come from: a .png, .svg or .pdf file (needs the extra viz)."""
     as_json: Annotated[bool, arg(name="json")] = False
-    """Print JSON: path, exact, nats_per_token, bits_per_char, stderr_nats_per_token, tokens, nfe (mean number of
-    evaluations of the network for a text) and terms (the parts of nats_per_token)."""
+    """Print JSON: path, exact, kind (the same in words), nats_per_token, bits_per_char (null where a text does not come
+    back from the tokenizer, unless --lossy), stderr_nats_per_token, tokens, nfe (mean number of evaluations of the
+    network for a text), unknown_characters (those that don't come back), terms (the parts of nats_per_token), data
+    (what was measured) and held_out (true: training saw none of it; false: it saw some; null: it is another text)."""
 
     def run(self) -> int:
         """Price the texts and print the price."""
@@ -49,15 +51,18 @@ class ScoreVerb(Verb):
         check_plot(self.plot)
         with launched() as ranks:
             lm = open_model(self.model, self.device)
-            texts, what = load_texts(lm, self.texts)
-            with progress(f"pricing {what}", ranks.main) as watch:
-                found = price(lm, texts, watch=watch, ranks=ranks, **self.pricing.model_dump())
+            measured = load_texts(lm.provenance, self.texts)
+            if ranks.main:
+                tell(measured.what)
+            with progress("pricing", ranks.main) as watch:
+                found = price(lm, measured.texts, watch=watch, ranks=ranks, **self.pricing.model_dump())
         if not ranks.main:
             return 0
         if self.plot is not None:
             plot_integrand(found, lm.norm, self.plot)
         if self.as_json:
-            show(json.dumps(found.to_json(), indent=2))
+            facts = {"data": measured.what, "held_out": measured.held_out}
+            show(json.dumps(found.to_json() | facts, indent=2))
         else:
             print_price(found)
         return 0
@@ -69,11 +74,14 @@ class ScoreVerb(Verb):
 
 
 def print_price(found: Price) -> None:
-    """The price and its terms; on stderr, how much was measured."""
-    kind = "exact" if found.exact else "upper bound"
-    show(
-        f"{found.path} ({kind}): {found.nats_per_token:.3f} +- {found.stderr_nats_per_token:.3f} nats/token, "
-        f"{found.bits_per_char:.3f} bits/character\n"
-        "  " + "  ".join(f"{name} {value:.3f}" for name, value in found.terms.items())
-    )
+    """The price, its terms and what it leaves out; on stderr, how much was measured."""
+    bits = "" if found.bits_per_char is None else f", {found.bits_per_char:.3f} bits/character"
+    lines = [
+        f"{found.path}: {found.nats_per_token:.3f} +- {found.stderr_nats_per_token:.3f} nats/token{bits}, {found.kind}",
+        "  " + "  ".join(f"{name} {value:.3f}" for name, value in found.terms.items()),
+    ]
+    if found.unknown_characters:
+        so = "what comes back is what is priced" if bits else "so there are no bits/character without --lossy"
+        lines.append(f"  characters that do not come back from the tokenizer: {found.unknown_characters:,}, {so}")
+    show("\n".join(lines))
     tell(f"  {found.tokens:,} tokens, {found.nfe:,.1f} evaluations of the network for a text")

@@ -1,74 +1,137 @@
-"""Which texts ``score`` and ``eval`` measure."""
+"""Which texts ``score`` and ``eval`` measure, and whether the model has seen them: as a fact, or not said."""
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field, PositiveInt
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from scorelm.config import Options
-from scorelm.config.recipe import DataConfig
 from scorelm.errors import InputError
 
 if TYPE_CHECKING:
-    from scorelm.lm import ScoreLM
+    from datasets import Dataset
+
+    from scorelm.model.directory import Provenance
+    from scorelm.text.corpus import Corpus
 
 
 class Texts(Options):
     """Which texts to measure."""
 
     data: Annotated[str | None, arg(aliases=("-d",))] = None
-    """Text: kjv (embedded), a .txt, .jsonl, .csv or .parquet file, a directory of them, or a Hugging Face name; by
-    default what the model was trained on."""
-    field: str = "text"
-    """Column that holds the text, in files with columns."""
+    """Text: kjv (embedded), a file, a directory of files, or the name of a Hugging Face dataset; by default what the
+    model was trained on."""
+    field: str | None = None
+    """Column that holds the text, in files with columns; by default the one that the model was trained on."""
+    csv_separator: str | None = None
+    """Character between the columns of a .csv file, or tab; by default as in training."""
+    split: str | None = None
+    """What is one example, as in scorelm train; by default as in training."""
     holdout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Measure only this share of the examples: those that training with the same share holds out. By default 0.02 of
-    the text that the model was trained on, and all of any other text, which is what 0 means."""
+    """Measure this share of the examples only, chosen as in training; 0 is all of them. By default the share that
+    training held out, of the text that the model was trained on, and all of any other text."""
     limit: PositiveInt | None = None
     """Measure the first N examples only; by default all."""
+    text: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Measure this text instead of a file; give it several times for several texts."""
 
 
-def trained_on(lm: ScoreLM, which: Texts) -> bool:
-    """Whether the texts are those that the model was trained on."""
-    return which.data in (None, lm.provenance.data)
+class Measured(NamedTuple):
+    """The texts that are measured, and what is known of them."""
+
+    texts: list[str]
+    what: str
+    """In words."""
+    held_out: bool | None
+    """True: training never saw them. False: it saw some or all of them. None: they are another text."""
+    training: Dataset | None = None
+    """The other side of the same text, which the model was trained on; None where that is not at hand."""
 
 
-def share_held_out(lm: ScoreLM, which: Texts) -> float:
-    """The share of the examples that is measured; 0 for all of them."""
-    if which.holdout is not None:
-        return which.holdout
-    return DataConfig().holdout if trained_on(lm, which) else 0.0
+class Found(NamedTuple):
+    """A text, and what it is to the model."""
+
+    corpus: Corpus
+    name: str
+    trained_on: bool
+    share: float
+    """How much of it is held out in `corpus`."""
 
 
-def load_texts(lm: ScoreLM, which: Texts) -> tuple[list[str], str]:
-    """The texts, and what they are in words.
+def load_texts(made: Provenance, which: Texts) -> Measured:
+    """The texts to measure, and whether the model has seen them.
+
+    Args:
+        made: how the model came about.
+        which: the options.
 
     Raises:
-        InputError: no such text, or none is left.
+        InputError: no such text, none is left, or what was not held out is to be called so.
     """
-    from scorelm.text.corpus import load_corpus
+    if which.text:
+        if which.data is not None:
+            raise InputError("give either --text or --data, not both")
+        return Measured(list(which.text), f"{len(which.text):,} given text{'s' * (len(which.text) != 1)}", None)
+    found = find_text(made, which)
+    side = found.corpus.heldout if found.share else found.corpus.train
+    texts: list[str] = side[: which.limit]["text"]
+    if not texts:
+        raise InputError(f"{found.name} has no held-out text to measure: give another --holdout or --data")
+    part = f"{len(texts):,}" if len(texts) == len(side) else f"the first {len(texts):,}"
+    if not found.trained_on:
+        share = f" (a share of {found.share:g})" if found.share else ""
+        known = ", which is not what the model was trained on" if made.fingerprint else ""
+        return Measured(texts, f"{part} examples of {found.name}{share}{known}", None)
+    if found.share:
+        what = f"{part} held-out examples of {found.name}, none seen in training"
+        return Measured(texts, what, True, found.corpus.train)
+    seen = f"{1 - made.holdout:.0%} of them trained on" if made.holdout else "trained on"
+    return Measured(
+        texts, f"{'all ' * part[0].isdigit()}{part} examples of {found.name}: {seen}", False, found.corpus.train
+    )
 
-    source = which.data or lm.provenance.data
+
+def find_text(made: Provenance, which: Texts) -> Found:
+    """The text that is asked for; what the model was trained on is known by its fingerprint, wherever it is now."""
+    from scorelm.text.corpus import find_corpus, fingerprint_of, load_corpus
+    from scorelm.text.source import Reading
+
+    trained = Reading(made.field, made.split, made.csv_separator)
+    reading = Reading(which.field or made.field, which.split or made.split, which.csv_separator or made.csv_separator)
+    source, share = which.data or made.data, made.holdout or 0.0
     if not source:
         raise InputError("the model does not say what it was trained on: give --data")
-    share = share_held_out(lm, which)
-    corpus = load_corpus(source, field=which.field, holdout=share)
-    side = corpus.heldout if share else corpus.train
-    texts = [example["text"] for example in islice(side, which.limit)]
-    kind = "held-out " if share else ""
-    if not texts:
-        raise InputError(f"{source} has no {kind}text to measure: give another --holdout or --data")
-    return texts, f"{len(texts):,} {kind}examples of {source}"
+    usual = which.data is None and reading == trained and made.fingerprint
+    try:
+        fingerprint = fingerprint_of(source, reading)
+    except InputError:
+        if not usual:
+            raise
+        fingerprint = ""
+    if made.fingerprint and fingerprint == made.fingerprint:
+        share = allowed(source, share, which.holdout)
+        return Found(load_corpus(source, reading, holdout=share), source, True, share)
+    if not usual:
+        share = which.holdout or 0.0
+        return Found(load_corpus(source, reading, holdout=share), source, False, share)
+    share = allowed(source, share, which.holdout)
+    if (kept := find_corpus(source, made.fingerprint, share)) is not None:
+        return Found(kept, f"{source} (as it was in training)", True, share)
+    gone = "has changed since" if fingerprint else "is not here"
+    raise InputError(f"the model was trained on {source}, which {gone}: give --data")
 
 
-def training_texts(lm: ScoreLM, which: Texts) -> list[str] | None:
-    """The text that the model was trained on, where it is what is measured; None elsewhere."""
-    from scorelm.text.corpus import load_corpus
+def allowed(source: str, held_out: float, wanted: float | None) -> float:
+    """The share to measure of the text that the model was trained on.
 
-    if not trained_on(lm, which):
-        return None
-    corpus = load_corpus(lm.provenance.data, field=which.field, holdout=share_held_out(lm, which))
-    return [example["text"] for example in corpus.train]
+    Raises:
+        InputError: more than was held out.
+    """
+    if wanted is not None and wanted > held_out:
+        part = f"a share of {held_out:g}" if held_out else "nothing"
+        raise InputError(
+            f"{source} is what the model was trained on, and {part} of it was held out: --holdout can't be {wanted:g}"
+        )
+    return held_out if wanted is None else wanted

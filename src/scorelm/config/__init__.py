@@ -6,18 +6,24 @@ The attribute docstrings of these models are the text of ``--help`` and of ``hel
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Self
 
 import tyro
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from scorelm.errors import InputError, brief
+from scorelm.errors import InputError, at_home, brief
 
 
 class Options(BaseModel):
     """Base of all options: immutable, finite, unknown names refused, attribute docstrings kept as descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        return at_home(value) if isinstance(value, Path) else value
 
     @classmethod
     def of(cls, **values: Any) -> Self:

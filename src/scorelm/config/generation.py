@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from scorelm.config import Options
 
 Precision = Literal["float32", "bfloat16", "auto"]
 Weight = Annotated[float, Field(ge=0, le=1000)]
-Temperature = Annotated[float, Field(ge=0.001, le=1000)]
+ScoreTemperature = Annotated[float, Field(ge=0.001, le=1000)]
+Temperature = Annotated[float, Field(ge=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -34,7 +35,8 @@ class Generation(Options):
     solver: str = "posterior"
     """Rule that takes a position from one noise level to the next, such as posterior, ancestral:0.5 or heun."""
     temperature: Temperature = 1.0
-    """Divides the logits: below 1, text is safer and less varied."""
+    """Divides the logits: below 1, text is safer and less varied. Below 0.001 the likeliest token is taken always, and
+    the seed has a say in nothing but lengths."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Draw from the K likeliest tokens only; 0 draws from all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -43,7 +45,7 @@ class Generation(Options):
     """Weight of classifier-free guidance by the given text; 1 turns it off."""
     self_guidance: Weight = 1.0
     """Weight of guidance by the model's own last estimate; 1 turns it off."""
-    score_temperature: Temperature = 1.0
+    score_temperature: ScoreTemperature = 1.0
     """Divides the score, for solvers that follow the score rather than draw tokens."""
     halt: str | None = None
     """Finish a text (on blocks, a block) as soon as it has settled: entropy:NATS, patience:STEPS or kl:NATS."""
@@ -71,23 +73,39 @@ class Continuation(Generation):
 class Infilling(Generation):
     """How to fill in blanks."""
 
+    blank: Annotated[str, Field(min_length=1)] = "____"
+    """Sign that stands for a blank; the default means four underscores or more. A backslash before a sign makes it
+    text."""
     blank_tokens: PositiveInt | None = None
     """Tokens in each blank; by default drawn so that the length of the whole suits the training text."""
+    blank_words: PositiveInt | None = None
+    """Words of letters and digits in each blank; by default as many as the tokens make."""
     repair: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Doubt the given text too: put noise of this level (between 0 and 1) on all of it and write it anew, by default
-    along the path uniform. The text then needs no blank."""
+    along the path uniform. The text then needs no blank, and nothing in it is sure to come back."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.blank_tokens is not None and self.blank_words is not None:
+            raise ValueError("give either blank tokens or blank words, not both")
+        return self
 
 
 class Pricing(Options):
     """How to measure what texts cost."""
 
     path: str | None = None
-    """What is priced. uniform (the default), ramp:SLOPE and blocks:SIZE are bounds in the limit of small steps; ordered
-    (left to right) and reverse are exact; random is a mean over orders. With --steps, any path of scorelm sample."""
+    """What is priced. ordered (left to right), reverse, bounded and surest are exact; uniform (the default), ramp:SLOPE
+    and blocks:SIZE are upper bounds in the limit of small steps; random is an upper bound, the mean over some orders.
+    With --steps, any path of scorelm sample but remask, as an upper bound."""
     steps: PositiveInt | None = None
     """Price the very sampler that makes N evaluations; by default 64 on paths that look at the text as they go."""
     draws: PositiveInt = 16
     """Noise levels (or orders, on random) that are averaged over for each text."""
+    lossy: bool = False
+    """Leave out characters that the tokenizer cannot spell, and count bits per character over the text that comes back
+    from it. By default a text with such characters is refused, and bits per character are left out where a text does
+    not come back as it was."""
     seed: Seed = 0
     """Seed of the noise."""
     precision: Precision = "float32"

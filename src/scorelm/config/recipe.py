@@ -20,15 +20,27 @@ ObjectiveName = Literal["score", "autoregressive", "masked"]
 ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]
 
 
-class DataConfig(Options):
-    """Where the text comes from and how it becomes rows of tokens."""
+class TextOptions(Options):
+    """Where text comes from, and what the examples in it are."""
 
     source: Annotated[str, named("data", "-d")] = "kjv"
-    """Text to learn: kjv (embedded), a .txt/.jsonl/.csv/.parquet file, a directory of them, or a Hugging Face name."""
+    """Text to learn: kjv (embedded), a file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet; compressed ones too), a
+    directory of files, or the name of a Hugging Face dataset."""
     field: Annotated[str, named("field", "--data.field")] = "text"
     """Column that holds the text, in files with columns."""
+    csv_separator: Annotated[str | None, named("csv-separator", "--data.csv-separator")] = None
+    """Character between the columns of a .csv file, or tab; by default the comma, semicolon or tab that its header
+    has."""
+    split: Annotated[str | None, named("split", "--data.split")] = None
+    """What is one example: line, paragraph, file (or record), or sentence-window:CHARACTERS,OVERLAP for whole sentences
+    up to so many characters. By default a line of a text file, and the whole record in files with columns."""
+
+
+class DataConfig(TextOptions):
+    """The text, and how it becomes rows of tokens."""
+
     holdout: Annotated[float, Field(ge=0, lt=1), named("holdout", "--data.holdout")] = 0.02
-    """Share of the examples, chosen by a hash of their text, that no training step sees."""
+    """Share of the examples, chosen by a hash of their text without case and spaces, that no training step sees."""
     tokenizer: Annotated[Path | None, named("tokenizer", "-spm")] = None
     """A SentencePiece .model file; by default one is trained on the data."""
     vocab_size: Annotated[PositiveInt, named("vocab-size")] = 2048
@@ -36,7 +48,7 @@ class DataConfig(Options):
     byte_fallback: Annotated[bool, named("byte-fallback", "--data.byte-fallback")] = True
     """Spell unknown characters in bytes, so that any text comes back as it was, when a tokenizer is trained."""
     max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
-    """Tokens in a packed row; longer documents are cut at a random window."""
+    """Tokens in a packed row; longer examples are cut into windows, elsewhere in every epoch."""
 
 
 class Size(NamedTuple):

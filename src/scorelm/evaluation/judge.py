@@ -22,11 +22,10 @@ from torch.nn.functional import cross_entropy
 
 from scorelm.device import pick_device
 from scorelm.errors import InputError
-from scorelm.evaluation.rows import RowBatch, batches, cut
+from scorelm.evaluation.rows import RowBatch, batches, cut, most_positions
 from scorelm.lm import ScoreLM
 from scorelm.model.prediction import Prediction
 from scorelm.text.batching import by_length, pad
-from scorelm.text.tokenizer import Tokenizer
 
 POSITIONS = 2048
 """Most positions in a batch, padding included; a longer text is a batch of its own."""
@@ -42,12 +41,18 @@ class Scores(NamedTuple):
     """Negative log-likelihood of each text, in nats: [n]."""
     tokens: NDArray[np.int64]
     """Number of the judge's tokens that these nats are for: [n]."""
+    cut: int = 0
+    """How many of the texts were longer than the judge's context, so that their ends do not count."""
+    unspelled: int = 0
+    """How many of the texts have characters that the judge cannot spell, which make them look too likely."""
 
 
 class Judge(Protocol):
     """Whatever can price texts and describe them by vectors."""
 
     name: str
+    context: int | None
+    """Most tokens in a text; what is longer is cut. None where texts of any length are judged whole."""
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Negative log-likelihood of each text."""
@@ -87,18 +92,21 @@ class HuggingFaceJudge:
         if len(self._tokenizer) > rows:
             raise InputError(f"judge {name} has {len(self._tokenizer)} tokens but only {rows} embeddings")
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._longest = min(int(limit) for limit in (context, self._tokenizer.model_max_length) if limit)
+        self.context: int | None = min(int(limit) for limit in (context, self._tokenizer.model_max_length) if limit)
 
     def score(self, texts: Sequence[str]) -> Scores:
         """Negative log-likelihood of each text in nats, and the number of tokens that it is for, EOS included."""
         end = [] if self._eos is None else [self._eos]
-        rows = [[*self._encode(text), *end][: self._longest] for text in texts]
+        encoded = [self._encode(text) for text in texts]
+        rows = [[*ids, *end][: self.context] for ids in encoded]
         nats = np.zeros(len(rows))
         for chosen, ids_BL, mask_BL in self._batches(rows):
             with torch.inference_mode(), _quiet():
                 logits_BLV = self._model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
                 nats[chosen] = (_nll(logits_BLV, ids_BL) * mask_BL[:, 1:]).sum(1).cpu().numpy()
-        return Scores(nats, np.array([len(row) - 1 for row in rows], dtype=np.int64))
+        cut = sum(len(row) < len(ids) + len(end) for row, ids in zip(rows, encoded, strict=True))
+        unspelled = sum(self._tokenizer.unk_token_id in ids[1:] for ids in encoded)
+        return Scores(nats, np.array([len(row) - 1 for row in rows], dtype=np.int64), cut, unspelled)
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The last hidden state, after the final norm, at each text's last token (an empty text's BOS): [n, D].
@@ -108,7 +116,7 @@ class HuggingFaceJudge:
         """
         if not len(texts):
             raise InputError("there are no texts to take features of")
-        rows = [self._encode(text)[: self._longest] for text in texts]
+        rows = [self._encode(text)[: self.context] for text in texts]
         found: dict[int, NDArray[np.float32]] = {}
         for chosen, ids_BL, mask_BL in self._batches(rows):
             with torch.inference_mode(), _quiet():
@@ -143,26 +151,28 @@ class AutoregressiveJudge:
     def __init__(self, lm: ScoreLM, name: str) -> None:
         if not lm.objective.judges:
             raise InputError(f"judge {name} is a {lm.objective.name} model: only autoregressive ones judge")
-        self.lm, self.name = lm, name
+        self.lm, self.name, self._positions = lm, name, most_positions(lm.tokenizer.vocab_size)
+        self.context: int | None = None
 
     @torch.inference_mode()
     def score(self, texts: Sequence[str]) -> Scores:
         """Exact NLL of each text, ``</s>`` included; what the judge cannot spell is ``<unk>`` to it."""
         rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
         nats = torch.zeros(len(rows.ids), dtype=torch.float64)
-        for batch in batches(rows.ids, self.lm.device, self.lm.tokenizer.special):
+        for batch in batches(rows.ids, self.lm.device, self.lm.tokenizer.special, self._positions):
             free_BL = batch.free(closed=False)
             logits_NV = self._next(batch, free_BL).logits_NV
             nats_N = cross_entropy(logits_NV, batch.ids_BL[free_BL], reduction="none")
             nats[batch.index] = batch.totals(nats_N, free_BL).cpu()
-        return Scores(rows.by_text(nats).numpy(), (rows.tokens - 1).long().numpy())
+        unspelled = len(rows.holding(self.lm.tokenizer.special.unk))
+        return Scores(rows.by_text(nats).numpy(), (rows.tokens - 1).long().numpy(), 0, unspelled)
 
     @torch.inference_mode()
     def features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The trunk's output where ``</s>`` is predicted, from all of the text (of a long one, its first row)."""
         rows = cut(texts, self.lm.tokenizer, self.lm.max_length)
         found = torch.zeros(len(texts), self.lm.config.dim)
-        for batch in batches(rows.ids, self.lm.device, self.lm.tokenizer.special):
+        for batch in batches(rows.ids, self.lm.device, self.lm.tokenizer.special, self._positions):
             last_BL = batch.position_BL == batch.real_BL.sum(1, keepdim=True) - 1
             hidden_BD = self._next(batch, last_BL).hidden_ND.float().cpu()
             for place, row in enumerate(batch.index):
@@ -220,12 +230,6 @@ def perplexity_interval(scores: Scores, seed: int = 0, resamples: int = 1000) ->
     means = np.array([nats[texts].sum() / tokens[texts].sum() for texts in drawn])
     low, high = np.exp(np.quantile(means, [0.025, 0.975]))
     return float(low), float(high)
-
-
-def decoded(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The text of a generated row up to its first ``</s>``, or all of it."""
-    tokens, end = list(ids), tokenizer.special.eos
-    return tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens)
 
 
 def _nll(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Likelihoods in nats: the variational bound along a path that is fixed in advance, and exact ordered NLL.
+"""Likelihoods in nats: the variational bound along a path that is fixed in advance, and NLL in an order.
 
 The bound is that of VDM (arXiv 2107.00630) and Plaid (arXiv 2305.18619) in variance-exploding form, generalised from
 one shared level to a level for every position (docs/theory.md). Cross-entropy at random noise is not a likelihood.
@@ -48,12 +48,12 @@ class Noisy:
         batch: the rows.
         block: positions in a block, each block behind a clean copy of those before it; 0 for rows of one block.
         passes: evaluations each time, each fed the estimate of the one before.
-        closed: whether rows have a given length, so that ``</s>`` is known.
+        closed: whether it is known how long rows are and whether they end, so that no ``</s>`` is to be predicted.
     """
 
     def __init__(self, network: Network, batch: RowBatch, block: int, passes: int, closed: bool) -> None:
         self.network, self.batch, self.passes, self.two = network, batch, passes, block > 0
-        self.closed_B1 = (batch.ids_BL == batch.special.eos).any(1, keepdim=True) & closed
+        self.closed = closed
         self.e_BLE = network.table_VE[batch.ids_BL]
         self.block_BL = number_blocks(batch.position_BL, batch.begins_B1, block)
         streams = Layout.two_streams if self.two else Layout.one_stream
@@ -74,7 +74,7 @@ class Noisy:
                     self_cond_BSE = seen.spread(seen.x0_NE)
             logits_NV = seen.logits_NV
         open_BL = sigma_BL > 0
-        rule_out(logits_NV, self.closed_B1.expand_as(open_BL)[open_BL], self.batch.special)
+        rule_out(logits_NV, torch.full_like(open_BL, self.closed)[open_BL], self.batch.special)
         return Prediction.of(logits_NV, open_BL, table_VE)
 
     def nats(self, sigma_BL: Tensor, eps_BLE: Tensor | None = None) -> Tensor:

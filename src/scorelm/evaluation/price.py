@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from scorelm.config.generation import Generation, Pricing, takes
 from scorelm.errors import InputError, brief
 from scorelm.evaluation.likelihood import Priced, bound, left_to_right, random_order, right_to_left
-from scorelm.evaluation.rows import POSITIONS, CutTexts, RowBatch, batches, cut, length_nats
+from scorelm.evaluation.rows import CutTexts, RowBatch, batches, cut, length_nats, most_positions
 from scorelm.evaluation.walk import walk
 from scorelm.lm import ScoreLM
 from scorelm.noise.schedule import Schedule
@@ -25,6 +25,8 @@ ORDERS = ("ordered", "reverse", "random")
 """Left to right, right to left, and the mean over all orders, of a model that writes token by token."""
 SELF_CONDITIONING_PASSES = 2
 """Evaluations at a point of the bound or an order, each fed the estimate of the one before."""
+BINS = 24
+"""Parts of the noise levels, equal in u, by which nats are shown."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ class Price:
     Attributes:
         path: that was priced.
         exact: whether this is the NLL itself rather than a bound on it.
+        kind: the same in words: exact, upper bound, or upper bound (mean over N orders).
         nats_per_token: total nats over total tokens, `<s>` (which costs nothing) and `</s>` included.
-        bits_per_char: total bits over total characters of the texts.
+        bits_per_char: total bits over total characters of the texts; over those that come back from the tokenizer if
+            the price is lossy, and otherwise None where some don't.
         stderr_nats_per_token: standard error over texts.
         tokens: total.
         nfe: mean number of evaluations that a text took part in.
+        unknown_characters: characters of the texts that don't come back from the tokenizer, and so have no price.
         terms: nats per token by term: reconstruction, diffusion, prior and length.
         integrand: [2, N] sigma and nats per token and unit of log sigma, where there was an integral.
         by_text: [T] nats of every text.
@@ -46,11 +51,13 @@ class Price:
 
     path: str
     exact: bool
+    kind: str
     nats_per_token: float
-    bits_per_char: float
+    bits_per_char: float | None
     stderr_nats_per_token: float
     tokens: int
     nfe: float
+    unknown_characters: int
     terms: dict[str, float]
     integrand: Tensor | None = None
     by_text: Tensor | None = None
@@ -66,7 +73,7 @@ def price(
     texts: str | Sequence[str],
     path: str | None = None,
     *,
-    positions: int = POSITIONS,
+    positions: int | None = None,
     watch: Callable[[float], object] | None = None,
     ranks: Ranks = ALONE,
     **options: Any,
@@ -77,21 +84,24 @@ def price(
         lm: the model.
         texts: a text or several; one that is longer than the model's rows is cut into several rows.
         path: as listed below, like the other options.
-        positions: most positions in a batch; the result does not depend on it.
+        positions: most positions in a batch, by default as many as a vocabulary of the model's size leaves memory for;
+            the result does not depend on it.
         watch: called with the share of the rows that are done.
         ranks: who shares the rows out; each gets the whole result.
         **options: as listed below.
 
     Raises:
-        InputError: no text, text that the tokenizer cannot spell, or a path that the model cannot be priced on.
+        InputError: no text, text that the tokenizer cannot spell (unless lossy), or a path that the model cannot be
+            priced on.
     """
     request = Pricing.of(path=path, **options)
     name = request.path or lm.objective.priced_path
-    rows = cut([texts] if isinstance(texts, str) else texts, lm.tokenizer, lm.max_length)
+    rows = cut([texts] if isinstance(texts, str) else texts, lm.tokenizer, lm.max_length, request.lossy)
     check_spelling(rows, lm)
     method, known = pricing(lm, name, request)
     nats: dict[str, Tensor] = {"reconstruction": torch.zeros(len(rows.ids), dtype=torch.float64)}
     evaluations, done, seen = torch.zeros(len(rows.ids)), 0, []
+    positions = positions or most_positions(lm.tokenizer.vocab_size)
     for k, batch in enumerate(batches(rows.ids, lm.device, lm.tokenizer.special, positions)):
         if k % ranks.world != ranks.rank:
             continue
@@ -101,7 +111,7 @@ def price(
             total = nats.setdefault(term, torch.zeros(len(rows.ids), dtype=torch.float64))
             total[batch.index] = value_B.cpu()
         evaluations[batch.index] = priced.evaluations
-        seen += [] if priced.integrand is None else [priced.integrand]
+        seen += [] if priced.integrand is None else [binned(priced.integrand)]
         done += len(batch.index)
         if watch is not None:
             watch(done / len(rows.ids))
@@ -109,10 +119,10 @@ def price(
         nats, evaluations, seen = together(ranks.gather((nats, evaluations, seen)))
     if known:
         nats["length"] = length_nats(lm.lengths, rows.ids)
-    integrand = None
-    if seen:
-        integrand = curve(lm.schedule, torch.cat(seen, 1), float(nats["diffusion"].sum() / rows.tokens.sum()))
-    return summary(name, is_exact(name), rows, nats, evaluations, integrand)
+    found = summary(name, request, rows, nats, evaluations)
+    if not seen:
+        return found
+    return replace(found, integrand=curve(lm.schedule, torch.stack(seen).sum(0), found.terms["diffusion"]))
 
 
 def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
@@ -121,17 +131,17 @@ def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
     Raises:
         InputError: some have ``<unk>`` in them, so that their probability is 0.
     """
-    unknown = [text for ids, text in zip(rows.ids, rows.text, strict=True) if lm.tokenizer.special.unk in ids]
+    unknown = rows.holding(lm.tokenizer.special.unk)
     if unknown:
         raise InputError(
-            f"{len(set(unknown))} of {len(rows.characters)} texts (number {unknown[0] + 1} is the first) have "
-            "characters that this model's tokenizer cannot spell, so their probability is 0: leave them out, or train "
-            "with --byte-fallback"
+            f"{len(unknown)} of {len(rows.characters)} texts (number {unknown[0] + 1} is the first) have characters "
+            "that this model's tokenizer cannot spell, so their probability is 0: leave them out, price what it can "
+            "spell of them with --lossy, or train with --byte-fallback"
         )
 
 
 Part: TypeAlias = tuple[dict[str, Tensor], Tensor, list[Tensor]]
-"""Nats by term and evaluations, 0 for the rows of other ranks, and what was integrated."""
+"""Nats by term and evaluations, 0 for the rows of other ranks, and what was integrated, in bins."""
 
 
 def together(parts: Sequence[Part]) -> Part:
@@ -164,6 +174,13 @@ def is_exact(name: str) -> bool:
     """
     path = read_path(name)
     return name in ("ordered", "reverse") if path is None else path.adaptive and path.jumps
+
+
+def kind_of(name: str, draws: int) -> str:
+    """What a price of a path or order is, in words, when so many noise levels or orders are averaged over."""
+    if is_exact(name):
+        return "exact"
+    return f"upper bound (mean over {draws} order{'s' if draws > 1 else ''})" if name == "random" else "upper bound"
 
 
 def check_pricing(request: Pricing) -> None:
@@ -203,33 +220,37 @@ def pricing(lm: ScoreLM, name: str, request: Pricing) -> tuple[Callable[[RowBatc
     return lambda batch: walk(loop, batch, settings, seed), path.block != 1
 
 
-def curve(schedule: Schedule, seen: Tensor, diffusion: float, bins: int = 24) -> Tensor:
-    """Where along the noise levels a bound's nats are: [2, bins], sigma and nats per token and unit of log sigma.
+def binned(seen: Tensor) -> Tensor:
+    """Sums of the integrand and numbers of draws in parts of the noise levels: [2, N] u and integrand to [2, BINS]."""
+    u_N, value_N = seen
+    place_N = (u_N * BINS).long().clamp(max=BINS - 1)
+    return torch.zeros(2, BINS, dtype=torch.float64).index_add(1, place_N, torch.stack([value_N, value_N**0]))
+
+
+def curve(schedule: Schedule, seen: Tensor, diffusion: float) -> Tensor:
+    """Where along the noise levels a bound's nats are: [2, BINS], sigma and nats per token and unit of log sigma.
 
     Args:
         schedule: that u belongs to.
-        seen: [2, N] u of the draws, uniform on [0, 1], and the integrand over u.
+        seen: [2, BINS] sums of the integrand over u and numbers of draws, u uniform on [0, 1].
         diffusion: the integral, in nats per token.
-        bins: of equal width in u.
     """
-    u_N, value_N = seen
-    place_N = (u_N * bins).long().clamp(max=bins - 1)
-    mean = torch.zeros(bins, dtype=torch.float64).index_add(0, place_N, value_N)
-    mean /= torch.bincount(place_N, minlength=bins).clamp(min=1)
-    centre = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
+    mean = seen[0] / seen[1].clamp(min=1)
+    centre = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
     sigma = schedule.sigma(centre)
     return torch.stack([sigma, mean * diffusion / mean.mean() * sigma / schedule.derivative(centre)])
 
 
-def summary(
-    path: str, exact: bool, rows: CutTexts, nats: dict[str, Tensor], evaluations: Tensor, integrand: Tensor | None
-) -> Price:
+def summary(path: str, request: Pricing, rows: CutTexts, nats: dict[str, Tensor], evaluations: Tensor) -> Price:
     """Totals over texts, with the standard error of their ratio to tokens."""
     tokens_T = rows.tokens
     by_text = rows.by_text(torch.stack(list(nats.values())).sum(0))
-    tokens, total = float(tokens_T.sum()), float(by_text.sum())
+    tokens, total, unknown = float(tokens_T.sum()), float(by_text.sum()), sum(rows.unknown)
     error = float((by_text - total / tokens * tokens_T).square().sum().sqrt()) / tokens
     terms = {name: float(value.sum()) / tokens for name, value in nats.items()}
-    bits = total / math.log(2) / max(1, sum(rows.characters))
+    bits = None if unknown and not request.lossy else total / math.log(2) / max(1, sum(rows.characters))
     nfe = float(rows.by_text(evaluations).mean())
-    return Price(path, exact, total / tokens, bits, error, int(tokens), nfe, terms, integrand, by_text)
+    return Price(
+        path, is_exact(path), kind_of(path, request.draws), total / tokens, bits, error, int(tokens), nfe, unknown,
+        terms, by_text=by_text,
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ from scorelm.sampling.state import shuffle
 from scorelm.text.batching import by_length, pad
 from scorelm.text.tokenizer import Special, Tokenizer
 
-POSITIONS = 4096
-"""Most positions in a batch."""
+POSITIONS, LOGITS = 4096, 1 << 23
+"""Most positions in a batch, and most logits (positions times vocabulary), which are what takes its memory."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,23 @@ class CutTexts:
     Attributes:
         ids: token ids of every row; a text longer than a row goes on in the next one.
         text: which text each row belongs to.
-        characters: of every text.
+        characters: of every text, as the tokenizer gives it back.
+        unknown: characters of every text that do not come back from the tokenizer.
     """
 
     ids: list[list[int]]
     text: list[int]
     characters: list[int]
+    unknown: list[int]
 
     @property
     def tokens(self) -> Tensor:
         """Tokens of every text, ``<s>`` and ``</s>`` included: [T] float64."""
         return self.by_text(torch.tensor([len(row) for row in self.ids]))
+
+    def holding(self, token: int) -> list[int]:
+        """Numbers of the texts with a token in them."""
+        return sorted({text for ids, text in zip(self.ids, self.text, strict=True) if token in ids})
 
     def by_text(self, value_N: Tensor) -> Tensor:
         """Sums of a row's values over each text, [T] float64."""
@@ -45,22 +51,36 @@ class CutTexts:
         return total_T.index_add(0, torch.tensor(self.text), value_N.double())
 
 
-def cut(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> CutTexts:
+def cut(texts: Sequence[str], tokenizer: Tokenizer, max_length: int, lossy: bool = False) -> CutTexts:
     """Tokenise texts between ``<s>`` and ``</s>`` and cut them into rows of at most `max_length` tokens.
+
+    Args:
+        texts: the texts.
+        tokenizer: of the model that reads the rows.
+        max_length: of a row, in tokens.
+        lossy: leave out ``<unk>``, which stands for characters that the tokenizer cannot spell.
 
     Raises:
         InputError: no text.
     """
-    ids: list[list[int]] = []
-    owner: list[int] = []
+    rows = CutTexts([], [], [], [])
     for number, text in enumerate(texts):
         document = tokenizer.encode_document(text)
+        spelled = [token for token in document if token != tokenizer.special.unk]
+        back, document = tokenizer.decode(spelled), spelled if lossy else document
+        rows.characters.append(len(back))
+        rows.unknown.append(lost(text, back))
         for start in range(0, len(document), max_length):
-            ids.append(document[start : start + max_length])
-            owner.append(number)
-    if not ids:
+            rows.ids.append(document[start : start + max_length])
+            rows.text.append(number)
+    if not rows.ids:
         raise InputError("there is no text to measure")
-    return CutTexts(ids, owner, [len(text) for text in texts])
+    return rows
+
+
+def lost(text: str, back: str) -> int:
+    """How many characters of a text are not in what a tokenizer gives back; at least 1 where the two differ at all."""
+    return 0 if back == text else max(1, (Counter(text) - Counter(back)).total())
 
 
 @dataclass(frozen=True)
@@ -117,10 +137,15 @@ class RowBatch:
         return shuffle(self.generators(seed, draw), free_BL)
 
 
+def most_positions(vocab_size: int) -> int:
+    """Most positions in a batch whose logits are over a vocabulary of that size."""
+    return max(1, min(POSITIONS, LOGITS // vocab_size))
+
+
 def batches(
     rows: Sequence[Sequence[int]], device: torch.device, special: Special, positions: int = POSITIONS
 ) -> Iterator[RowBatch]:
-    """All rows, the shortest first, in batches of at most `positions` positions with padding."""
+    """All rows, the shortest first, in batches of at most `positions` positions with padding, at least one row."""
     for index in by_length([len(row) for row in rows], positions):
         ids_BL, length_B = map(torch.from_numpy, pad([rows[i] for i in index], special.pad))
         position_BL = torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
@@ -129,9 +154,12 @@ def batches(
 
 
 def length_nats(lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:
-    """Nats that it takes to say how long each row is, from a histogram of lengths with half a count added: [N].
+    """Nats that it takes to say how long each row is, and whether it ends or goes on in another row: [N].
 
-    A model that sees a whole row knows its length beforehand, so a likelihood that leaves this out is not one.
+    A model that sees a whole row knows both beforehand, so a likelihood that leaves them out is not one. Lengths have
+    the probabilities of a histogram with half a count added. Its last index counts texts that fill a row together with
+    longer ones, so that a full row takes ln 2 more to say which of the two it is; shorter rows always end.
     """
-    total = sum(lengths) + 0.5 * (len(lengths) - 1)
-    return torch.tensor([-math.log((lengths[len(row)] + 0.5) / total) for row in rows], dtype=torch.float64)
+    full, total = len(lengths) - 1, sum(lengths) + 0.5 * (len(lengths) - 1)
+    chances = [(lengths[len(row)] + 0.5) / total / (2 if len(row) == full else 1) for row in rows]
+    return -torch.tensor(chances, dtype=torch.float64).log()

@@ -17,6 +17,7 @@ from scorelm.sampling.state import State
 from scorelm.text.templates import Template
 
 
+@torch.inference_mode()
 def walk(loop: Loop, batch: RowBatch, settings: Settings, seed: int) -> Priced:
     """Bound on each row's NLL under the sampler that `settings` describe, with the solver `posterior`.
 
@@ -25,14 +26,19 @@ def walk(loop: Loop, batch: RowBatch, settings: Settings, seed: int) -> Priced:
     ratio is ``<y' - y, e> - log sum_w p(w | y) exp <y' - y, e_w>``. Its sum over steps and positions, and
     ``-log p(e | y)`` where a position finishes, are the evidence lower bound with the trajectory as the latent
     variable (docs/theory.md). In the limit of small steps it is the integral of `scorelm.evaluation.likelihood.bound`.
+
+    Except on blocks of one position it is known how long rows are and whether they end, so that no ``</s>`` is written,
+    not even in a row that goes on.
     """
-    free_BL = batch.free(settings.path.block != 1)
+    closed = settings.path.block != 1
+    free_BL = batch.free(closed)
     templates: list[Template] = []
     for row, length in enumerate(batch.real_BL.sum(1).tolist()):
         pairs = zip(batch.ids_BL[row, :length].tolist(), free_BL[row, :length].tolist(), strict=True)
         templates.append([None if free else token for token, free in pairs])
     told = Told(batch.ids_BL)
     job = loop.join(templates, batch.seeds(seed, 0), settings, told)
+    job.state.rows.closed_B.fill_(closed)
     while not job.finished:
         loop.step()
     terms = {"reconstruction": told.finished_B, "diffusion": told.moved_B}

@@ -32,6 +32,15 @@ class Provenance(Options):
     model_config = ConfigDict(allow_inf_nan=True)
 
     data: str = ""
+    """The source of the text, as it was given."""
+    field: str = "text"
+    csv_separator: str | None = None
+    split: str | None = None
+    """What an example is; see `scorelm.text.splits`."""
+    holdout: float | None = None
+    """Share of the examples that training never saw; None where that is not known."""
+    fingerprint: str = ""
+    """Of the text, as `scorelm.text.corpus` makes it."""
     steps: int = 0
     tokens: int = 0
     heldout_loss: float | None = None

@@ -5,21 +5,23 @@ Hugging Face ``datasets`` keeps both in Arrow files in its cache (``HF_DATASETS_
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scorelm.errors import InputError, brief, exists, writing
-from scorelm.text.files import EMBEDDED, as_input_error, digest_of, kind_of, read_files, text_column
-from scorelm.text.tokenizer import Tokenizer
+from scorelm.text.files import digest_of
+from scorelm.text.records import Counts
+from scorelm.text.sides import HELDOUT, TRAIN, Writer, new_folder, read_counts, read_side, write_counts
+from scorelm.text.source import AS_IT_IS, Reading, Source, open_source
+from scorelm.text.tokenizer import Tokenizer, count_lost
 
 if TYPE_CHECKING:
     import datasets
@@ -38,67 +40,132 @@ class Corpus:
     train: datasets.Dataset
     heldout: datasets.Dataset
     fingerprint: str
+    notes: tuple[str, ...] = ()
+    """What a user should know of it, in lines: how many examples, what was left out, and what looks odd."""
 
 
-def load_corpus(source: str, *, field: str = "text", holdout: float = 0.02) -> Corpus:
+def load_corpus(source: str, reading: Reading = AS_IT_IS, *, holdout: float = 0.02) -> Corpus:
     """Load ``kjv`` (embedded), a file, a directory of files, or a Hugging Face dataset's ``train`` split.
 
-    A line of a ``.txt`` file is one example, and only a line feed ends it. Blank examples are dropped. A hash of its
-    text decides whether an example is held out, so equal examples are always on one side, on every machine. The
-    fingerprint changes with every example and with their order.
+    Without a split, a line of a ``.txt`` or ``.md`` file is one example, and only a line feed ends it. Blank examples
+    are left out. A hash of its text decides whether an example is held out, so that equal examples, and those that
+    differ by case or white space only, are always on one side, on every machine. The fingerprint changes with every
+    example and with their order.
 
     Args:
         source: ``kjv``, a path, or a name on the Hugging Face hub.
-        field: the column to read, except of ``.txt`` files.
+        reading: what the examples in it are.
         holdout: probability that an example is held out, at least 0 and below 1.
 
     Raises:
-        InputError: the source is missing, empty, unreadable or not UTF-8, has no such field, or ``holdout`` is out of
-            range or leaves nothing to train on.
+        InputError: the source is missing, empty, unreadable or not UTF-8, most of it has no such field, or ``holdout``
+            is out of range or leaves nothing to train on.
     """
     if not 0 <= holdout < 1:
         raise InputError(f"holdout must be at least 0 and below 1, not {holdout}")
     with _quiet(), _writing_cache():
-        if _is_hub_name(source):
-            name, examples = source, _load_from_hub(source, field)
-            fingerprint = digest_of(field.encode(), examples._fingerprint.encode())
-        else:
-            name, (examples, fingerprint) = Path(source).name.partition(".")[0], read_files(source, field)
-        sides = ({"holdout": holdout, "to_heldout": to_heldout} for to_heldout in (False, True))
-        train, heldout = (
-            examples.filter(_is_on_side, batched=True, input_columns=["text"], fn_kwargs=side) for side in sides
-        )
-    if not len(train) and not len(heldout):
+        found = open_source(source, reading)
+        folder = _folder(found.fingerprint, holdout)
+        if not exists(folder):
+            with new_folder(folder) as draft:
+                write_counts(draft, _write_sides(found, draft, holdout))
+        corpus = Corpus(found.name, read_side(folder, TRAIN), read_side(folder, HELDOUT), found.fingerprint)
+        counts = read_counts(folder)
+    if not counts.examples:
         raise InputError(f"{brief(source)} is empty: every line is blank")
-    if not len(train):
-        count = "the only example is" if len(heldout) == 1 else f"all {len(heldout)} examples are"
+    if not len(corpus.train):
+        count = "the only example is" if counts.examples == 1 else f"all {counts.examples} examples are"
         raise InputError(f"{brief(source)} leaves nothing to train on: {count} held out, so set holdout to 0")
-    return Corpus(name, train, heldout, fingerprint)
+    return replace(corpus, notes=tuple(_notes(found, counts, reading)))
+
+
+def find_corpus(name: str, fingerprint: str, holdout: float) -> Corpus | None:
+    """A corpus that was loaded before, by its fingerprint, wherever its source has gone; None if it is not cached."""
+    with _quiet():
+        folder = _folder(fingerprint, holdout)
+        if not exists(folder):
+            return None
+        return Corpus(name, read_side(folder, TRAIN), read_side(folder, HELDOUT), fingerprint)
+
+
+def fingerprint_of(source: str, reading: Reading) -> str:
+    """The fingerprint that `load_corpus` gives, without reading the examples; see there for errors."""
+    with _quiet(), _writing_cache():
+        return open_source(source, reading).fingerprint
+
+
+def _folder(fingerprint: str, holdout: float) -> Path:
+    import datasets
+
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    return cache / "scorelm" / digest_of(b"1", fingerprint.encode(), repr(float(holdout)).encode())
+
+
+def _write_sides(found: Source, folder: Path, holdout: float) -> Counts:
+    counts = Counts()
+    writer = Writer(folder, holdout, counts)
+    try:
+        for own, lead in found.batches(counts):
+            writer.add(own, lead)
+    finally:
+        writer.close()
+    if 2 * counts.missing > counts.records:
+        field, most = repr(found.reading.field), counts.missing < counts.records
+        lacking = f"most records of {found.name} have no {field}" if most else f"{found.name} has no field {field}"
+        number = f"{counts.missing:,} of {counts.records:,}, and " * most
+        raise InputError(f"{lacking}; {number}its fields are {brief(', '.join(counts.fields))}")
+    return counts
+
+
+def _notes(found: Source, counts: Counts, reading: Reading) -> Iterator[str]:
+    """What is to be said of a source."""
+    line = f"{found.name}: {counts.examples:,} example{'s' * (counts.examples != 1)}"
+    if counts.fields:
+        line += f", {counts.missing:,} without {reading.field!r}"
+    line += f", {counts.blank:,} empty, {counts.duplicates:,} duplicate{'s' * (counts.duplicates != 1)}"
+    if counts.missing:
+        line += f"; the fields are {brief(', '.join(islice(counts.fields, 10)))}"
+    if counts.separators:
+        line += f"; CSV separator: {', '.join(counts.separators)}"
+    yield line
+    if left_out := found.left_out:
+        yield f"left out: {brief(left_out, 1000)}"
+    if counts.wrapped:
+        yield (
+            f"{brief(', '.join(counts.wrapped))}: every line is an example, but the lines look hard-wrapped, inside "
+            "sentences; --split paragraph or --split sentence-window keeps sentences whole"
+        )
 
 
 def tokenise(corpus: Corpus, tokenizer: Tokenizer, *, max_length: int, processes: int | None = None) -> Corpus:
     """Turn text into a column ``ids`` of whole documents, ``<s>`` and ``</s>`` included.
 
-    The result is cached, so a second call with the same tokenizer reads it back.
+    The result is cached, so a second call with the same tokenizer reads it back. The notes say how much of the text the
+    tokenizer cannot give back, and how many documents are longer than a row.
 
     Args:
         corpus: from `load_corpus`.
         tokenizer: makes the ids.
         max_length: most tokens in a row; longer documents stay whole, and packing cuts windows from them.
         processes: how many tokenise at once; by default one for each core, and fewer for a small corpus.
-
-    Raises:
-        InputError: every document to train on is longer than ``max_length``.
     """
     with _quiet(), _writing_cache():
-        train, heldout = (_encode(side, tokenizer, processes) for side in (corpus.train, corpus.heldout))
-    shortest = int(_count_tokens(train).min())
-    if shortest > max_length:
-        raise InputError(
-            f"every line of {corpus.name} is longer than max length {max_length}: the shortest has {shortest} tokens, "
-            f"so use --max-length {shortest} or more, or split the lines"
+        sides = [_encode(side, tokenizer, processes) for side in (corpus.train, corpus.heldout)]
+    train, heldout = (side.remove_columns(["lost", "characters"]) for side in sides)
+    lost, characters = (sum(int(np.sum(side[name])) for side in sides) for name in ("lost", "characters"))
+    notes, longer = [], int((_count_tokens(train) > max_length).sum())
+    if lost:
+        notes.append(
+            f"{lost / characters:.1%} of characters ({lost:,} of {characters:,}) do not round-trip through this "
+            "tokenizer: they are learned as it gives them back"
         )
-    return Corpus(corpus.name, train, heldout, digest_of(corpus.fingerprint.encode(), tokenizer.to_bytes()))
+    if longer:
+        notes.append(
+            f"{longer:,} of {len(train):,} examples are longer than {max_length} tokens: each is cut into windows, "
+            "all of which are read in every epoch"
+        )
+    fingerprint = digest_of(corpus.fingerprint.encode(), tokenizer.to_bytes())
+    return Corpus(corpus.name, train, heldout, fingerprint, tuple(notes))
 
 
 def length_histogram(dataset: datasets.Dataset, max_length: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -132,43 +199,20 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _writing_cache() -> Iterator[None]:
-    """Say in one line that the cache of ``datasets`` cannot be written."""
+    """Say in one line that the cache of ``datasets`` cannot be written, and what to do."""
     import datasets
 
-    with writing(Path(datasets.config.HF_DATASETS_CACHE)):
+    with writing(Path(datasets.config.HF_DATASETS_CACHE), "set HF_HOME to a directory that can be written"):
         yield
-
-
-def _is_hub_name(source: str) -> bool:
-    path = Path(source)
-    known = source == EMBEDDED or exists(path) or kind_of(path)
-    return not known and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) is not None
-
-
-def _is_on_side(texts: list[str | None], holdout: float, to_heldout: bool) -> list[bool]:
-    """For each text, whether it is on the wanted side of the split and not blank."""
-    return [bool(text and text.strip()) and _is_heldout(cast(str, text), holdout) == to_heldout for text in texts]
-
-
-def _is_heldout(text: str, holdout: float) -> bool:
-    draw = hashlib.blake2b(text.encode(), digest_size=8, person=b"scorelm holdout").digest()
-    return int.from_bytes(draw, "little") < holdout * 2**64
-
-
-def _load_from_hub(name: str, field: str) -> Any:
-    import datasets
-
-    with as_input_error(f"{name} is not a file or directory, and the Hugging Face hub gave no such dataset"):
-        loaded = datasets.load_dataset(name, split="train")
-    return text_column(loaded, field, name)
 
 
 def _encode(side: datasets.Dataset, tokenizer: Tokenizer, processes: int | None) -> datasets.Dataset:
     import datasets
 
-    features = datasets.Features({"ids": datasets.List(datasets.Value("int32"))})
+    number, ids = datasets.Value("int32"), datasets.List(datasets.Value("int32"))
+    features = datasets.Features({"ids": ids, "lost": number, "characters": number})
     if not len(side):
-        return datasets.Dataset.from_dict({"ids": []}, features=features)
+        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     useful = processes or min(os.cpu_count() or 1, len(side) // _ROWS_PER_PROCESS)
     return side.map(
         _encode_batch,
@@ -180,8 +224,11 @@ def _encode(side: datasets.Dataset, tokenizer: Tokenizer, processes: int | None)
     )
 
 
-def _encode_batch(batch: dict[str, list[str]], tokenizer: Tokenizer) -> dict[str, list[list[int]]]:
-    return {"ids": [tokenizer.encode_document(text) for text in batch["text"]]}
+def _encode_batch(batch: dict[str, list[str]], tokenizer: Tokenizer) -> dict[str, list[Any]]:
+    texts = batch["text"]
+    ids = [tokenizer.encode_document(text) for text in texts]
+    lost = [count_lost(text, tokenizer.decode(tokens)) for text, tokens in zip(texts, ids, strict=True)]
+    return {"ids": ids, "lost": lost, "characters": [len(text) for text in texts]}
 
 
 def _count_tokens(dataset: datasets.Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:

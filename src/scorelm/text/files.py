@@ -1,36 +1,58 @@
-"""Read examples from text, JSON, CSV and Parquet files, trusting nothing in them before it has been checked."""
+"""Which files a source is, and their contents: opened whether compressed or not, and checked before they are read."""
 
 from __future__ import annotations
 
+import bz2
 import codecs
-import csv
+import gzip
 import hashlib
-import json
+import io
 import lzma
-from collections.abc import Iterator
+import os
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from scorelm.errors import InputError, brief, exists
-
-if TYPE_CHECKING:
-    import datasets
+from scorelm.errors import InputError, at_home, brief, exists
 
 EMBEDDED = "kjv"
-_KINDS = {".txt": "text", ".txt.xz": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_READABLE = ".txt, .jsonl, .json, .csv or .parquet"
+READABLE = ".txt, .md, .jsonl, .json, .csv, .tsv or .parquet"
+_KINDS = {
+    ".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet",
+}  # fmt: skip
 _CHUNK = 1 << 20  # bytes
-_LARGEST_ARRAY = 1 << 28  # bytes of JSON that are held in memory at once
 _LARGEST_EXPANSION = 1000  # times a compressed file may grow; prose grows less than tenfold
-_ROWS_AT_ONCE = 10_000
+
+
+def _open_zstandard(path: Path) -> BinaryIO:
+    import pyarrow as pa
+
+    stream = pa.input_stream(path, compression="zstd")
+    return cast(BinaryIO, io.BufferedReader(stream))
+
+
+_COMPRESSED: dict[str, Callable[[Path], object]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard,
+}  # fmt: skip
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of file that a name says it is, or None where no reader is known."""
-    return _KINDS.get("".join(path.suffixes[-2:]).lower()) or _KINDS.get(path.suffix.lower())
+    """The kind of file that a name says it is (text, json, csv or parquet), or None where there is no reader."""
+    endings = [ending.lower() for ending in path.suffixes]
+    compressed = bool(endings) and endings[-1] in _COMPRESSED
+    kind = _KINDS.get(endings[-1 - compressed]) if len(endings) > compressed else None
+    return None if compressed and kind == "parquet" else kind
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The contents of a file as a stream of bytes, decompressed where its name says that it is compressed."""
+    opener = _COMPRESSED.get(path.suffix.lower())
+    return path.open("rb") if opener is None else cast(BinaryIO, opener(path))
 
 
 def digest_of(*parts: bytes) -> str:
@@ -41,49 +63,96 @@ def digest_of(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def read_files(source: str, field: str) -> tuple[datasets.Dataset, str]:
-    """Read the files at ``source``: their examples in a column ``text``, and a fingerprint of their contents.
+@dataclass(frozen=True)
+class Files:
+    """The files of a source.
+
+    Attributes:
+        digests: of the contents of every file that is read, in the order in which they are.
+        left_out: files and directories that are not, and why.
+    """
+
+    digests: dict[Path, str]
+    left_out: dict[str, str]
+
+    def describe_left_out(self, most: int = 5) -> str:
+        """What is left out, by reason and with at most so many names each; empty where that is nothing."""
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.left_out.items():
+            reasons.setdefault(why, []).append(name)
+        parts = []
+        for why, names in reasons.items():
+            more = f" and {len(names) - most:,} more" if len(names) > most else ""
+            parts.append(f"{', '.join(names[:most])}{more} ({why})")
+        return "; ".join(parts)
+
+
+def find_files(source: str) -> Files:
+    """The files of a source, each checked to be readable.
+
+    A directory is searched with all below it. Hidden files, links to directories and what has no reader are left out.
 
     Raises:
-        InputError: a file is missing, empty, damaged or not UTF-8, or has no such field; the message names it.
+        InputError: there is none, or one is damaged, blank throughout or not UTF-8; the message names it.
     """
-    import datasets
-
-    digests = {path: digest for path in _find_files(source) if (digest := _check_contents(path))}
+    if source == EMBEDDED:
+        left_out: dict[str, str] = {}
+        found = [Path(str(files("scorelm.assets").joinpath("kjv.txt.xz")))]
+    else:
+        found, left_out = _search(at_home(Path(source)))
+    digests = {}
+    for path in found:
+        if (digest := _check_contents(path)) is not None:
+            digests[path] = digest
+        else:
+            left_out[path.name] = "blank"
     if not digests:
         raise InputError(f"{brief(source)} is empty: every line is blank")
-    parts, seen = [], []
-    for kind, group in groupby(digests, key=lambda path: cast(str, kind_of(path))):
-        paths = list(group)
-        reader = kind if kind == "text" else f"{kind} {field}"
-        seen.append(digest_of(reader.encode(), *(digests[path].encode() for path in paths)))
-        with as_input_error(f"cannot read {brief(', '.join(map(str, paths)))} as {kind}"):
-            parts.append(_parse(kind, paths, field, seen[-1]))
-    return datasets.concatenate_datasets(parts), digest_of(*(part.encode() for part in seen))
+    return Files(digests, left_out)
 
 
-def _find_files(source: str) -> list[Path]:
-    if source == EMBEDDED:
-        return [Path(str(files("scorelm.assets").joinpath("kjv.txt.xz")))]
-    path, name = Path(source), brief(source)
+def _search(path: Path) -> tuple[list[Path], dict[str, str]]:
+    name = brief(str(path))
     if not exists(path):
         raise InputError(f"{name} does not exist: check the path")
     if path.is_dir():
         with as_input_error(f"cannot read directory {name}"):
-            found = sorted(entry for entry in path.iterdir() if entry.is_file() and kind_of(entry))
+            found, left_out = _walk(path)
         if not found:
-            raise InputError(f"directory {name} holds no {_READABLE} file to read")
-        return found
+            raise InputError(f"directory {name} holds no {READABLE} file to read")
+        return found, left_out
     if not kind_of(path):
         ending = f"ends in {path.suffix}" if path.suffix else "has no extension"
-        raise InputError(f"cannot read {name}: its name {ending}, and {_READABLE} is needed")
+        compressions = ", ".join(_COMPRESSED)
+        raise InputError(
+            f"cannot read {name}: its name {ending}, and {READABLE} is needed (all but .parquet also {compressions})"
+        )
     if not path.is_file():
         raise InputError(f"cannot read {name}: not a regular file")
-    return [path]
+    return [path], {}
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, lzma.open(path)) if path.suffix == ".xz" else path.open("rb")
+def _walk(top: Path) -> tuple[list[Path], dict[str, str]]:
+    found: list[Path] = []
+    left_out: dict[str, str] = {}
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, directories, names in os.walk(top, onerror=refuse):
+        here = Path(folder)
+        for name in directories:
+            if name.startswith(".") or (here / name).is_symlink():
+                left_out[f"{(here / name).relative_to(top)}/"] = "hidden" if name.startswith(".") else "a link"
+        directories[:] = sorted(name for name in directories if f"{(here / name).relative_to(top)}/" not in left_out)
+        for name in sorted(names):
+            path = here / name
+            if name.startswith(".") or not path.is_file() or not kind_of(path):
+                why = "hidden" if name.startswith(".") else "not a file" if not path.is_file() else "no text format"
+                left_out[str(path.relative_to(top))] = why
+            else:
+                found.append(path)
+    return found, left_out
 
 
 def _check_contents(path: Path) -> str | None:
@@ -92,7 +161,7 @@ def _check_contents(path: Path) -> str | None:
     decoder = codecs.getincrementaldecoder("latin-1" if kind_of(path) == "parquet" else "utf-8")()
     try:
         most = max(64 * _CHUNK, _LARGEST_EXPANSION * path.stat().st_size)
-        with _open(path) as file:
+        with open_file(path) as file:
             chunk = b"begin"
             while chunk and offset <= most:
                 chunk = file.read(_CHUNK)
@@ -104,97 +173,11 @@ def _check_contents(path: Path) -> str | None:
     except UnicodeDecodeError as error:
         place = offset - pending + error.start
         raise InputError(f"{name} is not UTF-8 (byte offset {place}): convert it, for example with iconv") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
     if offset > most:
         raise InputError(f"cannot read {name}: it expands to more than {_LARGEST_EXPANSION} times its size")
     return None if blank else digest.hexdigest()
-
-
-def _generate(rows: Any, fingerprint: str, **arguments: Any) -> datasets.Dataset:
-    import datasets
-
-    features = datasets.Features({"text": datasets.Value("string")})
-    return datasets.Dataset.from_generator(rows, features=features, gen_kwargs=arguments, fingerprint=fingerprint)
-
-
-def _read_lines(paths: list[str]) -> Iterator[dict[str, str]]:
-    for path in paths:
-        with _open(Path(path)) as file:
-            for number, line in enumerate(file):
-                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
-                yield {"text": text.removesuffix("\n").rstrip("\r")}
-
-
-def _read_records(paths: list[str], field: str) -> Iterator[dict[str, str | None]]:
-    """The field of every JSON object; parsed by Python, since Arrow's reader crashes on deep nesting."""
-    fields: dict[str, None] = {}
-    for path in paths:
-        for number, record in _parse_json(Path(path)):
-            if not isinstance(record, dict):
-                raise InputError(f"{Path(path).name}: record {number} is not an object")
-            text = record.get(field)
-            if not isinstance(text, str | None):
-                kind = type(text).__name__
-                raise InputError(f"{Path(path).name}: field {field!r} of record {number} holds {kind}, not text")
-            fields |= dict.fromkeys(record if len(fields) < _ROWS_AT_ONCE else ())
-            yield {"text": text}
-    _require_field(field, list(fields))
-
-
-def _parse_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """The items of a JSON array, or the lines of JSON Lines, with their numbers from 1."""
-    with path.open("rb") as file:
-        array = file.read(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-        file.seek(0)
-        if array:
-            contents = file.read(_LARGEST_ARRAY + 1)
-            if len(contents) > _LARGEST_ARRAY:
-                raise InputError("its array is larger than 256 MiB: write one object on each line instead (.jsonl)")
-            yield from enumerate(json.loads(contents.decode("utf-8-sig")), 1)
-            return
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    yield number, json.loads(text)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path.name}: line {number}: {error.msg}") from None
-
-
-def _require_field(field: str, fields: list[str]) -> None:
-    if field not in fields:
-        raise InputError(f"it has no field {field!r}; its fields are {brief(', '.join(fields))}")
-
-
-def _parse(kind: str, paths: list[Path], field: str, fingerprint: str) -> Any:
-    """The column ``text`` of files of one kind; of their other columns only the names are read."""
-    import datasets
-
-    names = [str(path) for path in paths]
-    if kind == "text":
-        return _generate(_read_lines, fingerprint, paths=names)
-    if kind == "json":
-        return _generate(_read_records, fingerprint, paths=names, field=field)
-    for path in paths:
-        _require_field(field, _csv_header(path) if kind == "csv" else _parquet_header(path))
-    options = (
-        {"keep_default_na": False, "usecols": [field]}  # by default, a line that reads NA would be a missing value
-        if kind == "csv"
-        else {"columns": [field], "batch_size": _ROWS_AT_ONCE}
-    )
-    return text_column(datasets.load_dataset(kind, data_files=names, split="train", **options), field, names[0])
-
-
-def _csv_header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return next((row for row in csv.reader(file) if row), [])
-
-
-def _parquet_header(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    return list(pq.read_schema(path).names)
 
 
 @contextmanager
@@ -206,26 +189,3 @@ def as_input_error(complaint: str) -> Iterator[None]:
         cause = error.__cause__ or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise InputError(f"{complaint} ({brief(reason)})") from None
-
-
-def text_column(dataset: Any, field: str, source: str) -> Any:
-    """A dataset with only its column ``field``, as strings and under the name ``text``.
-
-    Raises:
-        InputError: there is no such column, or it does not hold text.
-    """
-    import datasets
-    import pyarrow as pa
-
-    if field not in dataset.column_names:
-        raise InputError(f"{source} has no field {field!r}; its fields are {brief(', '.join(dataset.column_names))}")
-    found = dataset.select_columns([field])
-    kind = getattr(found.features[field], "dtype", "a list")
-    if kind not in ("string", "large_string"):
-        raise InputError(f"field {field!r} of {source} holds {kind}, not text")
-    try:
-        found.data.column(field).validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"field {field!r} of {source} is damaged: {brief(str(error))}") from None
-    found = found if field == "text" else found.rename_column(field, "text")
-    return found if kind == "string" else found.cast(datasets.Features({"text": datasets.Value("string")}))

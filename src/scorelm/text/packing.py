@@ -11,7 +11,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -47,10 +47,10 @@ def packed_rows(
     """Pack documents into batches of ``ids``, ``segment`` and ``position``, each int64 [rows, max_length].
 
     Segments count from 1 within a row, positions from 0 within a document; padding has segment 0 and position 0.
-    Every epoch has a new order and gives each rank its own documents. Of a document longer than ``max_length`` each
-    epoch takes one random window. Up to 131,072 positions are packed at a time, so a row may hold documents of two
-    epochs. ``it = iter(...)`` has ``it.get_state()``, which JSON can hold, and ``it.set_state(state)``, after which
-    the same batches come again.
+    Every epoch has a new order, in which each rank has its own documents. A document longer than ``max_length`` is cut
+    into windows, as few as can hold it and elsewhere in every epoch, so that an epoch has all of it. Up to 131,072
+    positions are packed at a time, so a row may hold documents of two epochs. ``it = iter(...)`` has
+    ``it.get_state()``, which JSON can hold, and ``it.set_state(state)``, after which the same batches come again.
 
     Args:
         documents: rows with a column ``ids``.
@@ -67,9 +67,12 @@ def packed_rows(
     """
     grain = _import_grain()
     source = _Documents(documents)
-    _check_sizes(len(source), max_length=max_length, rows=rows, rank=rank, world=world)
-    epoch_positions = source.positions(max_length) // world
-    stream = grain.MapDataset.source(_Epochs(source, max_length, seed, rank, world, epochs)).to_iter_dataset(
+    _check_sizes(max_length=max_length, rows=rows, rank=rank, world=world)
+    windows = _Windows(source, max_length)
+    if len(windows) < world:
+        raise InputError(f"{len(windows)} documents are too few to share among {world} ranks")
+    epoch_positions = source.positions // world
+    stream = grain.MapDataset.source(_Epochs(windows, seed, rank, world, epochs)).to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
     packed = grain.experimental.BestFitPackIterDataset(
@@ -117,9 +120,15 @@ class _Documents:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def positions(self, max_length: int) -> int:
+    @property
+    def positions(self) -> int:
         """Number of positions that an epoch fills."""
-        return sum(int(np.minimum(np.diff(offsets), max_length).sum()) for _, offsets in self._pieces)
+        return int(self.lengths.sum())
+
+    @cached_property
+    def lengths(self) -> Ids:
+        """Tokens in every document."""
+        return np.concatenate([np.diff(offsets) for _, offsets in self._pieces]) if self._pieces else np.zeros(0, int)
 
     def __getitem__(self, index: int) -> Ids:
         piece = bisect_right(self._starts, index) - 1
@@ -139,18 +148,38 @@ def _flat_arrays(documents: Documents) -> Iterator[tuple[Ids, Ids]]:
         yield np.concatenate(ids), np.cumsum([0, *map(len, ids)])
 
 
-class _Epochs:
-    """One rank's documents, epoch after epoch in a new order; of one that is too long, a random window."""
+class _Windows:
+    """All documents in windows of at most `max_length` tokens; a short one is a window of its own."""
 
-    def __init__(
-        self, documents: _Documents, max_length: int, seed: int, rank: int, world: int, epochs: int | None
-    ) -> None:
-        self._documents = documents
-        self._max_length = max_length
+    def __init__(self, documents: _Documents, max_length: int) -> None:
+        self._documents, self._max_length = documents, max_length
+        counts = np.maximum(-(-documents.lengths // max_length), 1)
+        self._first = np.cumsum([0, *counts]) if (counts > 1).any() else None
+
+    def __len__(self) -> int:
+        return len(self._documents) if self._first is None else int(self._first[-1])
+
+    def cut(self, index: int, seed: tuple[int, ...]) -> Ids:
+        """The tokens of a window; `seed` decides where its document is cut."""
+        if self._first is None:
+            return self._documents[index]
+        document = int(np.searchsorted(self._first, index, side="right")) - 1
+        ids, count = self._documents[document], int(self._first[document + 1] - self._first[document])
+        slack = count * self._max_length - len(ids)
+        shift = int(np.random.default_rng((*seed, document)).integers(min(slack, self._max_length - 1) + 1))
+        start = (index - int(self._first[document])) * self._max_length - shift
+        return ids[max(start, 0) : start + self._max_length]
+
+
+class _Epochs:
+    """One rank's windows, epoch after epoch in a new order."""
+
+    def __init__(self, windows: _Windows, seed: int, rank: int, world: int, epochs: int | None) -> None:
+        self._windows = windows
         self._seed = seed
         self._rank = rank
         self._world = world
-        self._share = len(range(rank, len(documents), world))
+        self._share = len(range(rank, len(windows), world))
         self._length = sys.maxsize if epochs is None else epochs * self._share
         self._order_of = lru_cache(maxsize=1)(self._shuffle)
 
@@ -159,18 +188,15 @@ class _Epochs:
 
     def __getitem__(self, index: int) -> dict[str, Ids]:
         epoch, at = divmod(index, self._share)
-        document = self._order_of(epoch)(self._rank + at * self._world)
-        ids = self._documents[document]
-        spare = len(ids) - self._max_length
-        start = int(np.random.default_rng((self._seed, epoch, document)).integers(spare + 1)) if spare > 0 else 0
-        return {"ids": ids[start : start + self._max_length]}
+        window = self._order_of(epoch)(self._rank + at * self._world)
+        return {"ids": self._windows.cut(window, (self._seed, epoch))}
 
     def _shuffle(self, epoch: int) -> Callable[[int], int]:
         """Return what gives the document at each place of an epoch's order.
 
         That is a table if there are few, and otherwise Grain's shuffle, which is slower but needs no memory.
         """
-        size = len(self._documents)
+        size = len(self._windows)
         if size <= _LARGEST_TABLE:
             table: list[int] = np.random.default_rng((self._seed, epoch)).permutation(size).tolist()
             return table.__getitem__
@@ -197,14 +223,12 @@ class _Stack:
         return batch
 
 
-def _check_sizes(documents: int, *, max_length: int, rows: int, rank: int, world: int) -> None:
+def _check_sizes(*, max_length: int, rows: int, rank: int, world: int) -> None:
     for name, size in {"max_length": max_length, "rows": rows, "world": world}.items():
         if size < 1:
             raise InputError(f"{name} must be at least 1, not {size}")
     if not 0 <= rank < world:
         raise InputError(f"rank must be at least 0 and below world {world}, not {rank}")
-    if documents < world:
-        raise InputError(f"{documents} documents are too few to share among {world} ranks")
 
 
 def _import_grain() -> Any:

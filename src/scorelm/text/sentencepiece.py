@@ -20,6 +20,8 @@ from scorelm.text.tokenizer import Special
 
 _SPECIAL = Special(bos=0, eos=1, pad=2, unk=3)
 _DIGITS = "0123456789"
+_SPACE_SIGN = "▁"  # how SentencePiece writes a space; in a text it would be taken for one
+_RESERVED = {ord(_SPACE_SIGN): " ", 0x2585: " "}  # lines with the latter are left out of training otherwise
 _BYTES = 256
 _LONGEST_LINE = 1 << 30  # bytes; SentencePiece drops longer lines, and this is the largest limit it takes
 _LEAST_COVERAGE = 0.98  # the smallest that SentencePiece takes
@@ -31,8 +33,8 @@ class SentencePieceTokenizer:
     """A `Tokenizer` whose special ids are ``<s>`` = 0, ``</s>`` = 1, ``<pad>`` = 2 and ``<unk>`` = 3.
 
     Text is not normalised: ``decode(encode(text)) == text``, leading, trailing and repeated spaces and line breaks
-    included. The two exceptions are U+2581, SentencePiece's own sign for a space, which comes back as a space, and
-    characters outside the vocabulary of a model without byte fallback, which come back as ``⁇``.
+    included. The exceptions are characters outside the vocabulary of a model without byte fallback, which come back as
+    ``⁇``, and whatever a model that was trained elsewhere normalises.
     """
 
     special = _SPECIAL
@@ -56,6 +58,8 @@ class SentencePieceTokenizer:
         except UnicodeDecodeError:
             raise InputError("its vocabulary is not UTF-8") from None
         self._processor = processor
+        spelled = [int(processor.piece_to_id(f"<0x{byte:02X}>")) for byte in _SPACE_SIGN.encode()]
+        self._space_sign = [_SPECIAL.unk] if _SPECIAL.unk in spelled else spelled
 
     @classmethod
     def train(cls, lines: Iterable[str], vocab_size: int, *, byte_fallback: bool = True) -> SentencePieceTokenizer:
@@ -71,7 +75,7 @@ class SentencePieceTokenizer:
             InputError: there is no text, it is not Unicode, or it cannot support this vocabulary size (the message
                 names the nearest that works).
         """
-        texts = [_check_unicode(line) for line in lines if line.strip()]
+        texts = [_check_unicode(line).translate(_RESERVED) for line in lines if line.strip()]
         reserved = len(_SPECIAL) + len(_DIGITS) + (_BYTES if byte_fallback else 0)
         if not texts:
             raise InputError("there is no text to train a tokenizer on")
@@ -163,7 +167,10 @@ class SentencePieceTokenizer:
         Raises:
             InputError: the text has lone surrogates, as a command-line argument that is not UTF-8 has.
         """
-        ids: list[int] = self._processor.encode(_check_unicode(text))
+        first, *later = _check_unicode(text).split(_SPACE_SIGN)
+        ids: list[int] = self._processor.encode(first)
+        for part in later:
+            ids += [*self._space_sign, *self.encode_inside(part)]
         return ids
 
     def encode_inside(self, text: str) -> list[int]:

@@ -7,18 +7,77 @@ several blanks are all templates.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
+from scorelm.config.generation import Infilling
 from scorelm.errors import InputError, brief
 from scorelm.text.tokenizer import Tokenizer
 
-Template = list[int | None]
-"""Token ids of a whole document, beginning with ``<s>``; None is a free position."""
 
-BLANK = re.compile("_{4,}")
-"""What stands for a blank in a text to be filled in."""
+class Hole(Enum):
+    """What may be written at a free position, where not every token may; values are rows of `tokens_for`."""
+
+    SPACE = 1
+    """A token that begins with a space."""
+    WORD = 2
+    """A token that begins with a space, followed by letters or digits only."""
+    REST = 3
+    """A token of letters or digits only: the rest of a word, or a word that no space stands before."""
+
+
+Template = list[int | Hole | None]
+"""Token ids of a whole document, beginning with ``<s>``; None is a free position, a `Hole` one with a condition."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A document to be completed."""
+
+    template: Template
+    given: Sequence[str] = ()
+    """Text before, between and behind the blanks, as it was written; none where the text is what the ids decode to."""
+    blanks: Sequence[slice] = ()
+    """Where the blanks are in the template."""
+
+    def read(self, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, list[tuple[int, int]]]:
+        """The completed text, in which what was given is as it was, and the (start, end) of what was filled in.
+
+        Args:
+            ids: of the whole document.
+            tokenizer: that the template was made with.
+        """
+        if not self.given:
+            return tokenizer.decode(ids), []
+        text, spans = self.given[0], []
+        for blank, behind in zip(self.blanks, self.given[1:], strict=True):
+            before = tokenizer.decode(ids[: blank.start])
+            filled = tokenizer.decode(ids[: blank.stop])[len(before) :]
+            if text.endswith(" ") and self.template[blank.start] in (Hole.SPACE, Hole.WORD):
+                filled = filled.removeprefix(" ")  # the given text has it
+            spans.append((len(text), len(text) + len(filled)))
+            text += filled + behind
+        return text, spans
+
+
+def tokens_for(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    """Which tokens may be written where: rows by the value of `Hole`, row 0 for any token, [4, V]."""
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    allowed = np.ones((1 + len(Hole), len(pieces)), dtype=np.bool_)
+    allowed[Hole.SPACE.value] = [piece.startswith("▁") for piece in pieces]
+    allowed[Hole.REST.value] = [is_wordlike(piece) for piece in pieces]
+    allowed[Hole.WORD.value] = [piece.startswith("▁") and is_wordlike(piece[1:]) for piece in pieces]
+    return allowed
+
+
+def is_wordlike(text: str) -> bool:
+    """Whether a text is letters, their marks and digits only, at least one of them."""
+    return bool(text) and all(unicodedata.category(c)[0] in "LMN" for c in text)
 
 
 def draw_length(lengths: Sequence[int], at_least: int, rng: np.random.Generator) -> int:
@@ -78,46 +137,114 @@ def prompt_template(
     return head + [None] * (free - 1) + [tokenizer.special.eos if closed else None]
 
 
-def blank_template(
+def split_blanks(text: str, sign: str) -> list[str]:
+    """The text before, between and behind its blanks.
+
+    Four underscores or more are one blank, and so are other signs that touch. A backslash before a sign makes it text.
+    """
+    blank = "_{4,}" if sign == Infilling().blank else f"(?:{re.escape(sign)})+"
+    pieces, end = [""], 0
+    for found in re.finditer(rf"(\\?)({blank})", text):
+        pieces[-1] += text[end : found.start()] + (found[2] if found[1] else "")
+        pieces += [] if found[1] else [""]
+        end = found.end()
+    pieces[-1] += text[end:]
+    return pieces
+
+
+def blank_draft(
     text: str,
     tokenizer: Tokenizer,
+    spaces: bool,
     lengths: Sequence[int],
-    blank_tokens: int | None,
+    request: Infilling,
     rng: np.random.Generator,
-    needed: bool = True,
-) -> Template:
-    """A document with a run of free positions for every blank of four or more underscores.
+) -> Draft:
+    """A document with a run of free positions for every blank.
 
     Args:
-        text: text with blanks.
+        text: text with blanks; only a repair does without.
         tokenizer: of the model.
+        spaces: whether it has tokens that begin with a space; one before a blank is then left to its first token.
         lengths: how many documents have each length, from 0 on.
-        blank_tokens: tokens in each blank; when None, the document's length is drawn from `lengths`, and the tokens
-            that are not given are shared out among the blanks at random, at least one to each.
+        request: says what a blank looks like and how long it is.
         rng: draws the lengths.
-        needed: whether a text without a blank is refused.
 
     Raises:
         InputError: there is no blank, or the text does not fit.
     """
-    pieces = BLANK.split(text)
-    if len(pieces) < 2 and needed:
-        raise InputError(f"no blank in {brief(repr(text))}: write ____ where text is to be filled in")
-    if blank_tokens is not None and blank_tokens < 1:
-        raise InputError(f"a blank takes at least 1 token, not {blank_tokens}")
-    first, *later = pieces
-    given = [tokenizer.encode(first.strip()), *(tokenizer.encode_inside(piece.rstrip()) for piece in later)]
-    blanks, fixed = len(pieces) - 1, sum(map(len, given)) + 2
-    if not blanks:
-        draw_length(lengths, fixed, rng)
-        sizes = np.zeros(0, dtype=np.int64)
-    elif blank_tokens is None:
-        total = draw_length(lengths, fixed + blanks, rng)
-        sizes = 1 + rng.multinomial(total - fixed - blanks, [1 / blanks] * blanks)
+    given = split_blanks(text, request.blank)
+    if len(given) == 1 and request.repair is None:
+        raise InputError(f"no blank in {brief(repr(text))}: write {request.blank} where text is to be filled in")
+    parts, firsts = encode_given(given, tokenizer, spaces)
+    fixed = sum(map(len, parts)) + 2
+    if request.blank_words is None:
+        sizes = share_out(len(firsts), fixed, lengths, request.blank_tokens, rng)
+        runs: list[Template] = [[first, *[None] * (size - 1)] for first, size in zip(firsts, sizes, strict=True)]
     else:
-        sizes = np.full(blanks, blank_tokens)
-        draw_length(lengths, fixed + blanks * blank_tokens, rng)
-    template: Template = [tokenizer.special.bos, *given[0]]
-    for size, piece in zip(sizes, given[1:], strict=True):
-        template += [None] * int(size) + list(piece)
-    return [*template, tokenizer.special.eos]
+        runs = draw_words(given, firsts, request.blank_words, fixed, tokenizer, lengths, rng)
+    template: Template = [tokenizer.special.bos, *parts[0]]
+    places = []
+    for run, part in zip(runs, parts[1:], strict=True):
+        places.append(slice(len(template), len(template) + len(run)))
+        template += [*run, *part]
+    template.append(tokenizer.special.eos)
+    return Draft(template, given, places) if request.repair is None else Draft(template)
+
+
+def encode_given(given: Sequence[str], tokenizer: Tokenizer, spaces: bool) -> tuple[list[list[int]], list[Hole | None]]:
+    """Token ids of the text around blanks, and the condition on the first token of each blank.
+
+    Where a blank begins the text, its first token has the space that every text's first token has and no one sees.
+    """
+    unseen = tokenizer.encode_inside(" ") if not tokenizer.decode(tokenizer.encode_inside(" ")) else []
+    spaced = [spaces and piece.endswith(" ") for piece in given[:-1]]
+    kept = [piece[:-1] if space else piece for piece, space in zip(given, [*spaced, False], strict=True)]
+    parts = [tokenizer.encode(kept[0]), *map(tokenizer.encode_inside, kept[1:])]
+    if spaced and spaces and unseen and kept[0] == "":
+        if given[0]:
+            parts[0] = unseen
+        spaced[0] = True
+    return parts, [Hole.SPACE if space else None for space in spaced]
+
+
+def share_out(blanks: int, fixed: int, lengths: Sequence[int], each: int | None, rng: np.random.Generator) -> list[int]:
+    """How many tokens each blank has, in a document with `fixed` given ones.
+
+    These are `each`; or else the document's length is drawn from `lengths`, and what is not given is shared out at
+    random, at least one token for each blank.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    total = draw_length(lengths, fixed + blanks * (each or 1), rng)
+    if each is not None or not blanks:
+        return [each or 0] * blanks
+    return [1 + int(more) for more in rng.multinomial(total - fixed - blanks, [1 / blanks] * blanks)]
+
+
+def draw_words(
+    given: Sequence[str],
+    firsts: Sequence[Hole | None],
+    words: int,
+    fixed: int,
+    tokenizer: Tokenizer,
+    lengths: Sequence[int],
+    rng: np.random.Generator,
+) -> list[Template]:
+    """Holes for `words` words in each blank, every word as long in tokens as one of the given words.
+
+    Where such words do not fit, or there are none, every word is one token.
+
+    Raises:
+        InputError: not even these fit.
+    """
+    share_out(len(firsts), fixed, lengths, words, rng)
+    own = [len(tokenizer.encode(word)) for word in re.findall(r"[^\W_]+", " ".join(given))]
+    counts = [rng.choice(own or [1], words) for _ in firsts]
+    fits = fixed + sum(int(sizes.sum()) for sizes in counts) < len(lengths)
+    runs: list[Template] = []
+    for first, sizes in zip(firsts, counts, strict=True):
+        run = [hole for size in sizes for hole in (Hole.WORD, *[Hole.REST] * (int(size) - 1 if fits else 0))]
+        runs.append([Hole.WORD if first else Hole.REST, *run[1:]])
+    return runs

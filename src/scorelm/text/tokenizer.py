@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -78,3 +79,8 @@ class Tokenizer(Protocol):
         Raises:
             InputError: the file cannot be written.
         """
+
+
+def count_lost(text: str, decoded: str) -> int:
+    """How many characters of a text do not come back from a tokenizer that gives it back as `decoded`."""
+    return 0 if decoded == text else (Counter(text) - Counter(decoded)).total()

@@ -17,6 +17,7 @@ from scorelm.parallel import ALONE, Ranks
 from scorelm.text.corpus import Corpus, length_histogram, load_corpus, tokenise
 from scorelm.text.packing import packed_rows
 from scorelm.text.sentencepiece import SentencePieceTokenizer
+from scorelm.text.source import Reading
 from scorelm.text.tokenizer import Tokenizer
 from scorelm.training.runlog import Say
 
@@ -35,11 +36,12 @@ class Shard:
 
 @dataclass
 class TrainingData:
-    """Tokenised text, its tokenizer, and a fingerprint of both."""
+    """Tokenised text, its tokenizer, a fingerprint of both, and one of the text."""
 
     tokenizer: Tokenizer
     documents: Corpus
     fingerprint: str
+    text_fingerprint: str
 
     def shards(self, recipe: Recipe, ranks: Ranks) -> list[Shard]:
         """The shards of the data that a rank reads.
@@ -110,7 +112,9 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks 
     """
     kept = out / "tokenizer.model"
     with ranks.main_first():
-        corpus = load_corpus(config.source, field=config.field, holdout=config.holdout)
+        say(f"reading {config.source}")
+        corpus = load_corpus(config.source, Reading.of(config), holdout=config.holdout)
+        say("\n".join(corpus.notes))
         if resume or not ranks.main:
             tokenizer = SentencePieceTokenizer.load(kept)
         elif config.tokenizer is not None:
@@ -120,6 +124,8 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks 
             texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
             tokenizer = SentencePieceTokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
         documents = tokenise(corpus, tokenizer, max_length=config.max_length)
+        for note in documents.notes:
+            say(note)
         if ranks.main:
             tokenizer.save(kept)
-    return TrainingData(tokenizer, documents, documents.fingerprint)
+    return TrainingData(tokenizer, documents, documents.fingerprint, corpus.fingerprint)

@@ -1,0 +1,146 @@
+"""The two sides of a corpus: sorted by a hash of each example, and kept as Arrow files in the cache of ``datasets``.
+
+The hash is of a normal form, so that examples which differ by case or white space only are always on one side, on every
+machine and whatever file they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scorelm.text.records import Counts
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+TRAIN, HELDOUT = "train", "heldout"
+_COUNTS = "counts.json"
+_SPACES = r"[\t\n\v\f\r\p{Z}]"
+
+
+def normal_form(texts: pa.StringArray) -> pa.StringArray:
+    """Texts in small letters, Unicode's form NFKC, and with one space for each run of white space; none at the ends."""
+    import pyarrow.compute as pc
+
+    texts = _changed(texts, pc.invert(pc.string_is_ascii(texts)), lambda some: pc.utf8_normalize(some, "NFKC"))
+    lower = pc.utf8_trim_whitespace(pc.utf8_lower(texts))
+    odd = pc.match_substring_regex(lower, rf"{_SPACES}{{2}}|[\t\n\v\f\r\p{{Zl}}\p{{Zp}}]")
+    found: pa.StringArray = _changed(lower, odd, lambda some: pc.replace_substring_regex(some, rf"{_SPACES}+", " "))
+    return found
+
+
+def _changed(texts: Any, which: Any, change: Any) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.replace_with_mask(texts, which, change(texts.filter(which))) if pc.any(which).as_py() else texts
+
+
+def hashes_of(normal: pa.StringArray) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A hash of every text, XXH64."""
+    import pyarrow as pa
+    from xxhash import xxh64_intdigest
+
+    return np.fromiter(map(xxh64_intdigest, normal.cast(pa.binary()).to_pylist()), np.uint64, len(normal))
+
+
+class Writer:
+    """Writes examples to the side that their hash says, and counts what is left out.
+
+    Args:
+        folder: to write to; it exists.
+        holdout: share that is held out.
+        counts: takes what is found.
+    """
+
+    def __init__(self, folder: Path, holdout: float, counts: Counts) -> None:
+        import pyarrow as pa
+
+        self._limit = np.uint64(int(holdout * 2**64))
+        self._schema = pa.schema([("text", pa.string())])
+        self._files = {side: pa.OSFile(str(folder / f"{side}.arrow"), "wb") for side in (TRAIN, HELDOUT)}
+        self._streams = {side: pa.ipc.new_stream(file, self._schema) for side, file in self._files.items()}
+        self._hashes: list[Any] = []
+        self._last, self._counts = False, counts
+
+    def add(self, own: pa.StringArray, lead: pa.StringArray | None = None) -> None:
+        """Write examples.
+
+        Args:
+            own: their texts.
+            lead: what each repeats of the one before it; it is left out where the two are on different sides.
+        """
+        if not len(own):
+            return
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        normal = normal_form(own)
+        filled = pc.greater(pc.binary_length(normal), 0)
+        if not pc.all(filled).as_py():
+            self._counts.blank += len(own) - pc.sum(filled).as_py()
+            own, normal, lead = own.filter(filled), normal.filter(filled), lead and lead.filter(filled)
+        if not len(own):
+            return
+        self._hashes.append(hashes_of(normal))
+        held_out = self._hashes[-1] < self._limit
+        if lead is not None:
+            same = held_out == np.concatenate([[self._last], held_out[:-1]])
+            own = pc.binary_join_element_wise(pc.if_else(pa.array(same), lead, ""), own, "")
+        self._last = held_out[-1]
+        for side, wanted in ((TRAIN, ~held_out), (HELDOUT, held_out)):
+            self._streams[side].write_batch(pa.record_batch([own.filter(pa.array(wanted))], schema=self._schema))
+
+    def close(self) -> None:
+        """Close the files, and count the examples that they have."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for side, stream in self._streams.items():
+            stream.close()
+            self._files[side].close()
+        found = pa.chunked_array(self._hashes, pa.uint64())
+        self._counts.examples = len(found)
+        self._counts.duplicates = len(found) - pc.count_distinct(found).as_py()
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A directory to write to, which becomes `final` in the end, or goes if anything fails."""
+    draft = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        if not final.exists():  # else another process was as fast
+            draft.rename(final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_counts(folder: Path, counts: Counts) -> None:
+    """Keep the counts beside the sides."""
+    (folder / _COUNTS).write_text(json.dumps(asdict(counts)))
+
+
+def read_counts(folder: Path) -> Counts:
+    """The counts that `write_counts` has kept."""
+    return Counts(**json.loads((folder / _COUNTS).read_text()))
+
+
+def read_side(folder: Path, side: str) -> datasets.Dataset:
+    """One side, a column ``text`` that stays on the disk."""
+    import datasets
+    from datasets.table import MemoryMappedTable
+
+    table = MemoryMappedTable.from_file(str(folder / f"{side}.arrow"))
+    return datasets.Dataset(table, fingerprint=f"{folder.name}-{side}")
