@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from scorelm.sampling.paths import PATHS
 from scorelm.sampling.solvers import SOLVERS
 
 SMALL = ("--model.dim", "32", "--model.layers", "2", "--max-length", "32", "--rows", "8")
+HELD = ("--holdout", "0.2")
 
 
 class Done(NamedTuple):
@@ -82,8 +85,9 @@ def run(lines: Path) -> Path:
     made = scorelm("tokenizer", "-d", str(lines), "--vocab-size", "310", "--out", str(spm))
     assert (made.code, made.out) == (0, "") and "310 tokens" in made.err
     tokenizer = str(spm / "tokenizer.model")
-    trained = scorelm("train", "-d", str(lines), "-spm", tokenizer, "-mdir", str(out), "--steps", "30", *SMALL)
+    trained = scorelm("train", "-d", str(lines), "-spm", tokenizer, "-mdir", str(out), "--steps", "30", *SMALL, *HELD)
     assert (trained.code, trained.out) == (0, "") and f"scorelm sample {out / 'model'}" in trained.err
+    assert "lines: 250 examples, 0 empty, 0 duplicates\n" in trained.err
     return out
 
 
@@ -94,7 +98,7 @@ def peers(run: Path, lines: Path) -> dict[str, Path]:
     for objective in ("autoregressive", "masked"):
         found[objective] = run.parent / objective
         words = ("-d", str(lines), "-spm", str(run / "tokenizer.model"), "--out", str(found[objective]))
-        done("train", *words, "--objective", objective, "--steps", "12", *SMALL)
+        done("train", *words, "--objective", objective, "--steps", "12", *SMALL, *HELD)
     return found
 
 
@@ -171,11 +175,56 @@ def test_json_is_the_contract_on_paths_and_solvers(run: Path, path: str, solver:
         assert all(s["nfe"] == 6 and s["ids"][-1] == 1 for s in samples)
 
 
-def test_infill_keeps_what_is_given(run: Path) -> None:
-    words = ("Saul ____ has ____.", "-n", "2", "--steps", "5", "--json", "--blank-tokens", "3")
-    for sample in json.loads(done("infill", str(run), *words)):
-        assert sample["text"].startswith("Saul") and sample["text"].endswith(".")
-        assert "has" in sample["text"] and "_" not in sample["text"]
+@pytest.mark.parametrize("size", ["--blank-tokens", "--blank-words"])
+def test_infill_keeps_what_is_given_byte_for_byte(run: Path, size: str) -> None:
+    words = ("infill", str(run), "  Saul\n\t____  has \\____ and ____.\n", "-n", "2", "--steps", "5", size, "2")
+    samples = json.loads(done(*words, "--json"))
+    marked = done(*words, "--mark").removesuffix("\n").split("\n---\n")
+    assert len(marked) == 2 and len(done(*words).split("\n---\n")) == 2
+    for sample, shown in zip(samples, marked, strict=True):
+        assert set(sample) == {"text", "ids", "seed", "nfe", "spans"}
+        one, two = (sample["text"][start:end] for start, end in sample["spans"])
+        assert sample["text"] == f"  Saul\n\t{one}  has ____ and {two}.\n"
+        assert shown == f"  Saul\n\t[{one}]  has ____ and [{two}].\n"
+        assert size == "--blank-tokens" or len(one.split()) == len(two.split()) == 2
+
+
+def test_a_blank_can_have_another_sign(run: Path) -> None:
+    out = done("infill", str(run), "Saul has ____ [?] figs.", "--blank", "[?]", "-n", "1", "--steps", "3")
+    assert out.startswith("Saul has ____ ") and out.endswith(" figs.\n") and "?" not in out
+
+
+def test_texts_continue_each_prompt_in_order(run: Path, tmp_path: Path) -> None:
+    prompts = ["Ruth and", "\tSaul", "", "Dan"]
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbf\r\nDan\n")
+    words = ("sample", str(run), "--prompt", prompts[0], "--prompt", prompts[1], "-n", "2", "--steps", "4", "--json")
+    samples = json.loads(done(*words, "--prompt-file", str(tmp_path / "prompts.txt")))
+    assert [sample["prompt"] for sample in samples] == [prompt for prompt in prompts for _ in range(2)]
+    assert [sample["seed"] for sample in samples] == list(range(8))
+    assert all(sample["text"].startswith(sample["prompt"]) for sample in samples)
+
+
+def test_temperature_0_prints_the_same_for_every_seed(run: Path) -> None:
+    words = ("sample", str(run), "--temperature", "0", "--path", "blocks:1", "-n", "2", "--prompt", "Ruth", "--seed")
+    first, second = (done(*words, seed).splitlines() for seed in ("0", "9"))
+    assert first == second == [first[0]] * 2
+
+
+def test_long_work_says_how_far_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorelm.viz.progress.EVERY", 0.05)
+    for verb, *words in (("sample", "--length", "30"), ("infill", "____")):
+        code, out, err = scorelm(verb, str(run), *words, "-n", "40", "--steps", "16", "--path", "uniform", "--json")
+        assert (code, len(json.loads(out))) == (0, 40)
+        shares = [int(share) for share in re.findall(r"writing 40 texts: (\d+)% done", err)]
+        assert shares == sorted(shares) and 0 < shares[-1] <= 100
+
+
+def test_a_film_of_one_batch_of_several_says_so(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorelm.sampling.loop.LOGITS", 2 * 20 * 310)
+    words = ("sample", str(run), "-n", "3", "--length", "20", "--steps", "2", "--film", str(tmp_path / "film.html"))
+    code, out, err = scorelm(*words)
+    assert (code, len(out.splitlines())) == (0, 3)
+    assert err == "the film shows 1 of 3 texts: those that were written together last\n"
 
 
 def test_every_option_of_a_request_runs(run: Path, tmp_path: Path) -> None:
@@ -189,8 +238,10 @@ def test_every_option_of_a_request_runs(run: Path, tmp_path: Path) -> None:
         "sample", str(run), *both, "--prompt", "Ruth", "--path", "confidence:0.2", "--nats-per-step", "3",
         "--guidance", "1.5", "--length", "20", "--max-length", "24", "--film", str(film),
     )  # fmt: skip
-    infill = ("infill", str(run), "Ruth has ____ figs.", *both, "--blank-tokens", "2", "--repair", "0.5")
-    for words, start in ((sample, "Ruth"), (infill, "")):
+    infill = ("infill", str(run), "Ruth has @ figs.", *both, "--blank", "@")
+    repair = (*infill, "--blank-tokens", "2", "--repair", "0.5")
+    in_words = (*infill, "--blank-words", "2", "--mark")
+    for words, start in ((sample, "Ruth"), (in_words, "Ruth"), (repair, "")):
         code, out, err = scorelm(*words)
         assert (code, err) == (0, "")
         samples = json.loads(out)
@@ -200,7 +251,7 @@ def test_every_option_of_a_request_runs(run: Path, tmp_path: Path) -> None:
     known = {"-n" if name == "n" else f"--{name.removeprefix('as_').replace('_', '-')}" for name in (
         *Continuation.model_fields, *Infilling.model_fields, *Output.model_fields
     )}  # fmt: skip
-    assert known <= {*sample, *infill}
+    assert known <= {*sample, *in_words, *repair}
 
 
 def test_info_describes_a_model(run: Path) -> None:
@@ -210,7 +261,10 @@ def test_info_describes_a_model(run: Path) -> None:
     assert [facts[name] for name in shown] == [32, 2, 310, 32, 30, "score"]
 
 
-PRICE = {"path", "exact", "nats_per_token", "bits_per_char", "stderr_nats_per_token", "tokens", "nfe", "terms"}
+PRICE = {
+    "path", "exact", "kind", "nats_per_token", "bits_per_char", "stderr_nats_per_token", "tokens", "nfe",
+    "unknown_characters", "terms", "data", "held_out",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -227,9 +281,12 @@ PRICE = {"path", "exact", "nats_per_token", "bits_per_char", "stderr_nats_per_to
 def test_score_prints_the_contract_on_every_kind_of_path(
     run: Path, path: str, more: tuple[str, ...], exact: bool, terms: set[str]
 ) -> None:
-    code, out, err = scorelm("score", str(run), "--path", path, *more, "--limit", "5", "--holdout", "0.1", "--json")
-    assert (code, err) == (0, "")
+    code, out, err = scorelm("score", str(run), "--path", path, *more, "--limit", "5", "--json")
     found = json.loads(out)
+    assert (code, err) == (0, f"{found['data']}\n") and found["held_out"] is True
+    assert found["data"].startswith("the first 5 held-out examples of ") and found["data"].endswith(
+        ", none seen in training"
+    )
     assert (found.keys(), found["exact"], set(found["terms"])) == (PRICE, exact, terms)
     assert found["nats_per_token"] == pytest.approx(sum(found["terms"].values()))
     assert 0 < found["stderr_nats_per_token"] < found["nats_per_token"] and found["tokens"] > 30
@@ -239,7 +296,7 @@ def test_score_prices_all_of_another_file_and_plots(run: Path, tmp_path: Path) -
     (tmp_path / "new.txt").write_text("Ruth has 3 figs.\nDan has none.\n", encoding="utf-8")
     plot = tmp_path / "integrand.png"
     out = done("score", str(run), "-d", str(tmp_path / "new.txt"), "--plot", str(plot))
-    assert "uniform (upper bound)" in out and "bits/character" in out
+    assert out.startswith("uniform: ") and out.splitlines()[0].endswith("bits/character, upper bound")
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -279,7 +336,8 @@ def test_eval_writes_one_report(
     for word in ("ordered", "real text", "unigram sampler", "perplexity", "mauve"):
         assert word in out
     report = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    assert {"model", "judge", "settings", "prices", "table", "frontier", "effort", "samples"} == report.keys()
+    parts = {"model", "judge", "settings", "prices", "table", "frontier", "effort", "samples", "notes"}
+    assert parts | {"data", "held_out"} == report.keys() and report["held_out"] is True
     assert "</html>" in page.read_text(encoding="utf-8")
 
 
@@ -294,6 +352,39 @@ def test_flags_override_a_recipe_its_budget_too(lines: Path, tmp_path: Path) -> 
     assert (kept.training.steps, kept.training.minutes) == (2, None)
     done("train", "--out", str(out), "--resume", "--steps", "3")
     assert load_recipe(str(out / "recipe.toml")).training.steps == 3
+
+
+def test_a_tokenizer_is_replaced_only_if_told(lines: Path, tmp_path: Path) -> None:
+    words, target = ("tokenizer", "-d", str(lines), "--out", str(tmp_path / "new" / "spm")), tmp_path / "new" / "spm"
+    done(*words, "--vocab-size", "310")
+    made = (target / "tokenizer.model").read_bytes()
+    assert scorelm(*words, "--vocab-size", "320").code == 2
+    assert (target / "tokenizer.model").read_bytes() == made
+    done(*words, "--vocab-size", "320", "--overwrite")
+    assert (target / "tokenizer.model").read_bytes() != made
+
+
+def test_a_run_that_has_ended_goes_on_by_what_is_added(run: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(run, tmp_path / "run"))
+    ended = scorelm("train", "--out", str(out), "--resume")
+    assert ended.code == 0 and "is finished, after 30 steps: nothing is changed" in ended.err
+    for added in (("--minutes", "0.002"), ("--steps", "1000000", "--minutes", "1"), ("--minutes", "0.002")):
+        assert scorelm("train", "--out", str(out), "--resume", *added).code == (2 if len(added) > 2 else 0)
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["seconds"] > 0.24
+    assert load_recipe(str(out / "recipe.toml")).training.minutes > 0.004
+
+
+@pytest.mark.thorough
+def test_a_second_demo_replaces_the_first_only_if_told(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    words = ("demo", "--out", str(out), "--minutes", "0.005", "--device", "cpu")
+    assert "And God said" in done(*words)
+    (out / "notes.txt").write_text("mine")
+    before = (out / "film.html").read_bytes()
+    assert scorelm(*words).code == 2 and (out / "film.html").read_bytes() == before
+    replaced = scorelm(*words, "--overwrite")
+    assert replaced.code == 0 and "what is not its own stays: notes.txt" in replaced.err
+    assert (out / "notes.txt").read_text() == "mine" and (out / "film.html").exists()
 
 
 # What a user can cause
@@ -322,7 +413,16 @@ BAD = {
     "falling back from nothing": (("train", "--out", "{folder}/void", "--fall-back"), "--resume"),
     "another model resumed": (("train", "--out", "{run}", "--resume", "--model.dim", "64"), "model"),
     "two budgets": (("train", "--out", "{folder}/out", "--steps", "3", "--minutes", "1"), "either"),
-    "another run than a demo": (("demo", "--out", "{run}"), "--out"),
+    "a run where a demo is to be": (("demo", "--out", "{run}"), "--overwrite"),
+    "other rows resumed": (("train", "--out", "{run}", "--resume", "--rows", "4"), "--rows can't change"),
+    "another recipe resumed": (("train", "--out", "{run}", "--resume", "--recipe", "demo"), "--recipe"),
+    "steps that are made": (
+        ("train", "--out", "{run}", "--resume", "--steps", "30"),
+        "--steps 30: the run has made 30",
+    ),
+    "replaced and resumed": (("train", "--out", "{run}", "--resume", "--overwrite"), "--overwrite"),
+    "tokenizer exists": (("tokenizer", "--out", "{run}", "-d", "{folder}/few.txt"), "--overwrite"),
+    "no text for a tokenizer": (("tokenizer", "--out", "{folder}/out/spm", "-d", "{folder}/none.txt"), "none.txt"),
     "prompt too long": (("sample", "{run}", "--prompt", "Ruth " * 50), "tokens"),
     "length too long": (("sample", "{run}", "--length", "99"), "99"),
     "no model": (("sample", "{folder}/nowhere"), "nowhere"),
@@ -331,6 +431,8 @@ BAD = {
     "damaged weights": (("sample", "{folder}/damaged"), "model.safetensors"),
     "no device": (("sample", "{run}", "--device", "abacus"), "abacus"),
     "no blank": (("infill", "{run}", "no blank here"), "____"),
+    "no blank of that sign": (("infill", "{run}", "a ____", "--blank", "@"), "write @"),
+    "too many words": (("infill", "{run}", "a ____", "--blank-words", "99"), "tokens"),
     "no text to fill in": (("infill",), "text"),
     "text without quotes": (("infill", "{run}", "And", "____"), "quotes"),
     "no text to price": (("score", "{run}", "-d", "{folder}/empty.txt"), "empty"),
@@ -347,7 +449,15 @@ BEFORE = {
     "bad path": (("sample", "--path", "zigzag"), "zigzag"),
     "bad number": (("sample", "--path", "blocks:half"), "half"),
     "bad solver": (("sample", "--solver", "ancestral:7"), "ancestral"),
-    "bad temperature": (("sample", "--temperature", "0"), "temperature"),
+    "bad temperature": (("sample", "--temperature", "-1"), "temperature"),
+    "no prompts": (("sample", "--prompt-file", "{folder}/nil.txt"), "nil.txt is empty"),
+    "missing prompts": (("sample", "--prompt-file", "{folder}/none.txt"), "none.txt"),
+    "prompts in a directory": (("sample", "--prompt-file", "{folder}"), "directory"),
+    "prompts not in UTF-8": (("sample", "--prompt-file", "{folder}/latin.txt"), "latin.txt is not UTF-8"),
+    "prompts from a pipe": (("sample", "--prompt-file", "/dev/zero"), "/dev/zero"),
+    "two sizes of a blank": (("infill", "A ____.", "--blank-tokens", "2", "--blank-words", "2"), "not both"),
+    "no sign of a blank": (("infill", "A ____.", "--blank", ""), "blank"),
+    "nothing to mark": (("infill", "A.", "--repair", "0.5", "--mark"), "--mark"),
     "bad seed": (("sample", "--seed", "-1"), "seed"),
     "bad halting": (("sample", "--halt", "never"), "never"),
     "no score": (("sample", "--score-temperature", "0.5"), "temperature"),
@@ -376,7 +486,8 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     for name, content in {
         "empty.txt": b"\n  \n", "latin.txt": b"caf\xe9\n" * 50, "long.txt": b"word " * 400 + b"\n",
-        "few.txt": b"one two three\n" * 5, "odd.xyz": b"x", "rows.jsonl": b'{"body": "a"}\n{"body": "b"}\n',
+        "few.txt": b"one two three\n" * 5, "nil.txt": b"", "odd.xyz": b"x",
+        "rows.jsonl": b'{"body": "a"}\n{"body": "b"}\n',
     }.items():  # fmt: skip
         (folder / name).write_bytes(content)
     for name in ("shape", "damaged"):
@@ -402,6 +513,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert (code, out) == (2, ""), err
     assert message.startswith("scorelm: ") and word in message
     assert not before or (words[0] == "train" and len(before) == 1)  # what it was doing
+    assert not (folder / "out").exists() and not (folder / "void").exists()
 
 
 def test_an_unknown_flag_is_refused_with_the_nearest_right_one() -> None:

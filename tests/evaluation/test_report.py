@@ -109,6 +109,9 @@ def test_what_makes_a_judge_partial_is_said(make_lm, tmp_path):
     assert kinship(lm, AutoregressiveJudge(lm, "other")) == itself
     other.provenance = Provenance(data="another.txt")
     assert kinship(lm, AutoregressiveJudge(other, "other")) is None
+    for model, name in ((lm, "bible.txt"), (other, "moved.txt")):
+        model.provenance = Provenance(data=name, fingerprint="0f")
+    assert kinship(lm, AutoregressiveJudge(other, "other")) == same
 
 
 def test_what_a_judge_cannot_spell_is_said(make_lm, judge):

@@ -52,12 +52,11 @@ class ScoreVerb(Verb):
         with launched() as ranks:
             lm = open_model(self.model, self.device)
             measured = load_texts(lm.provenance, self.texts)
-            if ranks.main:
-                tell(measured.what)
             with progress("pricing", ranks.main) as watch:
                 found = price(lm, measured.texts, watch=watch, ranks=ranks, **self.pricing.model_dump())
         if not ranks.main:
             return 0
+        tell(measured.what)
         if self.plot is not None:
             plot_integrand(found, lm.norm, self.plot)
         if self.as_json:

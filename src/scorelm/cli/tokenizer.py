@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -10,7 +11,8 @@ from tyro.conf import arg
 
 from scorelm.cli.printing import tell
 from scorelm.cli.verb import Verb
-from scorelm.errors import writing
+from scorelm.config.recipe import TextOptions
+from scorelm.errors import InputError, exists, writing
 
 
 class TokenizerVerb(Verb):
@@ -24,27 +26,41 @@ class TokenizerVerb(Verb):
 
     out: Annotated[Path, arg(aliases=("-mdir",))]
     """Directory to write tokenizer.model to."""
-    data: Annotated[str, arg(aliases=("-d",))] = "kjv"
-    """Text: kjv (embedded), a .txt, .jsonl, .csv or .parquet file, a directory of them, or a Hugging Face name."""
-    field: str = "text"
-    """Column that holds the text, in files with columns."""
+    text: Annotated[TextOptions, arg(name="")] = TextOptions()
     vocab_size: PositiveInt = 2048
     """Number of tokens, the special ones included."""
     byte_fallback: bool = True
     """Spell unknown characters in bytes, so that any text can be written back as it was."""
+    overwrite: bool = False
+    """Replace the tokenizer.model that --out has."""
 
     def run(self) -> int:
         """Train the tokenizer on all of the text, and write it."""
         from scorelm.text.corpus import load_corpus
         from scorelm.text.sentencepiece import SentencePieceTokenizer
+        from scorelm.text.source import Reading
 
         target = self.out / "tokenizer.model"
-        with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        corpus = load_corpus(self.data, field=self.field, holdout=0)
+        check_place(target, self.overwrite)
+        corpus = load_corpus(self.text.source, Reading.of(self.text), holdout=0)
+        tell("\n".join(corpus.notes))
         texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
         tokenizer = SentencePieceTokenizer.train(texts, self.vocab_size, byte_fallback=self.byte_fallback)
         with writing(target):
-            tokenizer.save(target)
+            self.out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(target)
         tell(f"{target}: {tokenizer.vocab_size:,} tokens")
         return 0
+
+
+def check_place(target: Path, overwrite: bool) -> None:
+    """Refuse a place that cannot be written to, or one that is taken, before the text is read.
+
+    Raises:
+        InputError: says which.
+    """
+    if exists(target) and not overwrite:
+        raise InputError(f"{target} is there already: add --overwrite to replace it, or choose another --out")
+    nearest = next(p for p in target.parents if exists(p))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise InputError(f"cannot write {target}: {nearest} is no directory that can be written to")

@@ -125,8 +125,9 @@ def same_weights(one: ScoreLM, other: ScoreLM) -> bool:
 
 
 def learned_alike(one: ScoreLM, other: ScoreLM) -> bool:
-    """Whether two models say that they were trained on the same text."""
-    return one.provenance.data != "" and one.provenance.data == other.provenance.data
+    """Whether two models say that they were trained on the same text, by its fingerprint or by its name."""
+    own, others = one.provenance, other.provenance
+    return own.fingerprint == others.fingerprint != "" or own.data == others.data != ""
 
 
 def can_spell(lm: ScoreLM, text: str) -> bool:

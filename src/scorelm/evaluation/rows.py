@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from scorelm.errors import InputError
 from scorelm.noise.levels import GOLDEN
 from scorelm.sampling.state import shuffle
 from scorelm.text.batching import by_length, pad
-from scorelm.text.tokenizer import Special, Tokenizer
+from scorelm.text.tokenizer import Special, Tokenizer, count_lost
 
 POSITIONS, LOGITS = 4096, 1 << 23
 """Most positions in a batch, and most logits (positions times vocabulary), which are what takes its memory."""
@@ -69,18 +68,13 @@ def cut(texts: Sequence[str], tokenizer: Tokenizer, max_length: int, lossy: bool
         spelled = [token for token in document if token != tokenizer.special.unk]
         back, document = tokenizer.decode(spelled), spelled if lossy else document
         rows.characters.append(len(back))
-        rows.unknown.append(lost(text, back))
+        rows.unknown.append(count_lost(text, back))
         for start in range(0, len(document), max_length):
             rows.ids.append(document[start : start + max_length])
             rows.text.append(number)
     if not rows.ids:
         raise InputError("there is no text to measure")
     return rows
-
-
-def lost(text: str, back: str) -> int:
-    """How many characters of a text are not in what a tokenizer gives back; at least 1 where the two differ at all."""
-    return 0 if back == text else max(1, (Counter(text) - Counter(back)).total())
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def tokenise(corpus: Corpus, tokenizer: Tokenizer, *, max_length: int, processes
     with _quiet(), _writing_cache():
         sides = [_encode(side, tokenizer, processes) for side in (corpus.train, corpus.heldout)]
     train, heldout = (side.remove_columns(["lost", "characters"]) for side in sides)
-    lost, characters = (sum(int(np.sum(side[name])) for side in sides) for name in ("lost", "characters"))
+    lost, characters = (sum(_total(side, name) for side in sides) for name in ("lost", "characters"))
     notes, longer = [], int((_count_tokens(train) > max_length).sum())
     if lost:
         notes.append(
@@ -229,6 +229,12 @@ def _encode_batch(batch: dict[str, list[str]], tokenizer: Tokenizer) -> dict[str
     ids = [tokenizer.encode_document(text) for text in texts]
     lost = [count_lost(text, tokenizer.decode(tokens)) for text, tokens in zip(texts, ids, strict=True)]
     return {"ids": ids, "lost": lost, "characters": [len(text) for text in texts]}
+
+
+def _total(dataset: datasets.Dataset, name: str) -> int:
+    import pyarrow.compute as pc
+
+    return int(pc.sum(dataset.data.column(name)).as_py() or 0)
 
 
 def _count_tokens(dataset: datasets.Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:

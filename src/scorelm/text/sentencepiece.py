@@ -214,10 +214,10 @@ class SentencePieceTokenizer:
         return SentencePieceTokenizer.from_bytes, (self.to_bytes(),)
 
     def _check(self, ids: Iterable[int]) -> list[int]:
-        tokens = [int(token) for token in ids]
-        for token in tokens:
-            if not 0 <= token < self.vocab_size:
-                raise InputError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+        tokens, size = list(map(int, ids)), self.vocab_size
+        if tokens and not 0 <= min(tokens) <= max(tokens) < size:
+            wrong = next(token for token in tokens if not 0 <= token < size)
+            raise InputError(f"token id {wrong} is outside the vocabulary of {size}")
         return tokens
 
 

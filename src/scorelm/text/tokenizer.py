@@ -82,5 +82,5 @@ class Tokenizer(Protocol):
 
 
 def count_lost(text: str, decoded: str) -> int:
-    """How many characters of a text do not come back from a tokenizer that gives it back as `decoded`."""
-    return 0 if decoded == text else (Counter(text) - Counter(decoded)).total()
+    """How many characters of a text a tokenizer has lost that gives it back as `decoded`; at least 1 if they differ."""
+    return 0 if decoded == text else max(1, (Counter(text) - Counter(decoded)).total())

@@ -112,20 +112,18 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks 
     """
     kept = out / "tokenizer.model"
     with ranks.main_first():
+        given = kept if resume or not ranks.main else config.tokenizer
+        tokenizer = None if given is None else SentencePieceTokenizer.load(given)
         say(f"reading {config.source}")
         corpus = load_corpus(config.source, Reading.of(config), holdout=config.holdout)
         say("\n".join(corpus.notes))
-        if resume or not ranks.main:
-            tokenizer = SentencePieceTokenizer.load(kept)
-        elif config.tokenizer is not None:
-            tokenizer = SentencePieceTokenizer.load(config.tokenizer)
-        else:
+        if tokenizer is None:
             say(f"training a tokenizer of {config.vocab_size:,} tokens on {len(corpus.train):,} examples")
             texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
             tokenizer = SentencePieceTokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
         documents = tokenise(corpus, tokenizer, max_length=config.max_length)
         for note in documents.notes:
             say(note)
-        if ranks.main:
+        if ranks.main and not resume:
             tokenizer.save(kept)
     return TrainingData(tokenizer, documents, documents.fingerprint, corpus.fingerprint)
