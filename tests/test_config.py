@@ -87,7 +87,7 @@ def test_the_options_of_a_request_are_immutable_and_checked() -> None:
     [
         ({"temprature": 1.0}, "no option 'temprature': did you mean temperature?"),
         ({"zzz": 1}, "no option 'zzz': choose steps, path"),
-        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"steps": 0}, "steps"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,11 +26,11 @@ from scorelm.noise.schedule import Schedule, schedule_from_dict, schedule_to_dic
 from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.denoise import StepRecord
 from scorelm.sampling.evaluator import Network
-from scorelm.sampling.loop import Loop
+from scorelm.sampling.loop import Loop, generate_in_batches
 from scorelm.sampling.request import Settings
 from scorelm.sampling.sample import Sample, best_of_each, check_choice
 from scorelm.text.sentencepiece import SentencePieceTokenizer
-from scorelm.text.templates import Template, blank_template, prompt_template
+from scorelm.text.templates import Draft, Hole, blank_draft, prompt_template, tokens_for
 from scorelm.text.tokenizer import Tokenizer
 
 
@@ -125,6 +128,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         n: int = 1,
         *,
         watch: Callable[[StepRecord], object] | None = None,
+        progress: Callable[[float], object] | None = None,
         **options: Any,
     ) -> list[Sample]:
         """Continue each prompt `n` times.
@@ -132,7 +136,8 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         Args:
             prompts: a text to begin with, or several; "" for none.
             n: texts for each prompt.
-            watch: called with every `StepRecord`.
+            watch: called with every `StepRecord`; many texts are written in batches, whose steps count from 1.
+            progress: called with the share of the work that is done, from 0 to 1.
             **options: as listed below.
 
         Returns:
@@ -153,10 +158,11 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
                 )
             settings = replace(settings, window=self.max_length).checked()
 
-        def template(prompt: str, rng: np.random.Generator) -> Template:
-            return prompt_template(prompt, self.tokenizer, self.lengths, request.length, longest, closed, rng)
+        def draft(prompt: str, rng: np.random.Generator) -> Draft:
+            sizes = self.lengths, request.length, longest
+            return Draft(prompt_template(prompt, self.tokenizer, self._has_spaces, *sizes, closed, rng))
 
-        return self._run(prompts, template, n, settings, watch)
+        return self._run(prompts, draft, n, settings, watch, progress)
 
     @takes(Infilling)
     def infill(
@@ -165,20 +171,23 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         n: int = 1,
         *,
         watch: Callable[[StepRecord], object] | None = None,
+        progress: Callable[[float], object] | None = None,
         **options: Any,
     ) -> list[Sample]:
         """Fill every blank, written as four underscores or more, in each text in `n` ways.
 
-        On paths of blocks a blank does not see what is given in later blocks.
+        What is given comes back as it is, every space and line feed included. On paths of blocks a blank does not see
+        what is given in later blocks.
 
         Args:
             texts: one text with blanks, or several.
             n: number of ways.
-            watch: called with every `StepRecord`.
+            watch: called with every `StepRecord`; many texts are written in batches, whose steps count from 1.
+            progress: called with the share of the work that is done, from 0 to 1.
             **options: as listed below.
 
         Returns:
-            A list of `Sample` (text, ids, seed, nfe), n for each text in order; row i has the seed ``seed + i``.
+            A list of `Sample` (text, ids, seed, nfe, spans), n for each text in order; row i has the seed ``seed + i``.
 
         Raises:
             InputError: no blank, a text that does not fit, a bad option, or a model that cannot fill in blanks.
@@ -188,16 +197,27 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         settings = Settings.of(request, path)
         self.objective.allows_infilling(settings)
 
-        def template(text: str, rng: np.random.Generator) -> Template:
-            needed = request.repair is None
-            return blank_template(text, self.tokenizer, self.lengths, request.blank_tokens, rng, needed)
+        _, words, rest = (bool(allowed_V.any()) for allowed_V in self._allowed_KV[1:])
+        if request.blank_words is not None and not (words and rest):
+            raise InputError("this model's tokenizer has no tokens to make words of: give blank tokens instead")
 
-        return self._run(texts, template, n, self.objective.allows(settings), watch)
+        def draft(text: str, rng: np.random.Generator) -> Draft:
+            return blank_draft(text, self.tokenizer, self._has_spaces, self.lengths, request, rng)
+
+        return self._run(texts, draft, n, self.objective.allows(settings), watch, progress)
 
     def loop(self, precision: str = "float32") -> Loop:
         """A loop that requests to this model can join; see `scorelm.sampling.loop.Loop`."""
-        network = Network(self.denoiser, self.tokenizer.special, precision)
+        network = Network(self.denoiser, self.tokenizer.special, precision, torch.from_numpy(self._allowed_KV))
         return Loop(network, self.schedule, self.objective.evaluator)
+
+    @cached_property
+    def _allowed_KV(self) -> NDArray[np.bool_]:
+        return tokens_for(self.tokenizer)
+
+    @property
+    def _has_spaces(self) -> bool:
+        return bool(self._allowed_KV[Hole.SPACE.value].any())
 
     def _settings(self, request: Generation) -> Settings:
         return self.objective.allows(Settings.of(request, self.objective.default_path))
@@ -205,12 +225,13 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
     def _run(
         self,
         texts: str | Sequence[str],
-        template: Callable[[str, np.random.Generator], Template],
+        draft: Callable[[str, np.random.Generator], Draft],
         n: int,
         settings: Settings,
         watch: Callable[[StepRecord], object] | None,
+        progress: Callable[[float], object] | None,
     ) -> list[Sample]:
-        """Answer every request `n` times: make its template, generate to the end, decode and choose."""
+        """Answer every request `n` times: draft it, generate to the end, read and choose."""
         options = settings.options
         check_choice(options)
         each = n * options.best_of
@@ -218,19 +239,15 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         if n < 0 or options.seed + len(repeated) > 2**63:
             raise InputError(f"n must be 0 or more and the seed below 2^63 - n, got {n} and {options.seed}")
         seeds = [options.seed + i for i in range(len(repeated))]
-        templates = [template(text, np.random.default_rng(s)) for text, s in zip(repeated, seeds, strict=True)]
-        if not templates:
-            return []
+        drafts = [draft(text, np.random.default_rng(s)) for text, s in zip(repeated, seeds, strict=True)]
+        templates = [one.template for one in drafts]
         loop = self.loop(options.precision)
-        job = loop.join(templates, seeds, settings)
-        while not job.finished:
-            loop.step()
-            for record in job.take_records():
-                if watch is not None:
-                    watch(record)
         made = [
-            Sample(self.tokenizer.decode(ids).strip(), ids, seed, nfe)
-            for (ids, nfe), seed in zip(job.rows(), seeds, strict=True)
+            Sample(text, ids, seed, nfe, spans)
+            for one, seed, (ids, nfe) in zip(
+                drafts, seeds, generate_in_batches(loop, templates, seeds, settings, watch, progress), strict=True
+            )
+            for text, spans in [one.read(ids, self.tokenizer)]
         ]
         return best_of_each(made, options)
 
@@ -294,6 +311,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         (save_directory / "config.json").write_text(manifest.model_dump_json(indent=2) + "\n")
         weights = {name: t.detach().cpu().contiguous() for name, t in self.denoiser.state_dict().items()}
         save_file(weights, save_directory / "model.safetensors")
+        shutil.copymode(save_directory / "config.json", save_directory / "model.safetensors")  # not the owner's only
         self.tokenizer.save(save_directory / "tokenizer.model")
         (save_directory / "README.md").write_text(self.card())
 

@@ -19,7 +19,7 @@ SHARED = {
     "path": ("blocks:1", {}, ["sideways", "uniform:1", "blocks:0", "blocks:inf"]),
     "nats_per_step": (9.0, {"path": "confidence"}, [0.0, -1.0, float("inf")]),
     "solver": ("renoise", {"path": "uniform"}, ["simpson", "ancestral:2", ""]),
-    "temperature": (0.2, {}, [0.0, -1.0, float("nan")]),
+    "temperature": (0.2, {}, [-1.0, float("nan")]),
     "top_k": (1, {}, [-1, 0.5]),
     "top_p": (0.1, {}, [0.0, 1.5]),
     "guidance": (4.0, {}, [-1.0, float("inf")]),
@@ -32,7 +32,12 @@ SHARED = {
     "seed": (7, {}, [-1, 2**63, "x"]),
 }
 CONTINUATION = SHARED | {"length": (9, {}, [-1, 0, 1000]), "max_length": (7, {"path": "blocks:1"}, [0, -3])}
-INFILLING = SHARED | {"blank_tokens": (5, {}, [0, -1, 1000]), "repair": (0.9, {}, [0.0, 1.0, -1])}
+INFILLING = SHARED | {
+    "blank": (" ____", {}, [""]),
+    "blank_tokens": (5, {}, [0, -1, 1000]),
+    "blank_words": (2, {}, [0, -1, 1000]),
+    "repair": (0.9, {}, [0.0, 1.0, -1]),
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def test_every_option_of_a_price_changes_it_or_is_refused(lm):
         "seed": (7, {}, [-1, 2**63]),
         "precision": ("bfloat16", {}, ["float8"]),
     }
-    assert set(cases) == set(Pricing.model_fields)
+    assert {*cases, "lossy"} == set(Pricing.model_fields)  # lossy: tests/evaluation/test_lossy.py
 
     def nats(**options):
         return price(lm, ["the light", "day"], **{"draws": 3} | options).nats_per_token

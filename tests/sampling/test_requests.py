@@ -1,11 +1,19 @@
 """Requests in words: text that is complete and kept, blanks, lengths, repairs, and what is refused."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
+from scorelm import ScoreLM, Tokenizer
+from scorelm.config.generation import Infilling
 from scorelm.errors import InputError
+from scorelm.sampling.request import Settings
 from scorelm.sampling.sample import Sample, minimum_bayes_risk, most_common
+from scorelm.sampling.solvers import SOLVERS
+from scorelm.text.templates import Hole, tokens_for
 
 from .conftest import LENGTHS
 from .steps import BOS, EOS, NEVER, PATHS, raised_prior, records
@@ -20,8 +28,16 @@ def test_closed_rows_have_their_ends_and_no_other_specials(lm, path):
             assert one.ids[0] == BOS and one.ids[-1] == EOS
             assert not set(one.ids[1:-1]) & set(NEVER.tolist())
             assert one.ids[1 : 1 + len(lm.tokenizer.encode(prompt))] == lm.tokenizer.encode(prompt)
-            assert one.text == lm.tokenizer.decode(one.ids).strip() and one.text.startswith(prompt)
+            assert one.text == lm.tokenizer.decode(one.ids) and one.text.startswith(prompt)
             assert 5 <= len(one.ids) <= 15
+
+
+@pytest.mark.parametrize("path", ["uniform", "bounded", "blocks:1"])
+def test_a_prompt_that_ends_in_a_space_is_followed_by_a_word(lm, path):
+    for one in lm.generate(["the light "], n=20, path=path, steps=3, temperature=3.0):
+        assert one.text.startswith("the light ") and one.text == lm.tokenizer.decode(one.ids)
+        assert one.ids[: len(lm.tokenizer.encode("the light")) + 1] == [BOS, *lm.tokenizer.encode("the light")]
+        assert lm.tokenizer.pieces(one.ids)[len(lm.tokenizer.encode("the light")) + 1].startswith("▁")
 
 
 def test_open_rows_end_where_the_model_ends_them(lm):
@@ -81,6 +97,66 @@ def test_blanks_at_the_ends(lm, text):
     assert len(one.ids) == 2 + 3 + len(lm.tokenizer.encode(text.replace("____", "").strip()))
 
 
+@pytest.mark.parametrize("path", [*PATHS, "remask"])
+@pytest.mark.parametrize("solver", ["posterior", "heun"])
+def test_words_are_written_where_words_are_asked_for(long_lm, path, solver):
+    """On every path and way to answer, when requests of other kinds share the evaluations, too."""
+    how = {"path": path, "solver": solver, "steps": 3, "temperature": 5.0}
+    for one in long_lm.infill(["god  ____12____day", "____"], n=4, blank_words=2, self_guidance=1.5, **how):
+        inside = [one.text[start:end] for start, end in one.spans]
+        assert all(len(part.split()) == 2 and part.replace(" ", "").isalnum() for part in inside)
+        assert one.text == long_lm.tokenizer.decode(one.ids)
+        assert one.text == "god  {}12{}day".format(*inside) if len(inside) == 2 else one.text == inside[0]
+    loop, settings = long_lm.loop(), Settings.of(Infilling.of(**how))
+    kinds = (Hole.WORD, Hole.REST, Hole.SPACE, None)
+    jobs = [loop.join([[BOS, kind, kind, 9, EOS]] * 9, range(9), settings) for kind in kinds]
+    while not all(job.finished for job in jobs):
+        loop.step()
+    allowed = tokens_for(long_lm.tokenizer)
+    for kind, job in zip(kinds, jobs, strict=True):
+        written = {token for ids, _ in job.rows() for token in ids[1:3]}
+        assert allowed[kind.value if kind else 0, list(written)].all()
+
+
+def test_a_masked_model_writes_words_too(make_lm):
+    for one in make_lm("masked").infill("god ____, day", n=8, blank_words=2, steps=3):
+        ((start, end),) = one.spans
+        assert len(one.text[start:end].split()) == 2 and one.text == f"god {one.text[start:end]}, day"
+
+
+def test_given_text_comes_back_byte_for_byte(long_lm):
+    """From a tokenizer without most of these characters, too."""
+    text = "  the\n\tday ____ ☃\u2581 ____  "
+    for one in long_lm.infill(text, n=4, blank_tokens=1, steps=2):
+        (start, end), (begin, stop) = one.spans
+        assert (one.text[:start], one.text[end:begin], one.text[stop:]) == ("  the\n\tday ", " ☃\u2581 ", "  ")
+
+
+def test_a_repair_is_what_its_ids_decode_to(lm):
+    for one in lm.infill("the light ____", n=4, repair=0.9, steps=3):
+        assert (one.text, one.spans) == (lm.tokenizer.decode(one.ids), [])
+
+
+def test_blanks_have_tokens_or_words(lm):
+    with pytest.raises(InputError, match="not both"):
+        lm.infill("the ____", blank_tokens=2, blank_words=2)
+    model = BytesIO()
+    ids = {"bos_id": 0, "eos_id": 1, "pad_id": 2, "unk_id": 3}
+    options = {"model_type": "char", "vocab_size": 280, "hard_vocab_limit": False, "byte_fallback": True}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["thelight"]),
+        model_writer=model,
+        add_dummy_prefix=False,
+        minloglevel=2,
+        **options,
+        **ids,
+    )
+    without = ScoreLM(lm.config, Tokenizer.from_bytes(model.getvalue()), lm.schedule, [0] * 4 + [1] * 20).eval()
+    with pytest.raises(InputError, match="no tokens to make words of"):
+        without.infill("the ____", blank_words=2)
+    assert without.infill("the ____", blank_tokens=2, steps=2)[0].text.startswith("the ")
+
+
 def test_text_beside_a_blank_gets_no_space(lm):
     inside = lm.tokenizer.encode_inside("ed")
     assert lm.tokenizer.decode([7, *inside]).endswith("ed") and inside != lm.tokenizer.encode("ed")
@@ -129,6 +205,52 @@ def test_infill_needs_a_blank_that_fits(lm):
         lm.infill("the ____ day", blank_tokens=15)
     with pytest.raises(InputError):
         lm.infill("the light and the darkness and the heaven ____ and the earth")
+
+
+# --- greedy -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "solver"),
+    [*((path, "posterior") for path in (*PATHS, "remask")), *(("uniform", solver) for solver in SOLVERS)],
+)
+def test_at_temperature_0_every_seed_gives_the_same_tokens(lm, path, solver):
+    how = {"path": path, "solver": solver, "steps": 5, "length": 11, "temperature": 0}
+    ids = [one.ids for seed in (0, 7) for one in lm.generate(["the"], n=2, seed=seed, **how)]
+    assert ids == [ids[0]] * 4
+
+
+@pytest.mark.parametrize("objective", ["score", "autoregressive"])
+def test_at_temperature_0_each_token_is_the_likeliest(make_lm, objective):
+    """Left to right, one step a token: as where only the likeliest token may be drawn."""
+    lm = make_lm(objective)
+    how = {"path": "blocks:1", "steps": 1, "length": 12}
+    greedy = lm.generate(["the light"], temperature=0, **how)[0]
+    assert greedy == lm.generate(["the light"], temperature=1e-300, **how)[0]
+    assert greedy.ids == lm.generate(["the light"], top_k=1, seed=5, **how)[0].ids
+
+
+def test_at_temperature_0_a_path_still_sees_how_sure_the_model_is(lm):
+    """Were the posteriors sharpened to one token, bounded would write all tokens in one step."""
+    assert lm.generate(["the"], temperature=0, path="bounded:0.1", length=15, steps=64)[0].nfe > 3
+
+
+# --- many rows --------------------------------------------------------------------------------------------------------
+
+
+def test_many_rows_are_written_in_batches_of_bounded_size(calm_lm, monkeypatch):
+    """Batches change roundings only; a best one is chosen from all of its group."""
+    how = {"path": "uniform", "steps": 3, "length": 12}
+    many, best = calm_lm.generate(["the", ""], n=5, **how), calm_lm.generate(n=4, best_of=3, choose="vote", **how)
+    shares, watched = [], []
+    monkeypatch.setattr("scorelm.sampling.loop.LOGITS", 4 * 12 * 50)
+    assert calm_lm.generate(["the", ""], n=5, **how, watch=watched.append, progress=shares.append) == many
+    assert [len(record.ids_BL) for record in watched] == [4] * 3 + [4] * 3 + [2] * 3
+    assert [record.step for record in watched] == [1, 2, 3] * 3
+    assert shares == sorted(shares) and shares[-1] == 1 and len(set(shares)) == 9
+    assert calm_lm.generate(n=4, best_of=3, choose="vote", **how) == best
+    monkeypatch.setattr("scorelm.sampling.loop.LOGITS", 1)
+    assert calm_lm.generate(["the", ""], n=5, **how) == many
 
 
 # --- beyond the length of training ------------------------------------------------------------------------------------

@@ -114,6 +114,14 @@ def test_a_space_before_a_blank_is_there_once_and_before_whole_words_only() -> N
         assert text.startswith("the ") and start == 4
 
 
+@pytest.mark.parametrize("before", ["", " "])
+def test_a_blank_that_begins_the_text_begins_as_texts_do(before: str) -> None:
+    for seed in range(200):
+        text, [(start, _)], ids = filled(f"{before}____ cat", TOKENIZER, seed, blank_tokens=1)
+        assert TOKENIZER.pieces(ids)[1 + len(before)].startswith("▁")
+        assert start == len(before) and not text[start:].startswith("  ")
+
+
 @pytest.mark.parametrize("words", [1, 2, 5])
 @pytest.mark.parametrize(
     "text",

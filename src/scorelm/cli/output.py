@@ -1,9 +1,9 @@
-"""What ``sample`` and ``infill`` do alike: watch a request while it is answered, then print and film the texts."""
+"""What ``sample`` and ``infill`` do alike: show a request while it is answered, film it, and print the texts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import PositiveInt
 from tyro.conf import FlagCreatePairsOff, arg
 
-from scorelm.cli.printing import show
+from scorelm.cli.printing import show, tell
 from scorelm.config import Options, named
 from scorelm.config.generation import Generation
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scorelm.lm import ScoreLM
     from scorelm.parallel import Ranks
     from scorelm.sampling.sample import Sample
+    from scorelm.viz.film import Film
 
 LESS_MEMORY = "lower -n, --best-of or the length of the texts, or use a smaller model"
 
@@ -27,7 +28,7 @@ class Output(Options):
     """How many texts, and where they go."""
 
     n: Annotated[PositiveInt, named("n", "-n")] = 4
-    """Number of texts."""
+    """Number of texts, for each prompt if there are several."""
     film: Path | None = None
     """Write a film of how the texts came about: .html (plays in a browser), .gif or .png."""
     watch: Annotated[bool, FlagCreatePairsOff] = False
@@ -51,48 +52,74 @@ def check(how: Generation, output: Output) -> None:
 
 
 def answer(
-    lm: ScoreLM, ranks: Ranks, how: Generation, output: Output, title: str, request: Callable[..., list[Sample]]
+    lm: ScoreLM,
+    ranks: Ranks,
+    how: Generation,
+    output: Output,
+    texts: Sequence[str],
+    write: Callable[..., list[Sample]],
+    print_samples: Callable[[list[Sample]], object],
 ) -> None:
-    """Answer a request `n` times, and print a line for each text, or JSON.
+    """Answer a request, `output.n` times for each text in order, and print the answers.
 
-    Under torchrun each process writes its share of the texts; the main one shows its own while it writes, and prints
-    them all.
+    Under torchrun each process writes its share of them; the main one shows and films its own while it writes.
 
     Args:
         lm: the model.
         ranks: the processes that share the work.
         how: the options of the request.
-        output: how many texts, and where they go.
-        title: of the film.
-        request: called with n, the fields of `how` and `watch`.
+        output: how many answers, and where the film goes.
+        texts: to be continued or filled in.
+        write: `lm.generate` or `lm.infill`.
+        print_samples: called with all answers, on the main process.
     """
-    from scorelm.viz.film import Film
+    from scorelm.viz.progress import progress
     from scorelm.viz.watch import Watch
 
-    film = None
-    if output.film is not None:
-        subtitle = f"{how.path or lm.objective.default_path}, {how.solver}, {how.steps} steps"
-        film = Film(lm.tokenizer, norm=lm.norm, title=title, subtitle=subtitle)
-    own = ranks.part(output.n)
+    rows = [text for text in texts for _ in range(output.n)]
+    own, title = ranks.part(len(rows)), f"writing {len(rows):,} text{'s' * (len(rows) != 1)}"
+    film = None if output.film is None else make_film(lm, how, texts)
     fields = how.model_dump() | {"seed": how.seed + own.start * how.best_of}
-    with Watch(lm.tokenizer) if output.watch and ranks.main else nullcontext() as live:
+    with (
+        Watch(lm.tokenizer) if output.watch and ranks.main else nullcontext() as live,
+        progress(title, ranks.main and not (live and live.console.is_terminal)) as tell_share,
+    ):
         watchers: list[Callable[[Any], object]] = [watcher for watcher in (film, live) if watcher is not None]
-        parts = ranks.gather(
-            request(n=own.stop - own.start, watch=lambda record: [seen(record) for seen in watchers], **fields)
-        )
+        made = write(rows[own], watch=lambda record: [seen(record) for seen in watchers], progress=tell_share, **fields)
+    parts = ranks.gather(made)
     if not ranks.main:
         return
     try:
         if film is not None and output.film is not None:
-            film.save(output.film)
+            save_film(film, output.film, len(rows) * how.best_of)
     finally:
-        print_samples([sample for part in parts for sample in part], output.as_json)
+        print_samples([sample for part in parts for sample in part])
 
 
-def print_samples(samples: list[Sample], as_json: bool) -> None:
-    """A line for each text, or all that is known of them as a JSON list."""
-    if as_json:
-        facts = [{"text": s.text, "ids": s.ids, "seed": s.seed, "nfe": s.nfe} for s in samples]
-        show(json.dumps(facts, ensure_ascii=False, indent=2))
-    else:
-        show("\n".join(sample.text for sample in samples))
+def make_film(lm: ScoreLM, how: Generation, texts: Sequence[str]) -> Film:
+    """A film of how the texts are completed, with nothing in it yet."""
+    from scorelm.viz.film import Film
+
+    title = f"{len(texts)} prompts" if len(texts) > 1 else texts[0] or "From nothing"
+    subtitle = f"{how.path or lm.objective.default_path}, {how.solver}, {how.steps} steps"
+    return Film(lm.tokenizer, norm=lm.norm, title=title, subtitle=subtitle)
+
+
+def save_film(film: Film, path: Path, rows: int) -> None:
+    """Write the film, and say how much of the work it shows, if not all of it."""
+    film.save(path)
+    if (shown := len(film.frames[-1].length_B)) < rows:
+        tell(f"the film shows {shown:,} of {rows:,} texts: those that were written together last")
+
+
+def print_texts(texts: Sequence[str]) -> None:
+    """A text on each line; where one has line feeds, all as they are, with a line of three dashes between them."""
+    show(("\n---\n" if any("\n" in text for text in texts) else "\n").join(texts))
+
+
+def print_json(samples: Sequence[Sample], **more: Sequence[Any]) -> None:
+    """All that is known of the samples as a JSON list; `more` has a further value for each of them."""
+    facts = [{"text": s.text, "ids": s.ids, "seed": s.seed, "nfe": s.nfe} for s in samples]
+    for name, values in more.items():
+        facts = [fact | {name: value} for fact, value in zip(facts, values, strict=True)]
+    show(json.dumps(facts, ensure_ascii=False, indent=2))

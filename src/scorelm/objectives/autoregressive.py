@@ -133,6 +133,7 @@ def read_before(network: Network) -> Reader:
         open_RW = (layout.segment_BL > 0) & (query.sigma_BL[row_R1, at_RW] > 0)
         with network.autocast:
             found = network.denoiser.predict_next(before_RW, layout, open_RW, network.table_VE)
-        return network.logits(found, query.closed_BL[row_R1, at_RW][open_RW]), open_RW
+        closed_N, hole_N = (t[row_R1, at_RW][open_RW] for t in (query.closed_BL, query.hole_BL))
+        return network.logits(found, closed_N, hole_N), open_RW
 
     return read

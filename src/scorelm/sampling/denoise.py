@@ -123,7 +123,7 @@ def ask(
     if options.self_guidance != 1:
         other = yield query(sigma_BL, torch.zeros_like(x_BLE), reach_BL)
         logits_NV = guided(logits_NV, other.logits_NV, options.self_guidance)
-    tempered_NV = logits_NV if options.temperature == 1 else logits_NV / options.temperature
+    tempered_NV = logits_NV if options.temperature == 1 or settings.greedy else logits_NV / options.temperature
     return keep_likeliest(tempered_NV, options.top_k, options.top_p)
 
 

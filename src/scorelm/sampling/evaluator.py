@@ -24,7 +24,7 @@ from scorelm.sampling.state import State, side_by_side
 from scorelm.text.tokenizer import Special
 
 
-def rule_out(logits_NV: Tensor, closed_N: Tensor, special: Special) -> Tensor:
+def rule_out(logits_NV: Tensor, closed_N: Tensor, special: Special, allowed_NV: Tensor | None = None) -> Tensor:
     """The logits, in place, without what is never written: ``<s>``, ``<pad>``, ``<unk>``, and a second ``</s>``.
 
     Sampler and prices share this rule, so that a price is that of text that can be written.
@@ -33,7 +33,10 @@ def rule_out(logits_NV: Tensor, closed_N: Tensor, special: Special) -> Tensor:
         logits_NV: of N positions.
         closed_N: whether the position's row has its ``</s>`` already.
         special: ids of the special tokens.
+        allowed_NV: what the request allows where, if it does not allow everything.
     """
+    if allowed_NV is not None:
+        logits_NV.masked_fill_(~allowed_NV, -torch.inf)
     logits_NV[:, [special.bos, special.pad, special.unk]] = -torch.inf
     logits_NV[closed_N, special.eos] = -torch.inf
     return logits_NV
@@ -53,6 +56,8 @@ class Query:
     """Tokens of the positions at sigma 0."""
     closed_BL: Tensor
     """Positions of rows whose ``</s>`` is given."""
+    hole_BL: Tensor
+    """The condition on what is written there: the value of a `Hole`, 0 for none."""
     position_BL: Tensor
     block_BL: Tensor
     finished_BL: Tensor
@@ -65,7 +70,7 @@ class Query:
         layout = state.rows.layout
         return cls(
             x_BLE, sigma_BL, x0_BLE, reach_BL, state.ids_BL, state.rows.closed_B[:, None].expand_as(reach_BL),
-            layout.position_BL, layout.block_BL,
+            state.rows.hole_BL, layout.position_BL, layout.block_BL,
             finished_blocks(layout.block_BL, state.sigma_BL) if blocks else torch.zeros_like(reach_BL), blocks,
         )  # fmt: skip
 
@@ -76,11 +81,21 @@ class Query:
 
 
 class Network:
-    """A denoiser made ready for a generation: its precision, its table of embeddings, and what it never writes."""
+    """A denoiser made ready for a generation: its precision, its table of embeddings, and what it never writes.
 
-    def __init__(self, denoiser: Denoiser, special: Special, precision: str = "float32") -> None:
+    Args:
+        denoiser: the model.
+        special: ids of the special tokens.
+        precision: of matrix products.
+        allowed_KV: which tokens may be written where there is a condition; see `scorelm.text.templates.tokens_for`.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, special: Special, precision: str = "float32", allowed_KV: Tensor | None = None
+    ) -> None:
         self.table_VE, self.special = denoiser.embedding.table(), special
         self.device = self.table_VE.device
+        self.allowed_KV = None if allowed_KV is None else allowed_KV.to(self.device)
         self.dtype = pick_dtype(precision, self.device)
         self.denoiser = denoiser if self.dtype == torch.float32 else denoiser.lowered(self.dtype)
 
@@ -89,20 +104,28 @@ class Network:
         """The precision of matrix products."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def logits(self, prediction: Prediction, closed_N: Tensor) -> Tensor:
+    def logits(self, prediction: Prediction, closed_N: Tensor, hole_N: Tensor) -> Tensor:
         """Logits [N, V] without what is never written."""
         with self.autocast:
             logits_NV = prediction.logits_NV
-        return rule_out(logits_NV, closed_N, self.special)
+        allowed_NV = self.allowed_KV[hole_N] if self.allowed_KV is not None and hole_N.any() else None
+        return rule_out(logits_NV, closed_N, self.special, allowed_NV)
 
     def noisy(
-        self, x_BLE: Tensor, sigma_BL: Tensor, layout: Layout, x0_BLE: Tensor, ids_BL: Tensor, closed_BL: Tensor
+        self,
+        x_BLE: Tensor,
+        sigma_BL: Tensor,
+        layout: Layout,
+        x0_BLE: Tensor,
+        ids_BL: Tensor,
+        closed_BL: Tensor,
+        hole_BL: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Logits [N, V] of the noisy positions of a batch, and where they are."""
         self_cond_BLE = torch.where((sigma_BL > 0)[..., None], x0_BLE, 0.0)
         with self.autocast:
             found = self.denoiser.predict(x_BLE, sigma_BL, layout, self_cond_BLE, ids_BL, self.table_VE)
-        return self.logits(found, closed_BL[found.open_BL]), found.open_BL
+        return self.logits(found, closed_BL[found.open_BL], hole_BL[found.open_BL]), found.open_BL
 
 
 class Evaluator(Protocol):
@@ -129,8 +152,9 @@ class Dense:
 
         sigma_RW = torch.where(layout.segment_BL > 0, packed(query.sigma_BL), 0.0)
         logits_NV, open_RW = self.network.noisy(
-            packed(query.x_BLE), sigma_RW, layout, packed(query.x0_BLE), packed(query.ids_BL), packed(query.closed_BL)
-        )
+            packed(query.x_BLE), sigma_RW, layout, packed(query.x0_BLE), packed(query.ids_BL),
+            packed(query.closed_BL), packed(query.hole_BL),
+        )  # fmt: skip
         return answers(queries, logits_NV[at_RW[open_RW].argsort()], self.network.table_VE)
 
     def _pack(self, queries: Sequence[Query], query: Query) -> tuple[Tensor, Layout]:
@@ -183,10 +207,12 @@ def read_noisy(network: Network) -> Reader:
     """Reads noisy embeddings, as a score model does."""
 
     def read(query: Query, row_R1: Tensor, at_RW: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        x_RWE, sigma_RW, x0_RWE, ids_RW, closed_RW = (
-            t[row_R1, at_RW] for t in (query.x_BLE, query.sigma_BL, query.x0_BLE, query.ids_BL, query.closed_BL)
+        x_RWE, sigma_RW, x0_RWE, ids_RW, closed_RW, hole_RW = (
+            t[row_R1, at_RW]
+            for t in (query.x_BLE, query.sigma_BL, query.x0_BLE, query.ids_BL, query.closed_BL, query.hole_BL)
         )
-        return network.noisy(x_RWE, sigma_RW.where(layout.segment_BL > 0, 0.0), layout, x0_RWE, ids_RW, closed_RW)
+        sigma_RW = sigma_RW.where(layout.segment_BL > 0, 0.0)
+        return network.noisy(x_RWE, sigma_RW, layout, x0_RWE, ids_RW, closed_RW, hole_RW)
 
     return read
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scorelm.config.registry import need, read
 from scorelm.errors import InputError
 from scorelm.model.prediction import Prediction
-from scorelm.sampling.registry import need, read
 
 Rule = Callable[[Prediction], Tensor]
 """Says which rows halt, [B] bool; called once a step, it may remember."""

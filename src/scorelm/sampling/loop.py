@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from scorelm.model.prediction import Prediction
 from scorelm.noise.schedule import Schedule
@@ -90,10 +91,11 @@ class Loop:
         """
         start_at = 1.0 if settings.repair is None else settings.repair
         budget = Budget(self.schedule, settings.path_steps, settings.options.nats_per_step, start_at)
-        state = start(self.network.table_VE, templates, seeds, self.network.special, settings.path.block, budget)
+        network = self.network
+        state = start(network.table_VE, templates, seeds, network.special, settings.path.block, budget, settings.greedy)
         window = settings.window if settings.path.block and settings.one_pass else None
         if window not in self.evaluators:
-            self.evaluators[window] = self.evaluator_for(self.network, window)
+            self.evaluators[window] = self.evaluator_for(network, window)
         job = Job(state, settings, self.evaluators[window], transition or Draw(settings.solver))
         self.jobs += [] if job.finished else [job]
         return job
@@ -127,3 +129,65 @@ def generate(
         if job.finished:
             return
         loop.step()
+
+
+LOGITS = 2**23
+"""Most logits of rows that are written together on a CPU: 32 MiB in float32, of which a step holds about ten. More rows
+at a time are no faster there."""
+LOGITS_ON_GPU = 2**27
+"""The same elsewhere, where only many rows make good use of the machine."""
+
+
+def generate_in_batches(
+    loop: Loop,
+    templates: Sequence[Template],
+    seeds: Sequence[int],
+    settings: Settings,
+    watch: Callable[[StepRecord], object] | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> Iterator[tuple[list[int], int]]:
+    """Write any number of rows in as much memory as a batch of them takes.
+
+    Args:
+        loop: that writes them.
+        templates: one document each, ids with holes where free.
+        seeds: one for each row.
+        settings: of all of them.
+        watch: called with the record of every step of every batch; its step is 1 where a batch begins.
+        progress: called after every step with the share that is done, from 0 to 1.
+
+    Yields:
+        Token ids of each row up to its end, and the evaluations that it took, in order.
+    """
+    table_VE = loop.network.table_VE
+    most = (LOGITS if table_VE.device.type == "cpu" else LOGITS_ON_GPU) // len(table_VE)
+    for batch in cut_batches([len(template) for template in templates], most):
+        job = loop.join(templates[batch], seeds[batch], settings)
+        noise = noise_left(job.state.sigma_BL, loop.schedule)
+        while not job.finished:
+            loop.step()
+            for record in job.take_records():
+                if watch is not None:
+                    watch(record)
+                if progress is not None:
+                    done = 1 - noise_left(record.sigma_BL, loop.schedule) / noise
+                    progress((batch.start + done * (batch.stop - batch.start)) / len(templates))
+        yield from job.rows()
+
+
+def cut_batches(lengths: Sequence[int], positions: int) -> Iterator[slice]:
+    """Rows one after another in batches of at most `positions` positions with padding, at least one row each."""
+    begin = longest = 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > begin and (row + 1 - begin) * longest > positions:
+            yield slice(begin, row)
+            begin, longest = row, length
+    if begin < len(lengths):
+        yield slice(begin, len(lengths))
+
+
+def noise_left(sigma_BL: Tensor, schedule: Schedule) -> float:
+    """The noise on all positions together, each from 0 where it is finished to 1 where it has not begun."""
+    u_BL = schedule.u(sigma_BL.clamp(schedule.sigma_min, schedule.sigma_max))
+    return float(torch.where(sigma_BL > 0, u_BL.clamp(0, 1), 0.0).sum())

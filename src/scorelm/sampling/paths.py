@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from scorelm.config.registry import need, read
 from scorelm.errors import InputError
 from scorelm.model.prediction import Prediction
 from scorelm.noise.levels import free_place, ramp
-from scorelm.sampling.registry import need, read
 from scorelm.sampling.state import State
 
 MOST_POSITIONS = 2**31

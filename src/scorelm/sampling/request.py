@@ -11,6 +11,9 @@ from scorelm.sampling.halting import Halting, make_halting
 from scorelm.sampling.paths import Path, make_path
 from scorelm.sampling.solvers import Solver, make_solver
 
+LEAST_TEMPERATURE = 0.001
+"""What logits can be divided by; below it, nothing is drawn."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -64,6 +67,11 @@ class Settings:
     def repair(self) -> float | None:
         """Level of the noise that given tokens get, so that they are written anew; None leaves them."""
         return self.options.repair if isinstance(self.options, Infilling) else None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is written always, and no logits are divided: they are what a path looks at."""
+        return self.options.temperature < LEAST_TEMPERATURE
 
     @property
     def one_pass(self) -> bool:

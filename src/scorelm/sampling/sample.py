@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 
 from scorelm.config.generation import Generation
@@ -16,12 +16,15 @@ class Sample:
     """A generated text."""
 
     text: str
+    """Exactly what the ids decode to; but where blanks were filled in, what was given is as it was given."""
     ids: list[int]
     """Token ids, ``<s>`` and ``</s>`` included."""
     seed: int
     """Seed of this row: the same request with it gives the same text."""
     nfe: int
     """Evaluations of the denoiser that the row took."""
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """The (start, end) of what was filled in, in characters of the text; none where there were no blanks."""
 
     def _repr_html_(self) -> str:
         """The text as a notebook shows it, with its seed and evaluations below."""

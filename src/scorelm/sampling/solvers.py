@@ -14,10 +14,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from scorelm.config.registry import read
 from scorelm.errors import InputError
 from scorelm.noise.forward import add_noise
 from scorelm.sampling.guidance import keep_likeliest
-from scorelm.sampling.registry import read
 
 
 class Draws(Protocol):

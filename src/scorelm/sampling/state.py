@@ -16,7 +16,7 @@ from scorelm.noise.forward import add_noise, to_sigma
 from scorelm.noise.schedule import Schedule
 from scorelm.text.batching import pad
 from scorelm.text.packing import first_fit
-from scorelm.text.templates import Template
+from scorelm.text.templates import Hole, Template
 from scorelm.text.tokenizer import Special
 
 FREE = -1
@@ -37,7 +37,11 @@ class Rows:
     """Given tokens other than the ends of the text."""
     closed_B: Tensor
     """Rows whose ``</s>`` is given, so that no other may be written."""
+    hole_BL: Tensor
+    """The condition on what is written at a position: the value of a `Hole`, 0 for none."""
     generators: list[torch.Generator]
+    greedy: bool = False
+    """Whether the likeliest token is written always."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class State:
 
     def draws(self, mask_BL: Tensor) -> RowDraws:
         """Random numbers for the positions of a mask."""
-        return RowDraws(self.rows.generators, mask_BL, self.x_BLE.shape[-1])
+        return RowDraws(self.rows.generators, mask_BL, self.x_BLE.shape[-1], self.rows.greedy)
 
     def sigma_at(self, u_BL: Tensor) -> Tensor:
         """Sigma at the levels u where a position is free, 0 elsewhere: inf at u = 1, 0 at u = 0, float32."""
@@ -130,7 +134,13 @@ class State:
 
 
 def start(
-    table_VE: Tensor, templates: Sequence[Template], seeds: Sequence[int], special: Special, block: int, budget: Budget
+    table_VE: Tensor,
+    templates: Sequence[Template],
+    seeds: Sequence[int],
+    special: Special,
+    block: int,
+    budget: Budget,
+    greedy: bool = False,
 ) -> State:
     """The state before the first step: given tokens at sigma 0, free positions at sigma inf.
 
@@ -142,9 +152,12 @@ def start(
         block: positions in a block; 0 is the whole row.
         budget: for the path. Below a `start` of 1, given tokens other than the ends get noise of that level, and are
             to be written anew.
+        greedy: write the likeliest token always; the noise is then the same for every seed, and so is what is written.
     """
-    rows = [[FREE if token is None else token for token in template] for template in templates]
+    rows = [[token if isinstance(token, int) else FREE for token in template] for template in templates]
+    holes = [[token.value if isinstance(token, Hole) else 0 for token in template] for template in templates]
     ids_BL, length_B = map(torch.from_numpy, pad(rows, special.pad))
+    hole_BL = torch.from_numpy(pad(holes, 0)[0])
     free_BL = ids_BL == FREE
     ids_BL[free_BL] = special.pad
     closed_B = torch.tensor([row[-1] == special.eos for row in rows])
@@ -152,8 +165,8 @@ def start(
     block_BL = number_blocks(position_BL, (ids_BL[:, :1] == special.bos).long(), block)
     real_BL = position_BL < length_B[:, None]
     layout = Layout.one_stream(real_BL.long(), position_BL, block_BL).to(table_VE.device)
-    ids_BL, free_BL, real_BL, length_B, closed_B = (
-        t.to(table_VE.device) for t in (ids_BL, free_BL, real_BL, length_B, closed_B)
+    ids_BL, free_BL, real_BL, length_B, closed_B, hole_BL = (
+        t.to(table_VE.device) for t in (ids_BL, free_BL, real_BL, length_B, closed_B, hole_BL)
     )
     prompt_BL = ~free_BL & real_BL & (layout.block_BL > 0) & (ids_BL != special.eos)
     x_BLE = torch.where(free_BL[..., None], 0.0, table_VE[ids_BL])
@@ -161,8 +174,8 @@ def start(
     nothing_BLE = torch.zeros_like(x_BLE)
     if budget.start < 1:
         free_BL = free_BL | prompt_BL
-    generators = [generator(seed) for seed in seeds]
-    facts = Rows(layout, special, table_VE, free_BL.clone(), prompt_BL, closed_B, generators)
+    generators = [generator(0 if greedy else seed) for seed in seeds]
+    facts = Rows(layout, special, table_VE, free_BL.clone(), prompt_BL, closed_B, hole_BL, generators, greedy)
     state = State(
         facts, budget, x_BLE, sigma_BL, ids_BL, free_BL, real_BL, nothing_BLE, nothing_BLE.clone(),
         torch.full_like(sigma_BL, torch.inf), length_B, torch.zeros_like(length_B), torch.zeros_like(sigma_BL),
@@ -181,11 +194,18 @@ def generator(seed: int) -> torch.Generator:
 
 
 class RowDraws:
-    """Random numbers for a set of positions, each row's from its own generator, whatever its neighbours are."""
+    """Random numbers for a set of positions, each row's from its own generator, whatever its neighbours are.
 
-    def __init__(self, generators: Sequence[torch.Generator], mask_BL: Tensor, dim: int) -> None:
+    Args:
+        generators: one for each row.
+        mask_BL: the positions.
+        dim: size of an embedding.
+        greedy: whether the likeliest token stands for a drawn one.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], mask_BL: Tensor, dim: int, greedy: bool = False) -> None:
         self.generators, self.counts, self.dim = generators, mask_BL.sum(1).tolist(), dim
-        self.device = mask_BL.device
+        self.device, self.greedy = mask_BL.device, greedy
 
     def _rows(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         parts = [draw(n, g) for n, g in zip(self.counts, self.generators, strict=True)]
@@ -196,6 +216,8 @@ class RowDraws:
 
     def token(self, logits_NV: Tensor) -> Tensor:
         """Inverse-transform draws in float64, in two levels: a chunk of the vocabulary, then a token inside it."""
+        if self.greedy:
+            return logits_NV.argmax(-1)
         u_N = self._rows(lambda n, g: torch.rand(n, dtype=torch.float64, generator=g))
         probability_NV = logits_NV.softmax(-1)
         chunks = -(-probability_NV.shape[1] // CHUNK)

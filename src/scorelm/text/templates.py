@@ -105,6 +105,7 @@ def draw_length(lengths: Sequence[int], at_least: int, rng: np.random.Generator)
 def prompt_template(
     prompt: str,
     tokenizer: Tokenizer,
+    spaces: bool,
     lengths: Sequence[int],
     length: int | None,
     longest: int,
@@ -116,6 +117,7 @@ def prompt_template(
     Args:
         prompt: may be empty.
         tokenizer: of the model.
+        spaces: whether it has tokens that begin with a space; one at the end of the prompt is left to the next token.
         lengths: how many documents have each length, from 0 on.
         length: tokens in the document, ``<s>`` and ``</s>`` included; drawn from `lengths` when None.
         longest: most tokens that can be written, and the length where the prompt is too long for one to be drawn.
@@ -125,7 +127,8 @@ def prompt_template(
     Raises:
         InputError: the prompt does not fit.
     """
-    head: Template = [tokenizer.special.bos, *tokenizer.encode(prompt)]
+    spaced = spaces and prompt.endswith(" ") and prompt != " "
+    head: Template = [tokenizer.special.bos, *tokenizer.encode(prompt[:-1] if spaced else prompt)]
     taken = f"the prompt takes {len(head) + 1} tokens, <s> and </s> included, and at most {longest} can be written"
     if length is not None and not len(head) + 1 <= length <= longest:
         raise InputError(f"length {length} does not fit: {taken}")
@@ -134,7 +137,8 @@ def prompt_template(
     if length is None and closed and len(head) + 2 <= min(longest, len(lengths) - 1):
         length = draw_length(lengths[: longest + 1], len(head) + 2, rng)
     free = (longest if length is None else length) - len(head)
-    return head + [None] * (free - 1) + [tokenizer.special.eos if closed else None]
+    hole: Template = [Hole.SPACE if spaced else None]
+    return head + (hole + [None] * (free - 1))[: free - closed] + [tokenizer.special.eos] * closed
 
 
 def split_blanks(text: str, sign: str) -> list[str]:
