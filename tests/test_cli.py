@@ -390,7 +390,7 @@ def test_a_second_demo_replaces_the_first_only_if_told(tmp_path: Path) -> None:
 # What a user can cause
 
 
-TRAIN = ("train", "--steps", "2", "--out", "{folder}/out", "--data")
+TRAIN = ("train", "--steps", "2", "--out", "out/run", "--data")
 ALL_KEPT = ("--data.holdout", "0")
 BAD = {
     "missing file": ((*TRAIN, "{folder}/none.txt"), "none.txt"),
@@ -407,12 +407,12 @@ BAD = {
         (*TRAIN, "{folder}/few.txt", "--vocab-size", "290", *ALL_KEPT, "--device", "abacus"),
         "abacus",
     ),
-    "unknown recipe": (("train", "--out", "{folder}/out", "--recipe", "nonesuch"), "nonesuch"),
+    "unknown recipe": (("train", "--out", "out/run", "--recipe", "nonesuch"), "nonesuch"),
     "run exists": (("train", "--out", "{run}"), "--resume"),
-    "nothing to resume": (("train", "--out", "{folder}/void", "--resume"), "nothing to resume"),
-    "falling back from nothing": (("train", "--out", "{folder}/void", "--fall-back"), "--resume"),
+    "nothing to resume": (("train", "--out", "void", "--resume"), "nothing to resume"),
+    "falling back from nothing": (("train", "--out", "void", "--fall-back"), "--resume"),
     "another model resumed": (("train", "--out", "{run}", "--resume", "--model.dim", "64"), "model"),
-    "two budgets": (("train", "--out", "{folder}/out", "--steps", "3", "--minutes", "1"), "either"),
+    "two budgets": (("train", "--out", "out/run", "--steps", "3", "--minutes", "1"), "either"),
     "a run where a demo is to be": (("demo", "--out", "{run}"), "--overwrite"),
     "other rows resumed": (("train", "--out", "{run}", "--resume", "--rows", "4"), "--rows can't change"),
     "another recipe resumed": (("train", "--out", "{run}", "--resume", "--recipe", "demo"), "--recipe"),
@@ -422,7 +422,7 @@ BAD = {
     ),
     "replaced and resumed": (("train", "--out", "{run}", "--resume", "--overwrite"), "--overwrite"),
     "tokenizer exists": (("tokenizer", "--out", "{run}", "-d", "{folder}/few.txt"), "--overwrite"),
-    "no text for a tokenizer": (("tokenizer", "--out", "{folder}/out/spm", "-d", "{folder}/none.txt"), "none.txt"),
+    "no text for a tokenizer": (("tokenizer", "--out", "out/spm", "-d", "{folder}/none.txt"), "none.txt"),
     "prompt too long": (("sample", "{run}", "--prompt", "Ruth " * 50), "tokens"),
     "length too long": (("sample", "{run}", "--length", "99"), "99"),
     "no model": (("sample", "{folder}/nowhere"), "nowhere"),
@@ -513,7 +513,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert (code, out) == (2, ""), err
     assert message.startswith("scorelm: ") and word in message
     assert not before or (words[0] == "train" and len(before) == 1)  # what it was doing
-    assert not (folder / "out").exists() and not (folder / "void").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_flag_is_refused_with_the_nearest_right_one() -> None:

@@ -39,6 +39,11 @@ class Tools:
         return Recipe.model_validate(rooms)
 
     @staticmethod
+    def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
+        """The recipe with another end, or with none of its own."""
+        return recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": steps})})
+
+    @staticmethod
     def train(recipe: Recipe, out: Path, **how: Any) -> list[str]:
         """What a run in this process says."""
         said: list[str] = []
@@ -145,10 +150,10 @@ class Runs:
         self.steps, self.every = recipe.training.steps, recipe.training.save_every
 
     def words(self, out: Path, *flags: str) -> list[str]:
-        """The command that starts a run, or resumes it if it has a checkpoint."""
+        """The command that starts a run, anew if it has no checkpoint yet, or resumes it."""
         start = ["--resume"]
         if not any(out.glob("checkpoints/step-*")):
-            start = ["--recipe", str(self.directory / "recipe.toml")]
+            start = ["--recipe", str(self.directory / "recipe.toml"), *(["--overwrite"] if out.exists() else [])]
             Path(start[1]).write_text(to_toml(self.recipe))
         return ["train", "--out", str(out), *start, *flags]
 

@@ -21,6 +21,7 @@ from scorelm.errors import InputError
 from scorelm.parallel import Ranks
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import TrainingData, prepare
+from scorelm.training.run_directory import hold
 
 pytestmark = pytest.mark.thorough  # processes
 
@@ -196,11 +197,29 @@ def test_ranks_that_are_started_again_go_on_from_the_last_checkpoint(
 ) -> None:
     """As torchrun does it after a rank has died: with the same words, and in its environment the number of starts."""
     out, runs = tmp_path / "run", world.make_runs(**OPTIONS)
-    words = runs.words(out)
-    assert forks(*words, world=2, kill_after=(6, 0.0))[0] == -signal.SIGKILL
+    words, launch = runs.words(out), {"TORCHELASTIC_RUN_ID": "one"}
+    assert forks(*words, world=2, environment=launch, kill_after=(6, 0.0))[0] == -signal.SIGKILL
     assert tools.checkpoints(out) == [4]
-    code, errors = forks(*words, world=2, environment={"TORCHELASTIC_RESTART_COUNT": "1"})
+    again = {"TORCHELASTIC_RESTART_COUNT": "1"}
+    code, errors = forks(*words, world=2, environment=launch | again)
     assert code == 0, errors
+    tools.assert_same(out, world.whole(2))
+    code, errors = forks(*words, world=2, environment=again | {"TORCHELASTIC_RUN_ID": "another"})
+    assert code == 2 and "already holds a run" in errors
+
+
+@thorough
+def test_ranks_refuse_a_run_that_another_process_holds(tools: Any, forks: Any, world: World, tmp_path: Path) -> None:
+    with hold(tmp_path / "run", print):
+        code, errors = forks(*world.make_runs(**OPTIONS).words(tmp_path / "run"), world=2)
+    assert code == 2 and f"process {os.getpid()} on " in errors and "Traceback" not in errors
+
+
+@thorough
+def test_ranks_save_at_the_same_time(tools: Any, world: World, tmp_path: Path) -> None:
+    """By the clock of the main rank, here after every step, which changes nothing else."""
+    out = world.run(tmp_path / "run", 2, save_minutes=1e-9)
+    assert tools.checkpoints(out) == [1, 2, 3, 4, 5, 6]
     tools.assert_same(out, world.whole(2))
 
 

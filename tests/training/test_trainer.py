@@ -127,19 +127,22 @@ def test_a_loss_that_is_not_finite_stops_with_a_message_and_keeps_the_checkpoint
 @pytest.mark.parametrize(
     ("room", "change", "says"),
     [
-        ("model", {"dim": 64}, "model options"),
-        ("noise", {"streams": 1}, "noise options"),
-        ("data", {"holdout": 0.1}, "data options"),
-        ("training", {"optimizer": "muon"}, "the optimizer of a run"),
-        ("training", {"objective": "masked"}, "the objective of a run"),
-        ("training", {"ema": (0.9,)}, "the ema of a run"),
+        ("model", {"dim": 64}, "--model.dim can't"),
+        ("noise", {"streams": 1}, "--noise.streams can't"),
+        ("data", {"holdout": 0.1}, "--holdout can't"),
+        ("training", {"optimizer": "muon"}, "--optimizer can't"),
+        ("training", {"objective": "masked"}, "--objective can't"),
+        ("training", {"ema": (0.9,)}, "--ema can't"),
+        ("training", {"seed": 7, "rows": 8}, "--rows, --seed can't"),
+        ("training", {"warmup": 9, "weight_decay": 0.5, "shards": 2}, "--shards, --warmup, --weight-decay can't"),
+        ("training", {"steps": 40}, "--steps 40: the run has made 40"),
     ],
 )
-def test_another_corpus_or_another_model_is_refused_on_resume(
+def test_what_cannot_change_is_refused_by_name_on_resume(
     finished: Path, recipe: Recipe, room: str, change: dict[str, Any], says: str
 ) -> None:
     changed = recipe.model_copy(update={room: getattr(recipe, room).model_copy(update=change)})
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=f"^{says}"):
         train(changed, finished, resume=True)
 
 
@@ -147,6 +150,7 @@ def test_a_run_directory_that_cannot_be_used_is_refused(finished: Path, recipe: 
     (tmp_path / "file").write_text("")
     for out, how, says in (
         (finished, {}, "already holds a run"),
+        (finished, {"resume": True, "overwrite": True}, "--overwrite does not go with --resume"),
         (tmp_path / "new", {"fall_back": True}, "--fall-back needs --resume"),
         (tmp_path / "new", {"resume": True}, "nothing to resume"),
         (tmp_path / "file", {}, "cannot write"),
@@ -163,7 +167,7 @@ def test_a_finished_run_without_its_model_gets_it_back(
     """As after a kill between the last checkpoint and its model."""
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     shutil.rmtree(out / "model")
-    tools.train(recipe, out, resume=True)
+    tools.train(tools.with_steps(recipe, None), out, resume=True)
     tools.assert_same(out, finished)
 
 

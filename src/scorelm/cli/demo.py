@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +10,10 @@ from pydantic import PositiveFloat
 
 from scorelm.cli.model import Device, open_model
 from scorelm.cli.printing import show
-from scorelm.cli.train import TrainVerb
+from scorelm.cli.train import Overwrite, TrainVerb
 from scorelm.cli.verb import Verb
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
-from scorelm.errors import InputError, exists, writing
 
 SAMPLES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Word by word, left to right", {"n": 4, "path": "blocks:1", "temperature": 0.7}),
@@ -35,7 +33,8 @@ class DemoVerb(Verb):
     less_memory: ClassVar[str] = TrainVerb.less_memory.replace("lower", "use scorelm train --recipe demo with lower")
 
     out: Path = Path("runs/demo")
-    """Run directory; if it holds an earlier demo, that is replaced."""
+    """Run directory to make."""
+    overwrite: Overwrite = False
     minutes: PositiveFloat = 4.0
     """Training time."""
     device: Device = "auto"
@@ -43,8 +42,7 @@ class DemoVerb(Verb):
     def run(self) -> int:
         """Train on the embedded corpus, then show what the model can do."""
         recipe = demo_recipe(self.minutes, self.device)
-        remove_earlier(self.out, recipe)
-        code = TrainVerb(out=self.out, options=recipe).run()
+        code = TrainVerb(out=self.out, options=recipe, overwrite=self.overwrite).run()
         if code == 0:
             show_what_was_learned(self.out, self.device)
         return code
@@ -55,21 +53,6 @@ def demo_recipe(minutes: float, device: str) -> Recipe:
     recipe = load_recipe("demo")
     changes = {"minutes": minutes, "device": device}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
-
-
-def remove_earlier(out: Path, recipe: Recipe) -> None:
-    """Remove an earlier demo.
-
-    Raises:
-        InputError: the directory holds something else, or cannot be removed.
-    """
-    kept = out / "recipe.toml"
-    if not exists(kept):
-        return
-    if load_recipe(str(kept)).model_copy(update={"training": recipe.training}) != recipe:
-        raise InputError(f"{out} holds a run that is no demo: choose another --out")
-    with writing(out):
-        shutil.rmtree(out)
 
 
 def show_what_was_learned(out: Path, device: str) -> None:

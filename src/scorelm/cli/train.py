@@ -14,6 +14,10 @@ from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError, exists
 
+Overwrite = Annotated[
+    bool, arg(help="Replace the run that --out holds. Files in there that are no part of a run stay.")
+]
+
 
 class TrainVerb(Verb):
     """Options of ``scorelm train``.
@@ -30,10 +34,13 @@ class TrainVerb(Verb):
     """Options to start from, which flags override: the name of a recipe, such as demo, or a .toml file. By default the
     defaults below."""
     resume: bool = False
-    """Go on with the run in --out from its newest checkpoint, with the options of its recipe.toml."""
+    """Go on with the run in --out from its newest checkpoint, with the options of its recipe.toml. The text, the model,
+    the noise, --objective, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema and --seed stay as they are;
+    other options can be given, and are kept in recipe.toml from the first step on."""
     fall_back: bool = False
     """With --resume: where the newest checkpoint is damaged, go on from the newest sound one, and keep the damaged one
     as checkpoints/damaged-STEP."""
+    overwrite: Overwrite = False
     options: Annotated[Recipe, arg(name="")] = Recipe()
 
     @classmethod
@@ -44,7 +51,10 @@ class TrainVerb(Verb):
             InputError: no such recipe or run.
         """
         out, source = value(words, "--out", "-mdir"), value(words, "--recipe")
-        if out is not None and "--resume" in words:
+        resume = out is not None and "--resume" in words
+        if out is not None and resume:
+            if source is not None:
+                raise InputError("--recipe does not go with --resume: a run goes on with its own recipe.toml")
             source = str(Path(out) / "recipe.toml")
             if not exists(Path(source)):
                 raise InputError(f"nothing to resume: {out} has no recipe.toml")
@@ -52,7 +62,7 @@ class TrainVerb(Verb):
             return None
         recipe = load_recipe(source)
         replaced = {"--steps": "minutes", "--minutes": "steps"}
-        dropped = {other: None for flag, other in replaced.items() if value(words, flag) is not None}
+        dropped = {other: None for flag, other in replaced.items() if resume or value(words, flag) is not None}
         training = recipe.training.model_copy(update=dropped)
         return cls.model_construct(out=tyro.MISSING, options=recipe.model_copy(update={"training": training}))
 
@@ -65,7 +75,10 @@ class TrainVerb(Verb):
         with launched() as ranks:
             say = speak if ranks.main else drop
             try:
-                model = train(self.options, self.out, resume=self.resume, fall_back=self.fall_back, ranks=ranks)
+                model = train(
+                    self.options, self.out, resume=self.resume, fall_back=self.fall_back, overwrite=self.overwrite,
+                    ranks=ranks,
+                )  # fmt: skip
             except Interrupted as stop:
                 say(f"{stop}; go on with: scorelm train --out {self.out} --resume")
                 return 128 + stop.signum

@@ -5,6 +5,7 @@ The attribute docstrings below are the text of ``scorelm train --help``; a recip
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -139,9 +140,9 @@ class TrainingConfig(Options):
     objective: ObjectiveName = "score"
     """What is learned: score (the diffusion model), or a peer in the same network, autoregressive or masked."""
     steps: PositiveInt | None = None
-    """Steps of training; by default 20,000, unless --minutes is given."""
+    """Steps of training; by default 20,000, unless --minutes is given. With --resume, those already made count."""
     minutes: PositiveFloat | None = None
-    """Training time, instead of --steps."""
+    """Training time, instead of --steps. With --resume, so many minutes more."""
     rows: PositiveInt = 32
     """Packed rows in a batch, over all processes."""
     shards: PositiveInt | None = None
@@ -182,7 +183,9 @@ class TrainingConfig(Options):
     seed: NonNegativeInt = 0
     """Seed of everything that is drawn: the order of the text, the noise and the first weights."""
     save_every: PositiveInt = 500
-    """Steps between checkpoints."""
+    """Most steps between checkpoints."""
+    save_minutes: PositiveFloat = 2.0
+    """Most minutes between checkpoints; the first one comes after half a minute."""
     keep: PositiveInt = 2
     """How many checkpoints to keep, the newest ones."""
     async_save: bool = False
@@ -208,3 +211,27 @@ class Recipe(Options):
     model: ModelConfig = ModelConfig()
     noise: NoiseConfig = NoiseConfig()
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig()
+
+
+KEPT = ("objective", "rows", "shards", "optimizer", "warmup", "weight_decay", "ema", "seed")
+"""Options of training that a run keeps when it is resumed, as it does its data, model and noise."""
+
+
+def kept_on_resume(old: Recipe, new: Recipe) -> list[str]:
+    """The flags of the options that differ and that a resumed run can't change; shards that are not given don't."""
+    rooms = [(old.data, new.data, "data"), (old.model, new.model, "model"), (old.noise, new.noise, "noise")]
+    found = [flag for room in rooms for flag in differences(*room)]
+    training = new.training.model_copy(update={"shards": new.training.shards or old.training.shards})
+    changed = [name for name in KEPT if getattr(old.training, name) != getattr(training, name)]
+    return found + [f"--{name.replace('_', '-')}" for name in changed]
+
+
+def differences(old: Options, new: Options, room: str) -> Iterator[str]:
+    """The flags of the options that differ."""
+    for name, field in type(old).model_fields.items():
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, Options):
+            yield from differences(before, after, f"{room}.{name}")
+        elif before != after:
+            own = [flag for given in field.metadata if (flag := getattr(given, "name", None))]
+            yield "--" + next(iter(own), f"{room}.{name}").replace("_", "-")

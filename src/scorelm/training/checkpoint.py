@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,12 +30,17 @@ from scorelm.parallel import ALONE, Ranks
 from scorelm.training.durable import replace_directory, sync, write_durably, writing_draft
 
 PREFIX = "step-"
+NAME = re.compile(PREFIX + r"\d{8,}")
 MANIFEST = "checksums.json"
+FIRST_AFTER = 30.0
+"""Seconds from the start of a run, or from its resumption, to the first checkpoint."""
+FILES = re.compile(r"\.metadata|.*\.distcp|state\.json|checksums\.json")
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    return sorted(p for p in directory.glob(f"{PREFIX}*") if p.is_dir()) if exists(directory) else []
+    """The run's checkpoints, damaged ones too, oldest first."""
+    named = [p for p in directory.glob(f"{PREFIX}*") if NAME.fullmatch(p.name)] if exists(directory) else []
+    return sorted(p for p in named if p.is_dir() and any(FILES.fullmatch(file.name) for file in p.iterdir()))
 
 
 class Saver:
@@ -43,13 +51,23 @@ class Saver:
         keep: how many checkpoints to keep, at least 1.
         ranks: who takes part; each writes what it holds, to a directory that all of them see.
         later: write from a copy, in a thread, while training goes on.
+        minutes: most minutes between checkpoints; the first one is due after half a minute.
     """
 
-    def __init__(self, directory: Path, keep: int, ranks: Ranks = ALONE, later: bool = False) -> None:
+    def __init__(
+        self, directory: Path, keep: int, ranks: Ranks = ALONE, later: bool = False, minutes: float = math.inf
+    ) -> None:
         self.directory, self.keep, self.ranks = directory, keep, ranks
         self.thread = ThreadPoolExecutor(1) if later else None
         self.group = dist.new_group(backend="gloo") if later and ranks.world > 1 else None
         self.pending: Future[None] | None = None
+        self.seconds = 60 * minutes
+        self.due_at = time.perf_counter() + min(FIRST_AFTER, self.seconds)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint, by the clock of this rank."""
+        return time.perf_counter() >= self.due_at
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +106,7 @@ class Saver:
         else:
             copied = state_dict_saver.async_save(tensors, storage_writer=disk, process_group=self.group, no_dist=single)
             self.pending = self.thread.submit(self._write, cast("Future[Any]", copied).result, draft, final, text)
+        self.due_at = time.perf_counter() + self.seconds
 
     def _write(self, write_tensors: Callable[[], object], draft: Path, final: Path, state: str) -> None:
         with writing_draft(draft, final):
@@ -98,7 +117,7 @@ class Saver:
             seal(draft)
             draft.rename(final)
             sync(self.directory)
-        for old in list_checkpoints(self.directory)[: -self.keep]:
+        for old in filter(holds_nothing_else, list_checkpoints(self.directory)[: -self.keep]):
             doomed = self.directory / f".writing-{old.name}"  # not to be taken for a checkpoint when half deleted
             old.rename(doomed)
             shutil.rmtree(doomed)
@@ -123,6 +142,11 @@ def clear_way(final: Path) -> None:
             shutil.rmtree(stale)
         if final.exists() and find_damage(final) is not None:
             set_aside(final)
+
+
+def holds_nothing_else(checkpoint: Path) -> bool:
+    """Whether nobody has put a file of their own into a checkpoint, which then has to stay."""
+    return all(FILES.fullmatch(path.name) for path in checkpoint.iterdir())
 
 
 def write_model(lm: ScoreLM, final: Path) -> None:

@@ -60,13 +60,26 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def replace_directory(draft: Path, final: Path) -> None:
-    """Put `draft` in the place of `final`."""
+    """Put `draft` in the place of `final`; what only `final` holds, as a user's own file, moves along."""
     old = final.with_name(f".{final.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
+    take_over(old, final)  # where a kill has left it
     if final.exists():
         final.rename(old)
     draft.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    take_over(old, final)
+
+
+def take_over(old: Path, new: Path) -> None:
+    """Move what only `old` holds to `new`, and remove the rest."""
+    if not old.exists():
+        return
+    if not new.exists():
+        old.rename(new)
+        return
+    for path in old.iterdir():
+        if not (new / path.name).exists():
+            path.rename(new / path.name)
+    shutil.rmtree(old)
 
 
 def sync(directory: Path) -> None:

@@ -1,24 +1,42 @@
 """A run from a recipe to a model: what `scorelm.train` and ``scorelm train`` do in a run directory.
 
 A run directory holds ``recipe.toml``, ``tokenizer.model``, ``metrics.jsonl``, ``samples.txt``, ``checkpoints/`` and
-``model/``.
+``model/``. What was there before changes only when the first step has been made.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
-from scorelm.config.recipe import Recipe
+from scorelm.config.recipe import Recipe, kept_on_resume
 from scorelm.config.toml import load_recipe, to_toml
 from scorelm.device import pick_device
 from scorelm.errors import InputError, writing
-from scorelm.parallel import ALONE, Ranks, were_restarted
-from scorelm.training.checkpoint import find_checkpoint, list_checkpoints
+from scorelm.model.directory import read_manifest
+from scorelm.parallel import ALONE, Ranks
+from scorelm.training.checkpoint import find_checkpoint, list_checkpoints, read_state
 from scorelm.training.data import prepare
 from scorelm.training.durable import replace_file
+from scorelm.training.run_directory import DIRECTORIES, DRAFT, Hold, hold, list_files, remove_run
 from scorelm.training.runlog import Say, drop, speak
-from scorelm.training.trainer import Trainer, run
+from scorelm.training.trainer import Progress, Trainer, run
+
+
+class Start(NamedTuple):
+    """What a run starts from."""
+
+    recipe: Recipe
+    home: Path
+    """Where its tokenizer is, or is to be written."""
+    checkpoint: Path | None = None
+    finished: bool = False
+    replace: bool = False
+    """Whether an earlier run has to go."""
 
 
 def train(
@@ -27,6 +45,7 @@ def train(
     *,
     resume: bool = False,
     fall_back: bool = False,
+    overwrite: bool = False,
     ranks: Ranks = ALONE,
     say: Say = speak,
 ) -> Path:
@@ -35,14 +54,18 @@ def train(
     >>> from scorelm.config.recipe import DataConfig, Recipe, TrainingConfig
     >>> train(Recipe(data=DataConfig(source="my.txt"), training=TrainingConfig(minutes=10)), "runs/mine")
 
-    Processes that torchrun starts again after one of them has died resume by themselves.
+    One process at a time trains in a run directory. Processes that torchrun starts again after one of them has died
+    resume by themselves.
 
     Args:
         recipe: the text, the model, the noise and how long to train; `scorelm.config.toml.load_recipe` reads one.
         out: run directory to create, or to continue.
-        resume: continue the run in `out`; data, model, noise, objective, optimiser and averages must be the run's own.
+        resume: continue the run in `out`. The recipe must be the run's own but for the options of training that can
+            change (`scorelm.config.recipe.kept_on_resume`); its `minutes` are added to those already trained, its
+            `steps` are those of the whole run, and without either the run goes on to the end that it had.
         fall_back: where the newest checkpoint is damaged, continue from the newest sound one; the damaged one is kept
             as ``checkpoints/damaged-STEP``.
+        overwrite: replace an earlier run in `out`; files that are no part of it stay.
         ranks: who takes part, from `scorelm.parallel.launched`.
         say: takes lines for people; by default they go to stderr, with a progress bar in a terminal.
 
@@ -57,48 +80,138 @@ def train(
     """
     out, say = Path(out), say if ranks.main else drop
     pick_device(recipe.training.device)  # refused before the text is read
-    with writing(out):
-        if were_restarted() and list_checkpoints(out / "checkpoints"):
-            recipe, resume = load_recipe(str(out / "recipe.toml")), True
-        check_run_directory(recipe, out, resume, fall_back)
-        out.mkdir(parents=True, exist_ok=True)
-    recipe, start = with_shards(recipe, ranks.world), None
-    if resume:
-        found = find_checkpoint(out / "checkpoints", fall_back, say) if ranks.main else None
-        start = ranks.gather(found)[0]
-    data = prepare(recipe.data, out, resume, say, ranks)
-    trainer = Trainer(recipe, data, ranks)
-    if start is not None:
-        trainer.restore(start)
-    if ranks.main:
-        replace_file(out / "recipe.toml", to_toml(recipe))
-    say(describe(trainer))
-    run(trainer, out, say)
+    if not resume and fall_back:
+        raise InputError("--fall-back needs --resume")
+    if resume and overwrite:
+        raise InputError("--overwrite does not go with --resume: the one replaces a run, the other goes on with it")
+    with ExitStack() as stack:
+        held: list[Hold] = []
+
+        def find_start() -> Start:
+            held.append(stack.enter_context(hold(out, say)))
+            with writing(out):
+                if held[0].again and list_checkpoints(out / "checkpoints"):
+                    return find_resumed(None, out, fall_back, say)
+                if resume:
+                    return find_resumed(recipe, out, fall_back, say)
+                return find_new(recipe, out, overwrite or held[0].again, ranks.world)
+
+        start = from_main(find_start, ranks)
+        if start.finished:
+            return out / "model"
+        data = prepare(start.recipe.data, start.home, start.checkpoint is not None, say, ranks)
+        trainer = Trainer(start.recipe, data, ranks)
+        if start.checkpoint is not None:
+            trainer.restore(start.checkpoint)
+        say(describe(trainer))
+        run(trainer, out, lambda: begin(start, out, held[0], say), say)
     return out / "model"
 
 
-def check_run_directory(recipe: Recipe, out: Path, resume: bool, fall_back: bool) -> None:
-    """Refuse to overwrite a run that has a checkpoint, or to resume one with other data, model, noise or optimiser.
+def from_main(find: Callable[[], Start], ranks: Ranks) -> Start:
+    """What the main rank finds, on every rank; what it refuses, all of them refuse."""
+    found: Start | InputError | None = None
+    if ranks.main:
+        try:
+            found = find()
+        except InputError as refused:
+            found = refused
+    found = ranks.gather(found)[0]
+    if not isinstance(found, Start):
+        raise found
+    return found
+
+
+def find_new(recipe: Recipe, out: Path, replace: bool, world: int) -> Start:
+    """The start of a new run.
 
     Raises:
-        InputError: says which.
+        InputError: the directory has files that a run would replace, and `replace` does not allow it.
     """
-    begun, kept = list_checkpoints(out / "checkpoints"), out / "recipe.toml"
-    if not resume:
-        if begun:
-            raise InputError(f"{out} already holds a run: add --resume to continue it, or choose another --out")
-        if fall_back:
-            raise InputError("--fall-back needs --resume")
-        return
-    if not begun:
+    given = recipe.data.tokenizer
+    there = [path for path in list_files(out) if given is None or not (given.exists() and path.samefile(given))]
+    if list_checkpoints(out / "checkpoints") and not replace:
+        raise InputError(
+            f"{out} already holds a run: go on with it by scorelm train --out {out} --resume, add --overwrite to "
+            "replace it, or choose another --out"
+        )
+    if there and not replace:
+        names = ", ".join(str(path.relative_to(out)) for path in there[:3])
+        raise InputError(
+            f"{out} already holds files that a run writes ({names}), but no checkpoint to resume from: "
+            "add --overwrite to replace them, or choose another --out"
+        )
+    for path in (out / name for name in DIRECTORIES):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"cannot write {path}: not a directory")
+    home = out / DRAFT
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    return Start(with_shards(recipe, world), home, replace=replace)
+
+
+def find_resumed(given: Recipe | None, out: Path, fall_back: bool, say: Say) -> Start:
+    """The newest checkpoint of a run, and the recipe to go on with: the run's own with the options that are given.
+
+    Raises:
+        InputError: there is no sound checkpoint, an option that is not the run's own, or no step is left to be made.
+    """
+    kept = out / "recipe.toml"
+    if not list_checkpoints(out / "checkpoints"):
         raise InputError(f"nothing to resume: {out} has no checkpoint yet")
     old = load_recipe(str(kept))
-    for room in ("data", "model", "noise"):
-        if getattr(old, room) != getattr(recipe, room):
-            raise InputError(f"the {room} options of a run can't change when it is resumed; {kept} has them")
-    for name in ("objective", "optimizer", "ema"):
-        if getattr(old.training, name) != getattr(recipe.training, name):
-            raise InputError(f"the {name} of a run can't change when it is resumed; {kept} has it")
+    if given is not None and (changed := kept_on_resume(old, given)):
+        raise InputError(
+            f"{', '.join(changed)} can't change when a run is resumed, and {kept} has another value: leave it out, or "
+            "start a new run in another --out"
+        )
+    checkpoint = find_checkpoint(out / "checkpoints", fall_back, say)
+    state = read_state(checkpoint)
+    done = Progress(step=state["step"], seconds=state["seconds"])
+    recipe = old if given is None else with_budget(given, old, done)
+    finished = done.share(recipe.training) >= 1 and holds_model(out / "model", done.step)
+    if finished:
+        say(
+            f"the run in {out} is finished, after {done.step:,} steps: nothing is changed. To train on, add "
+            f"--minutes 10 (that many more) or --steps {2 * done.step} (in all)"
+        )
+    return Start(recipe, out, checkpoint, finished)
+
+
+def with_budget(recipe: Recipe, old: Recipe, done: Progress) -> Recipe:
+    """The recipe with the shards of the run, and with its end: the given one, or the run's own.
+
+    Raises:
+        InputError: the given number of steps is already made.
+    """
+    steps, minutes = recipe.training.steps, recipe.training.minutes
+    if steps and steps <= done.step:
+        raise InputError(f"--steps {steps}: the run has made {done.step:,}, which count too; give a larger number")
+    if minutes:
+        minutes += done.seconds / 60
+    elif not steps:
+        steps, minutes = old.training.steps, old.training.minutes
+    changes = {"steps": steps, "minutes": minutes, "shards": old.training.shards}
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+
+
+def holds_model(directory: Path, step: int) -> bool:
+    """Whether a directory has the model as it was after that step."""
+    try:
+        return read_manifest(directory / "config.json").provenance.steps == step
+    except (InputError, OSError):
+        return False
+
+
+def begin(start: Start, out: Path, held: Hold, say: Say) -> None:
+    """Make a run directory that of this run, which has made its first step."""
+    if start.replace:
+        remove_run(out, say)
+    with writing(out):
+        if start.checkpoint is None:
+            (start.home / "tokenizer.model").rename(out / "tokenizer.model")
+    replace_file(out / "recipe.toml", to_toml(start.recipe))
+    held.begin()
 
 
 def with_shards(recipe: Recipe, world: int) -> Recipe:

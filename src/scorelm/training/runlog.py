@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import sys
 import time
@@ -11,13 +10,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from scorelm.errors import InputError, writing
+from scorelm.training.durable import replace_file
 
 Say = Callable[[str], object]
 
@@ -50,12 +50,10 @@ class RunLog:
     """
 
     def __init__(self, out: Path, step: int, tensorboard: bool = False, main: bool = True, say: Say = speak) -> None:
-        self.path = out / "metrics.jsonl" if main else Path(os.devnull)
-        with writing(self.path):
-            if main:
-                drop_lines_after(self.path, step)
-            self.file = self.path.open("a", encoding="utf-8")
-        self.tensorboard = tensorboard_writer(out) if main and tensorboard else None
+        self.path, self.step, self.main = out / "metrics.jsonl", step, main
+        self.file: TextIO | None = None
+        self.tensorboard: Any = None
+        self.writer = tensorboard_writer() if main and tensorboard else None
         console = Console(stderr=True, quiet=not main)
         self.show_bar = main and say is speak and console.is_terminal
         self.progress = Progress(
@@ -75,9 +73,18 @@ class RunLog:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
+
+    def open(self) -> None:
+        """Begin to write files; before that, those of an earlier run are as they were."""
+        if self.main:
+            with writing(self.path):
+                drop_lines_after(self.path, self.step)
+                self.file = self.path.open("a", encoding="utf-8")
+            self.tensorboard = self.writer and self.writer(str(self.path.with_name("tensorboard")))
 
     def advance(self, step: int, share: float) -> None:
         """Move the bar to `share` (0 to 1) of the run."""
@@ -85,9 +92,10 @@ class RunLog:
 
     def write(self, metrics: dict[str, Any], share: float) -> None:
         """Write one line of metrics.jsonl; where there is no bar, also say one every ten seconds."""
-        with writing(self.path):
-            self.file.write(json.dumps(metrics) + "\n")
-            self.file.flush()
+        if self.file is not None:
+            with writing(self.path):
+                self.file.write(json.dumps(metrics) + "\n")
+                self.file.flush()
         loss, speed = metrics["loss"], metrics["tokens_per_second"]
         self.progress.update(self.task, loss=loss, speed=speed)
         if not self.show_bar and time.monotonic() - self.said > 10:
@@ -117,16 +125,16 @@ def drop_lines_after(path: Path, step: int) -> None:
     """Drop the lines that a killed run wrote after its last checkpoint, and a torn last line."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    draft = path.with_suffix(".writing")
-    draft.write_text("".join(kept), encoding="utf-8")
-    draft.replace(path)
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    replace_file(path, "".join(f"{line}\n" for line in lines if not is_later(line, step)))
+
+
+def is_later(line: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is of a later step; a line that is none of the run's is not."""
+    try:
+        return bool(json.loads(line)["step"] > step)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def append_samples(path: Path, step: int, texts: Iterable[str]) -> None:
@@ -135,8 +143,8 @@ def append_samples(path: Path, step: int, texts: Iterable[str]) -> None:
         file.write(f"step {step}\n" + "".join(f"  {text}\n" for text in texts))
 
 
-def tensorboard_writer(out: Path) -> Any:
-    """TensorBoard's writer for the run.
+def tensorboard_writer() -> Any:
+    """TensorBoard's class of writers.
 
     Raises:
         InputError: the extra is not installed.
@@ -145,4 +153,4 @@ def tensorboard_writer(out: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("tensorboard is not installed: pip install 'scorelm[tensorboard]'") from None
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter

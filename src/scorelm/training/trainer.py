@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,11 @@ class Trainer:
         weights = self.learner.weights(best)
         if not self.ranks.main:
             return None
+        text = self.recipe.data
         made = Provenance(
-            data=self.recipe.data.source, steps=self.progress.step, tokens=self.progress.tokens,
-            heldout_loss=heldout.get(best),
+            data=text.source, field=text.field, csv_separator=text.csv_separator, split=text.split,
+            holdout=text.holdout, fingerprint=self.data.text_fingerprint, steps=self.progress.step,
+            tokens=self.progress.tokens, heldout_loss=heldout.get(best),
         )  # fmt: skip
         lengths, objective = self.data.lengths(self.recipe), self.recipe.training.objective
         lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, lengths, made, objective)
@@ -201,8 +204,10 @@ class Trainer:
             shard.batches.set_state(state["batches"][str(shard.index)])
 
 
-def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
+def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = speak) -> None:
     """Train to the end of the budget; write metrics, samples, checkpoints and the model to a run directory.
+
+    The main rank calls `begin` after the first step, before anything is written.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
@@ -212,7 +217,7 @@ def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
     config, ranks, progress, learner = trainer.recipe.training, trainer.ranks, trainer.progress, trainer.learner
     peak = matmul_peak(learner.device, learner.dtype) * ranks.world
     log = RunLog(out, progress.step, config.tensorboard, ranks.main, say)
-    saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save)
+    saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save, config.save_minutes)
     with log, deferred_signals() as received, saver:
         if progress.share(config) >= 1:  # killed between the last checkpoint and its model
             save_model(trainer, out)
@@ -220,7 +225,10 @@ def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
         while progress.share(config) < 1 and not stopping:
             started = time.perf_counter()
             trainer.step()
-            stopping = agree(trainer, time.perf_counter() - started, len(received))
+            stopping, due = agree(trainer, time.perf_counter() - started, len(received), saver.due)
+            if ranks.main and log.file is None:
+                begin()
+                log.open()
             saver.poll()
             share = progress.share(config)
             log.advance(progress.step, share)
@@ -228,7 +236,7 @@ def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
                 log.write(measure(trainer, peak), share)
             if config.sample_every and progress.step % config.sample_every == 0:
                 save_samples(trainer, out)
-            if progress.step % config.save_every == 0 or share >= 1:
+            if progress.step % config.save_every == 0 or share >= 1 or due:
                 trainer.measure_heldout()
                 save(trainer, saver, out)
         if stopping:
@@ -238,13 +246,18 @@ def run(trainer: Trainer, out: Path, say: Say = speak) -> None:
             raise Interrupted(signum)
 
 
-def agree(trainer: Trainer, seconds: float, signals: int) -> bool:
-    """Count the time that the main rank took for a step; returns whether any rank was told to stop."""
-    own = torch.tensor([seconds * trainer.ranks.main, signals], dtype=torch.float64)
-    elapsed, received = trainer.ranks.sum(own).tolist()
+def agree(trainer: Trainer, seconds: float, signals: int, due: bool) -> tuple[bool, bool]:
+    """Count the time that the main rank took for a step.
+
+    Returns:
+        Whether any rank was told to stop, and whether the main rank finds a checkpoint due.
+    """
+    main = trainer.ranks.main
+    own = torch.tensor([seconds * main, signals, due and main], dtype=torch.float64)
+    elapsed, received, waited = trainer.ranks.sum(own).tolist()
     trainer.progress.seconds += elapsed
     trainer.window.seconds += elapsed
-    return bool(received)
+    return bool(received), bool(waited)
 
 
 def measure(trainer: Trainer, peak: float) -> dict[str, Any]:
