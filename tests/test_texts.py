@@ -107,5 +107,31 @@ def test_a_model_that_does_not_say_what_it_was_trained_on(book):
 def test_given_sentences():
     found = load_texts(Provenance(), Texts(text=("one", "two")))
     assert (found.texts, found.what, found.held_out) == (["one", "two"], "2 given texts", None)
-    with pytest.raises(InputError, match="give either --text or --data"):
-        load_texts(Provenance(), Texts(text=("one",), data="kjv"))
+    for option in ({"data": "kjv"}, {"csv_separator": ";"}, {"holdout": 0.0}, {"limit": 1}):
+        flag = f"--{next(iter(option)).replace('_', '-')}"
+        with pytest.raises(InputError, match=f"give either --text or {flag}, not both"):
+            load_texts(Provenance(), Texts(text=("one",), **option))
+
+
+def test_what_was_trained_on_is_the_same_whatever_is_measured(book):
+    made, _, train = made_of(book, holdout=0.2)
+    for share in (None, 0.1, 0.0):
+        assert list(load_texts(made, Texts(holdout=share)).training["text"]) == train
+    book.write_text("something else")
+    assert list(load_texts(made, Texts(holdout=0.1)).training["text"]) == train
+
+
+def test_shares_and_numbers_are_said_as_they_are(book):
+    made, _, _ = made_of(book, holdout=0.001)
+    assert load_texts(made, Texts(holdout=0, limit=1)).what == (
+        f"the first 1 example of {book}: 99.9% of them trained on"
+    )
+
+
+def test_empty_names_are_not_taken_for_the_usual_ones(tmp_path):
+    (tmp_path / "a.csv").write_text(",text\n0,hello\n1,world\n")
+    made, _, _ = made_of("a.csv", holdout=0.0)
+    assert load_texts(made, Texts(field="")).texts == ["0", "1"]
+    for empty in ("data", "split", "csv_separator"):
+        with pytest.raises(InputError):
+            load_texts(made, Texts(**{empty: ""}))

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scorelm.cli.entry import main
 from scorelm.config.generation import Infilling
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError
@@ -260,3 +262,26 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         os.mkfifo(tmp_path / name)
     assert not taken(lambda: load_corpus(str(tmp_path / "pipe.txt")), "pipe.txt")
     assert not taken(lambda: Tokenizer.load(tmp_path / "pipe.model"), "pipe.model")
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "options", "message"),
+    [
+        ("", b"", (), "the text has no name: give a file"),
+        ("a.csv", b"id, text\n1, a\n", (), "no field 'text'; its fields are id, ' text'"),
+        ("a.csv", b"text\na\n", ("--csv-separator", '"'), "a CSV separator is one character"),
+        ("a.jsonl", b'{"text":"a"}\n{"text":"b","text":"c"}\n', (), "line 2: an object has 'text' more than once"),
+        ("a.txt", "light\n".encode("utf-16-le"), (), "looks like UTF-16: convert it"),
+        ("a.txt.xz", lzma.compress(b"a\n") + b"junk", (), "cannot read"),
+        ("a.txt", b"a\n", ("--split", ""), "no split '': choose line"),
+    ],
+)
+def test_the_command_refuses_bad_text_in_one_line(tmp_path, monkeypatch, capfd, name, contents, options, message):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / name
+    if name:
+        path.write_bytes(contents)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--data", str(path) if name else "", "--out", str(tmp_path / "run"), *options])
+    [last] = capfd.readouterr().err.splitlines()[-1:]
+    assert ended.value.code == 2 and message in last

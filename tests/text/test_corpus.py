@@ -15,6 +15,7 @@ import pytest
 from scorelm.errors import InputError
 from scorelm.text.corpus import Corpus, find_corpus, fingerprint_of, length_histogram, load_corpus, tokenise
 from scorelm.text.sentencepiece import SentencePieceTokenizer as Tokenizer
+from scorelm.text.sides import new_folder
 from scorelm.text.source import AS_IT_IS, Reading
 
 WORDS = ["light", "darkness", "heaven", "earth", "water"]
@@ -91,6 +92,47 @@ def test_compressed_files_are_the_same_corpus(tmp_path, ending):
     assert found.fingerprint == load_corpus(plain, holdout=0.3).fingerprint
     (tmp_path / f"c.txt.{ending}").write_bytes((tmp_path / f"b.txt.{ending}").read_bytes()[:-9])
     bad(rf"cannot read .*c\.txt\.{ending}", tmp_path / f"c.txt.{ending}")
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_nothing_behind_a_whole_compressed_stream_is_dropped(tmp_path, ending, compress):
+    path, one, two = tmp_path / f"a.txt.{ending}", compress(b"one\n"), bytearray(compress(b"two\n" * 50))
+    path.write_bytes(one + two)
+    assert list(load_corpus(str(path), holdout=0).train["text"]) == ["one", *["two"] * 50]
+    two[len(two) // 2] ^= 255
+    for behind in (two, two[:20], b"two\n", gzip.compress(b"two\n")):
+        path.write_bytes(one + behind)
+        bad(rf"cannot read .*a\.txt\.{ending}", path)
+
+
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_utf_16_without_its_mark_is_recognised(tmp_path, coding):
+    (tmp_path / "a.txt").write_bytes("hello\nworld\n".encode(coding))
+    bad(r"a\.txt is not UTF-8 but looks like UTF-16: convert it", tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_bytes(b"a\0b\n\0\0c\n")
+    assert list(load_corpus(str(tmp_path / "a.txt"), holdout=0).train["text"]) == ["a\0b", "\0\0c"]
+
+
+def test_a_source_is_called_by_its_name_without_the_ending(tmp_path, monkeypatch):
+    names = ["my.book.v2.txt.gz", ".hidden.txt", "new\nline.txt", os.fsdecode(b"\xff.txt")]
+    for name in names:
+        with (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wb") as file:
+            file.write(b"hello\n")
+    said = [load_corpus(str(tmp_path / name), holdout=0).notes[0].partition(": 1 ex")[0] for name in names]
+    assert said == ["my.book.v2", ".hidden", "new\\nline", "\\udcff"]
+    (tmp_path / "some.files").mkdir()
+    (tmp_path / "some.files" / "a.txt").write_text("hello\n")
+    monkeypatch.chdir(tmp_path / "some.files")
+    assert {load_corpus(name, holdout=0).name for name in (".", "../some.files", os.getcwd())} == {"some.files"}
+    bad("the text has no name: give a file", "")
+
+
+def test_blank_files_of_one_name_are_told_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text("\n")
+    written(tmp_path / "y.txt")
+    assert load_corpus(str(tmp_path), holdout=0).notes[1] == "left out: a/x.txt, b/x.txt (blank)"
 
 
 def test_a_line_ends_at_a_line_feed_alone_and_blank_lines_are_dropped(tmp_path):
@@ -338,3 +380,49 @@ def test_corpus_is_frozen(tmp_path):
     assert isinstance(corpus, Corpus)
     with pytest.raises(AttributeError):
         corpus.name = "b"
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "heldout.arrow", "counts.json"])
+@pytest.mark.parametrize("kept", [0, 10, -20, None])
+def test_a_damaged_cache_is_written_anew(tmp_path, cache, name, kept):
+    path = written(tmp_path / "a.txt")
+    first = load_corpus(path, holdout=0.5)
+    [file] = cache.glob(f"scorelm/*/{name}")
+    whole = file.read_bytes()
+    file.unlink()
+    if kept is not None:
+        file.write_bytes(whole[:kept])
+    again = load_corpus(path, holdout=0.5)
+    assert (again.notes, texts(again)) == (first.notes, sorted(LINES)) and file.read_bytes() == whole
+
+
+def test_a_side_of_the_cache_that_has_lost_its_end_is_written_anew(tmp_path, cache):
+    path = written(tmp_path / "a.csv", LINES * 50)
+    load_corpus(path, holdout=0.5)
+    [file] = cache.glob("scorelm/*/train.arrow")
+    with pa.memory_map(str(file)) as stream, pa.ipc.open_stream(stream) as reader:
+        batches = list(reader)
+    file.unlink()
+    with pa.ipc.new_stream(str(file), batches[0].schema) as writer:
+        writer.write_batch(batches[0])
+    assert texts(load_corpus(path, holdout=0.5)) == sorted(LINES * 50) and len(batches) > 1
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -8])
+def test_damaged_tokens_in_the_cache_are_made_anew(tmp_path, cache, kept):
+    corpus = load_corpus(written(tmp_path / "a.txt"), holdout=0.5)
+    first = list(tokenise(corpus, TOKENIZER, max_length=64).train["ids"])
+    for file in cache.glob("scorelm/*/cache-*.arrow"):
+        whole = file.read_bytes()
+        file.unlink()
+        file.write_bytes(whole[:kept])
+    assert list(tokenise(corpus, TOKENIZER, max_length=64).train["ids"]) == first
+
+
+def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path):
+    with new_folder(tmp_path / "a") as slow:
+        (slow / "x").write_text("slow")
+        with new_folder(tmp_path / "a") as fast:
+            (fast / "x").write_text("fast")
+        assert (slow / "x").read_text() == "slow"
+    assert (tmp_path / "a" / "x").read_text() == "fast" and len(list(tmp_path.iterdir())) == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scorelm.errors import InputError
 from scorelm.text.corpus import load_corpus
-from scorelm.text.records import Counts, read_line_arrays, read_lines, read_records
+from scorelm.text.records import Counts, first_lines, read_line_arrays, read_lines, read_records
 from scorelm.text.source import Reading
 
 ODD = [
@@ -102,7 +102,7 @@ def test_rows_of_another_width_are_refused_with_file_line_and_count(tmp_path):
     refused(tmp_path / "a.csv", "text,id\nfine,1\ngood morning, friend,2\n", wide)
     refused(tmp_path / "a.csv", '\nid,text\n\n1,"two\nlines"\n2\n3\n', r"line 6 has 1 fields .*rows like this: 2")
     refused(tmp_path / "a.csv", "id,text\n1,a\n \n", "line 3 has 1 fields")
-    refused(tmp_path / "a.csv", 'id,text\n1,"open\n2,two\n', "line 3: unexpected end of data")
+    refused(tmp_path / "a.csv", 'id,text\n1,"open\n2,two\n', r"line 2: a quote is opened and not closed\)")
     refused(tmp_path / "a.csv", 'id,text\n1,"a"b\n', "line 2: ',' expected")
     refused(tmp_path / "a.csv", "text,text\na,b\n", "it has 2 columns 'text'")
 
@@ -127,8 +127,9 @@ def test_tab_can_be_spelled_and_tsv_prefers_it(tmp_path):
     assert texts(tmp_path / "a.csv", separator=Reading(csv_separator="tab").separator) == ["with, comma"]
     (tmp_path / "a.tsv").write_text("text\nwith, comma\n")
     assert list(load_corpus(str(tmp_path / "a.tsv"), holdout=0).train["text"]) == ["with, comma"]
-    with pytest.raises(InputError, match="a CSV separator is one character, or 'tab'"):
-        Reading(csv_separator="::")
+    for separator in ("::", "", '"', "\n"):
+        with pytest.raises(InputError, match="a CSV separator is one character, or 'tab'"):
+            Reading(csv_separator=separator)
 
 
 def test_parquet_dictionaries_and_nulls(tmp_path):
@@ -138,3 +139,48 @@ def test_parquet_dictionaries_and_nulls(tmp_path):
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="field 'text' holds int64, not text"):
         load_corpus(str(tmp_path / "a.parquet"))
+
+
+def test_columns_of_a_parquet_file_are_taken_by_their_whole_name(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"meta": [{"text": "wrong"}], "meta.text": ["right"]}), path)
+    assert texts(path, "meta.text") == ["right"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["one"]), pa.array(["two"])], names=["text", "text"]), path)
+    with pytest.raises(InputError, match="it has 2 columns 'text'"):
+        texts(path)
+
+
+def test_a_record_that_has_the_field_twice_is_refused(tmp_path):
+    refused(
+        tmp_path / "a.jsonl", '{"text": "one"}\n{"text": "two", "text": "three"}\n', "line 2: an object has 'text' mo"
+    )
+    refused(tmp_path / "a.json", '[{"text": "two", "text": "three"}]', "an object has 'text' more than once")
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1, "id": 2}')
+    assert texts(tmp_path / "a.jsonl") == ["one"]
+
+
+def test_json_that_is_neither_an_array_nor_lines_is_told_what_is_needed(tmp_path):
+    need = "; every line must be an object, or the whole file an array of objects"
+    refused(tmp_path / "a.json", json.dumps({"data": [{"text": "one"}]}, indent=1), f"line 1: .*{need}")
+    refused(
+        tmp_path / "a.jsonl", '{"text": "a"}, {"text": "b"}\n{"text": "c", "n": [1\n2]}\n', f"line 1: Extra data{need}"
+    )
+    refused(tmp_path / "a.jsonl", f'{{"text": "a"}}\n{{"text": "b", "n": {"9" * 5000}}}\n', "line 2: Exceeds the limit")
+    refused(tmp_path / "a.jsonl", f'{{"text": "a"}}\n{{"n": {"[" * 50_000}', "line 2: maximum recursion depth")
+
+
+def test_a_file_of_white_space_and_one_of_a_header_have_no_text(tmp_path):
+    for text in ("\ufeff\n", "\u00a0\n\u3000\n", "id,text\n"):
+        refused(tmp_path / "a.csv", text, r"a\.csv is empty: there is no text in it")
+
+
+def test_fields_with_spaces_are_named_in_quotes(tmp_path):
+    refused(tmp_path / "a.csv", "id, text,\n1, a,\n", "no field 'text'; its fields are id, ' text', ''")
+    pq.write_table(pa.table({"text": pa.array([None, None], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="most records of a have no 'text'; 2 of 2, and its fields are text"):
+        load_corpus(str(tmp_path / "a.parquet"))
+
+
+def test_what_a_file_looks_like_is_judged_by_its_first_megabyte(tmp_path):
+    (tmp_path / "a.txt").write_text(("one " * 100_000 + "\n") * 10)
+    assert list(map(len, first_lines(tmp_path / "a.txt"))) == [400_000, 400_000]

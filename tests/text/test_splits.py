@@ -1,6 +1,7 @@
 """How a text becomes examples: nothing but the white space between examples is ever left out."""
 
 import re
+import time
 
 import pyarrow as pa
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scorelm.errors import InputError
+from scorelm.text import splits
 from scorelm.text.corpus import load_corpus
 from scorelm.text.records import Counts
 from scorelm.text.sides import TRAIN, Writer, normal_form, read_side
@@ -109,9 +111,72 @@ def test_an_overlap_never_crosses_to_the_other_side(tmp_path):
     assert len(repeated) > 1.2 * len(set(repeated))
 
 
+@pytest.mark.parametrize("overlap", [0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("holdout", [0.1, 0.5])
+def test_no_window_has_a_sentence_of_the_other_side(tmp_path, overlap, holdout):
+    (tmp_path / "a.txt").write_text(" ".join(f"S{k} is." for k in range(400)))
+    corpus = load_corpus(str(tmp_path / "a.txt"), Reading(split=f"sentence-window:60,{overlap}"), holdout=holdout)
+    train, heldout = (set(re.findall(r"\d+", " ".join(side["text"][:]))) for side in (corpus.train, corpus.heldout))
+    assert not train & heldout and train | heldout == {str(k) for k in range(400)}
+
+
+def test_initials_titles_and_short_forms_end_no_sentence():
+    text = "Mr. Hay met J. K. Bly, e.g. at 3 p.m. in the U.S. capital. Prof. Low left! It was 5. (So?) Yes."
+    assert [sentence.strip() for sentence in sentences([text])] == [
+        "Mr. Hay met J. K. Bly, e.g. at 3 p.m. in the U.S. capital.", "Prof. Low left!", "It was 5.", "(So?)", "Yes.",
+    ]  # fmt: skip
+
+
+@given(st.text(st.sampled_from("aB .!\n。)"), max_size=60), st.integers(1, 20))
+def test_sentences_are_the_same_however_much_is_read_at_once(text, size):
+    lines = text.splitlines(keepends=True)
+    whole = list(sentences(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "_CUT_AT", size)
+        assert list(sentences(lines)) == whole and "".join(whole) == text
+
+
+def test_sentences_come_before_the_text_has_ended():
+    lines = iter(["He came. She left.\n"] * 200_000)
+    assert next(sentences(lines)) == "He came. " and len(list(lines)) > 100_000
+
+
+def test_a_window_of_very_many_sentences_is_found_in_one_pass():
+    start = time.monotonic()
+    [(_, found)] = make_split("sentence-window:1e9")(["It is. "] * 60_000)
+    assert len(found) == 7 * 60_000 - 1 and time.monotonic() - start < 20
+
+
+def test_records_of_white_space_are_counted_as_empty_whatever_the_split(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": " \\n "}\n{"text": ""}\n{"text": "\\n\\na"}\n')
+    for split in (None, "line", "paragraph", "sentence-window:1"):
+        notes = load_corpus(str(tmp_path / "a.jsonl"), Reading(split=split), holdout=0).notes
+        blank = 4 if split == "line" else 2  # the blank lines of the last one
+        assert notes == (f"a: 1 example, 0 without 'text', {blank} empty, 0 duplicates",)
+
+
+def test_whether_lines_look_wrapped_is_said_for_lines_that_were_not_asked_for(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(WRAPPED))
+    for name, split, said in (("a", "line", 0), ("a", None, 1), ("b", None, 1), ("b", "line", 0)):
+        notes = load_corpus(str((tmp_path / "a.txt").rename(tmp_path / f"{name}.txt")), Reading(split=split)).notes
+        assert [note.partition(":")[0] for note in notes[1:]] == [f"{name}.txt"] * said
+        (tmp_path / f"{name}.txt").rename(tmp_path / "a.txt")
+
+
 def test_normal_form():
-    texts = [" A  b\t\n", "Ünï\u00a0 Ｘ\u3000y", "x\u2028y", "", "plain"]
-    assert normal_form(pa.array(texts)).to_pylist() == ["a b", "ünï x y", "x y", "", "plain"]
+    texts = [" A  b\t\n", "Ünï\u00a0 Ｘ\u3000y", "x\u2028y", "", "plain", "a\x1cb\x85c\u1680d", "ΣΟΦΟΣ", "straße ΐ"]
+    assert normal_form(pa.array(texts)).to_pylist() == [
+        "a b", "ünï x y", "x y", "", "plain", "a b c d", "σοφοσ", "strasse ΐ",
+    ]  # fmt: skip
+
+
+def test_no_character_differs_from_itself_in_another_case_or_from_other_white_space():
+    every = [c for c in map(chr, range(0x110000)) if not 0xD800 <= ord(c) < 0xE000]
+    spaces = [f"a{c}b" for c in every if c.isspace()]
+    assert set(normal_form(pa.array(spaces)).to_pylist()) == {"a b"}
+    cased = [c for c in every if c.upper() != c or c.lower() != c]
+    forms = [normal_form(pa.array(some)).to_pylist() for some in (cased, map(str.upper, cased), map(str.lower, cased))]
+    assert [c for c, *three in zip(cased, *forms, strict=True) if len(set(three)) > 1] == ["ı"]  # Turkish: I is its own
 
 
 def test_sides_count_blank_examples_and_twins_across_batches(tmp_path):

@@ -44,6 +44,20 @@ def test_text_inside_a_text_gets_no_space(text):
     assert TOKENIZER.decode(ids) == "light" + text
 
 
+@pytest.mark.parametrize("text", ["the", " the", "12", "0"])
+def test_text_inside_a_text_gets_no_space_where_another_model_merges_digits_with_words(text):
+    model = io.BytesIO()
+    ids = {f"{name}_id": token for name, token in TOKENIZER.special._asdict().items()}
+    lines = [f"0the 00 012 of the 0{k}light {k} -." for k in range(50)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=60, split_by_number=False,
+        split_by_unicode_script=False, minloglevel=2, **ids,
+    )  # fmt: skip
+    other = Tokenizer.from_bytes(model.getvalue())
+    assert other.pieces(other.encode("0the"))[0] not in ("0", "▁0")
+    assert other.decode([*other.encode("of"), *other.encode_inside(text)]) == "of" + text
+
+
 def test_special_names_in_text_are_text():
     assert TOKENIZER.decode(TOKENIZER.encode("<s> a </s><pad>")) == "<s> a </s><pad>"
     assert not {BOS, EOS, PAD} & set(TOKENIZER.encode("<s> a </s><pad>"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field, PositiveInt
@@ -47,7 +48,7 @@ class Measured(NamedTuple):
     held_out: bool | None
     """True: training never saw them. False: it saw some or all of them. None: they are another text."""
     training: Dataset | None = None
-    """The other side of the same text, which the model was trained on; None where that is not at hand."""
+    """The side of the same text that the model was trained on; None for another text."""
 
 
 class Found(NamedTuple):
@@ -55,9 +56,10 @@ class Found(NamedTuple):
 
     corpus: Corpus
     name: str
-    trained_on: bool
     share: float
     """How much of it is held out in `corpus`."""
+    training: Dataset | None = None
+    """What the model was trained on, if that is this text."""
 
 
 def load_texts(made: Provenance, which: Texts) -> Measured:
@@ -71,8 +73,9 @@ def load_texts(made: Provenance, which: Texts) -> Measured:
         InputError: no such text, none is left, or what was not held out is to be called so.
     """
     if which.text:
-        if which.data is not None:
-            raise InputError("give either --text or --data, not both")
+        if others := [name for name, value in which if name != "text" and value is not None]:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in others)
+            raise InputError(f"give either --text or {flags}, not both")
         return Measured(list(which.text), f"{len(which.text):,} given text{'s' * (len(which.text) != 1)}", None)
     found = find_text(made, which)
     side = found.corpus.heldout if found.share else found.corpus.train
@@ -80,17 +83,17 @@ def load_texts(made: Provenance, which: Texts) -> Measured:
     if not texts:
         raise InputError(f"{found.name} has no held-out text to measure: give another --holdout or --data")
     part = f"{len(texts):,}" if len(texts) == len(side) else f"the first {len(texts):,}"
-    if not found.trained_on:
+    examples = f"example{'s' * (len(texts) != 1)}"
+    if found.training is None:
         share = f" (a share of {found.share:g})" if found.share else ""
         known = ", which is not what the model was trained on" if made.fingerprint else ""
-        return Measured(texts, f"{part} examples of {found.name}{share}{known}", None)
+        return Measured(texts, f"{part} {examples} of {found.name}{share}{known}", None)
     if found.share:
-        what = f"{part} held-out examples of {found.name}, none seen in training"
-        return Measured(texts, what, True, found.corpus.train)
-    seen = f"{1 - made.holdout:.0%} of them trained on" if made.holdout else "trained on"
-    return Measured(
-        texts, f"{'all ' * part[0].isdigit()}{part} examples of {found.name}: {seen}", False, found.corpus.train
-    )
+        what = f"{part} held-out {examples} of {found.name}, none seen in training"
+        return Measured(texts, what, True, found.training)
+    seen = f"{100 * (1 - made.holdout):g}% of them trained on" if made.holdout else "trained on"
+    what = f"{'all ' * part[0].isdigit()}{part} {examples} of {found.name}: {seen}"
+    return Measured(texts, what, False, found.training)
 
 
 def find_text(made: Provenance, which: Texts) -> Found:
@@ -99,9 +102,10 @@ def find_text(made: Provenance, which: Texts) -> Found:
     from scorelm.text.source import Reading
 
     trained = Reading(made.field, made.split, made.csv_separator)
-    reading = Reading(which.field or made.field, which.split or made.split, which.csv_separator or made.csv_separator)
-    source, share = which.data or made.data, made.holdout or 0.0
-    if not source:
+    given = {name: getattr(which, name) for name in ("field", "split", "csv_separator")}
+    reading = replace(trained, **{name: value for name, value in given.items() if value is not None})
+    source, held_out = made.data if which.data is None else which.data, made.holdout or 0.0
+    if which.data is None and not made.data:
         raise InputError("the model does not say what it was trained on: give --data")
     usual = which.data is None and reading == trained and made.fingerprint
     try:
@@ -111,14 +115,16 @@ def find_text(made: Provenance, which: Texts) -> Found:
             raise
         fingerprint = ""
     if made.fingerprint and fingerprint == made.fingerprint:
-        share = allowed(source, share, which.holdout)
-        return Found(load_corpus(source, reading, holdout=share), source, True, share)
+        share = allowed(source, held_out, which.holdout)
+        training = load_corpus(source, reading, holdout=held_out).train
+        return Found(load_corpus(source, reading, holdout=share), source, share, training)
     if not usual:
         share = which.holdout or 0.0
-        return Found(load_corpus(source, reading, holdout=share), source, False, share)
-    share = allowed(source, share, which.holdout)
-    if (kept := find_corpus(source, made.fingerprint, share)) is not None:
-        return Found(kept, f"{source} (as it was in training)", True, share)
+        return Found(load_corpus(source, reading, holdout=share), source, share)
+    share = allowed(source, held_out, which.holdout)
+    whole = find_corpus(source, made.fingerprint, held_out)
+    if whole is not None and (kept := find_corpus(source, made.fingerprint, share)) is not None:
+        return Found(kept, f"{source} (as it was in training)", share, whole.train)
     gone = "has changed since" if fingerprint else "is not here"
     raise InputError(f"the model was trained on {source}, which {gone}: give --data")
 

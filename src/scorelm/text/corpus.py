@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,8 @@ import numpy as np
 
 from scorelm.errors import InputError, brief, exists, writing
 from scorelm.text.files import digest_of
-from scorelm.text.records import Counts
-from scorelm.text.sides import HELDOUT, TRAIN, Writer, new_folder, read_counts, read_side, write_counts
+from scorelm.text.records import Counts, listed
+from scorelm.text.sides import Writer, new_folder, read_sides, write_counts
 from scorelm.text.source import AS_IT_IS, Reading, Source, open_source
 from scorelm.text.tokenizer import Tokenizer, count_lost
 
@@ -66,26 +68,29 @@ def load_corpus(source: str, reading: Reading = AS_IT_IS, *, holdout: float = 0.
     with _quiet(), _writing_cache():
         found = open_source(source, reading)
         folder = _folder(found.fingerprint, holdout)
-        if not exists(folder):
+        damaged = exists(folder)
+        if (kept := read_sides(folder)) is None:
+            if damaged:
+                shutil.rmtree(folder, ignore_errors=True)
             with new_folder(folder) as draft:
                 write_counts(draft, _write_sides(found, draft, holdout))
-        corpus = Corpus(found.name, read_side(folder, TRAIN), read_side(folder, HELDOUT), found.fingerprint)
-        counts = read_counts(folder)
+            kept = read_sides(folder)
+    if kept is None:
+        raise InputError(f"cannot read what was just written to {folder}: remove it and try again")
+    train, heldout, counts = kept
     if not counts.examples:
-        raise InputError(f"{brief(source)} is empty: every line is blank")
-    if not len(corpus.train):
+        raise InputError(f"{brief(source)} is empty: there is no text in it")
+    if not len(train):
         count = "the only example is" if counts.examples == 1 else f"all {counts.examples} examples are"
         raise InputError(f"{brief(source)} leaves nothing to train on: {count} held out, so set holdout to 0")
-    return replace(corpus, notes=tuple(_notes(found, counts, reading)))
+    return Corpus(found.name, train, heldout, found.fingerprint, tuple(_notes(found, counts, reading)))
 
 
 def find_corpus(name: str, fingerprint: str, holdout: float) -> Corpus | None:
     """A corpus that was loaded before, by its fingerprint, wherever its source has gone; None if it is not cached."""
     with _quiet():
-        folder = _folder(fingerprint, holdout)
-        if not exists(folder):
-            return None
-        return Corpus(name, read_side(folder, TRAIN), read_side(folder, HELDOUT), fingerprint)
+        kept = read_sides(_folder(fingerprint, holdout))
+    return None if kept is None else Corpus(name, kept[0], kept[1], fingerprint)
 
 
 def fingerprint_of(source: str, reading: Reading) -> str:
@@ -98,7 +103,7 @@ def _folder(fingerprint: str, holdout: float) -> Path:
     import datasets
 
     cache = Path(datasets.config.HF_DATASETS_CACHE)
-    return cache / "scorelm" / digest_of(b"1", fingerprint.encode(), repr(float(holdout)).encode())
+    return cache / "scorelm" / digest_of(b"2", fingerprint.encode(), repr(float(holdout)).encode())
 
 
 def _write_sides(found: Source, folder: Path, holdout: float) -> Counts:
@@ -110,10 +115,10 @@ def _write_sides(found: Source, folder: Path, holdout: float) -> Counts:
     finally:
         writer.close()
     if 2 * counts.missing > counts.records:
-        field, most = repr(found.reading.field), counts.missing < counts.records
-        lacking = f"most records of {found.name} have no {field}" if most else f"{found.name} has no field {field}"
-        number = f"{counts.missing:,} of {counts.records:,}, and " * most
-        raise InputError(f"{lacking}; {number}its fields are {brief(', '.join(counts.fields))}")
+        field, some = repr(found.reading.field), found.reading.field in counts.fields
+        lacking = f"most records of {found.name} have no {field}" if some else f"{found.name} has no field {field}"
+        number = f"{counts.missing:,} of {counts.records:,}, and " * some
+        raise InputError(f"{lacking}; {number}its fields are {listed(counts.fields)}")
     return counts
 
 
@@ -124,15 +129,15 @@ def _notes(found: Source, counts: Counts, reading: Reading) -> Iterator[str]:
         line += f", {counts.missing:,} without {reading.field!r}"
     line += f", {counts.blank:,} empty, {counts.duplicates:,} duplicate{'s' * (counts.duplicates != 1)}"
     if counts.missing:
-        line += f"; the fields are {brief(', '.join(islice(counts.fields, 10)))}"
+        line += f"; the fields are {listed(islice(counts.fields, 10))}"
     if counts.separators:
         line += f"; CSV separator: {', '.join(counts.separators)}"
     yield line
     if left_out := found.left_out:
         yield f"left out: {brief(left_out, 1000)}"
-    if counts.wrapped:
+    if wrapped := found.wrapped():
         yield (
-            f"{brief(', '.join(counts.wrapped))}: every line is an example, but the lines look hard-wrapped, inside "
+            f"{brief(', '.join(wrapped))}: every line is an example, but the lines look hard-wrapped, inside "
             "sentences; --split paragraph or --split sentence-window keeps sentences whole"
         )
 
@@ -208,13 +213,15 @@ def _writing_cache() -> Iterator[None]:
 
 def _encode(side: datasets.Dataset, tokenizer: Tokenizer, processes: int | None) -> datasets.Dataset:
     import datasets
+    import pyarrow as pa
 
     number, ids = datasets.Value("int32"), datasets.List(datasets.Value("int32"))
     features = datasets.Features({"ids": ids, "lost": number, "characters": number})
     if not len(side):
         return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     useful = processes or min(os.cpu_count() or 1, len(side) // _ROWS_PER_PROCESS)
-    return side.map(
+    encode = partial(
+        side.map,
         _encode_batch,
         batched=True,
         fn_kwargs={"tokenizer": tokenizer},
@@ -222,6 +229,10 @@ def _encode(side: datasets.Dataset, tokenizer: Tokenizer, processes: int | None)
         features=features,
         num_proc=min(useful, len(side)) if useful > 1 else None,
     )
+    with suppress(pa.ArrowInvalid, OSError):  # what the cache has is damaged
+        if len(found := encode()) == len(side):
+            return found
+    return encode(load_from_cache_file=False)
 
 
 def _encode_batch(batch: dict[str, list[str]], tokenizer: Tokenizer) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from scorelm.errors import InputError, at_home, brief, exists
 
@@ -29,6 +29,46 @@ _CHUNK = 1 << 20  # bytes
 _LARGEST_EXPANSION = 1000  # times a compressed file may grow; prose grows less than tenfold
 
 
+class _Decompressed(io.RawIOBase):
+    """The contents of a file of one or more compressed streams.
+
+    Python's own readers of .bz2 and .xz files take a damaged stream behind a whole one for the end of the file.
+    """
+
+    def __init__(self, path: Path, decompressor: Callable[[], Any]) -> None:
+        self._file, self._new = path.open("rb"), decompressor
+        self._stream = self._new()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = b""
+        while not found:
+            given = b""
+            if self._stream.eof:
+                if not (given := self._stream.unused_data or self._file.read(_CHUNK)):
+                    return 0
+                self._stream = self._new()
+            elif self._stream.needs_input and not (given := self._file.read(_CHUNK)):
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            found = self._stream.decompress(given, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_bzip2(path: Path) -> BinaryIO:
+    return io.BufferedReader(_Decompressed(path, bz2.BZ2Decompressor))
+
+
+def _open_xz(path: Path) -> BinaryIO:
+    return io.BufferedReader(_Decompressed(path, lzma.LZMADecompressor))
+
+
 def _open_zstandard(path: Path) -> BinaryIO:
     import pyarrow as pa
 
@@ -37,7 +77,7 @@ def _open_zstandard(path: Path) -> BinaryIO:
 
 
 _COMPRESSED: dict[str, Callable[[Path], object]] = {
-    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard,
+    ".gz": gzip.open, ".bz2": _open_bzip2, ".xz": _open_xz, ".zst": _open_zstandard,
 }  # fmt: skip
 
 
@@ -47,6 +87,13 @@ def kind_of(path: Path) -> str | None:
     compressed = bool(endings) and endings[-1] in _COMPRESSED
     kind = _KINDS.get(endings[-1 - compressed]) if len(endings) > compressed else None
     return None if compressed and kind == "parquet" else kind
+
+
+def name_of(source: str) -> str:
+    """What to call a source: the name of its file without the ending, or of its directory."""
+    path = Path(os.path.abspath(at_home(Path(source))))
+    ending = "".join(path.suffixes[-2 if path.suffix.lower() in _COMPRESSED else -1 :])
+    return brief(path.name.removesuffix(ending if kind_of(path) else ""))
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -97,17 +144,19 @@ def find_files(source: str) -> Files:
     """
     if source == EMBEDDED:
         left_out: dict[str, str] = {}
-        found = [Path(str(files("scorelm.assets").joinpath("kjv.txt.xz")))]
+        top = Path(str(files("scorelm.assets").joinpath("kjv.txt.xz")))
+        found = [top]
     else:
-        found, left_out = _search(at_home(Path(source)))
+        top = at_home(Path(source))
+        found, left_out = _search(top)
     digests = {}
     for path in found:
         if (digest := _check_contents(path)) is not None:
             digests[path] = digest
         else:
-            left_out[path.name] = "blank"
+            left_out[str(path.relative_to(top)) if top.is_dir() else path.name] = "blank"
     if not digests:
-        raise InputError(f"{brief(source)} is empty: every line is blank")
+        raise InputError(f"{brief(source)} is empty: there is no text in it")
     return Files(digests, left_out)
 
 
@@ -165,6 +214,8 @@ def _check_contents(path: Path) -> str | None:
             chunk = b"begin"
             while chunk and offset <= most:
                 chunk = file.read(_CHUNK)
+                if not offset and kind_of(path) != "parquet" and _looks_like_utf16(chunk):
+                    raise InputError(f"{name} is not UTF-8 but looks like UTF-16: convert it, for example with iconv")
                 digest.update(chunk)
                 blank = blank and not chunk.strip()
                 pending = len(decoder.getstate()[0])
@@ -178,6 +229,11 @@ def _check_contents(path: Path) -> str | None:
     if offset > most:
         raise InputError(f"cannot read {name}: it expands to more than {_LARGEST_EXPANSION} times its size")
     return None if blank else digest.hexdigest()
+
+
+def _looks_like_utf16(begin: bytes) -> bool:
+    """Whether every second byte is zero, which UTF-8 allows, as in UTF-16 without a byte order mark."""
+    return b"\0" in begin and any(begin[:100:2]) != any(begin[1:100:2])
 
 
 @contextmanager

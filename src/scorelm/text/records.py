@@ -9,7 +9,9 @@ import codecs
 import csv
 import io
 import json
+import re
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What is tried as the separator of a CSV file."""
 _CHUNK = 1 << 22  # bytes
 _LARGEST_ARRAY = 1 << 28  # bytes of JSON that are held in memory at once
+_LOOKED_AT = 1 << 20  # bytes
 _ROWS_AT_ONCE = 1000
 _MOST_FIELDS = 1000  # that are remembered
 
@@ -47,8 +50,6 @@ class Counts:
     fields: dict[str, None] = field(default_factory=dict)
     separators: dict[str, None] = field(default_factory=dict)
     """Names of the separators of CSV files."""
-    wrapped: list[str] = field(default_factory=list)
-    """Text files that look hard-wrapped."""
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -56,6 +57,12 @@ def read_lines(path: Path) -> Iterator[str]:
     with open_file(path) as file:
         for number, line in enumerate(file):
             yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+
+
+def first_lines(path: Path) -> list[str]:
+    """The whole lines in the first megabyte of a text file."""
+    with open_file(path) as file:
+        return file.read(_LOOKED_AT).decode(errors="ignore").split("\n")[:-1]
 
 
 def read_line_arrays(path: Path) -> Iterator[pa.StringArray]:
@@ -70,7 +77,7 @@ def read_line_arrays(path: Path) -> Iterator[pa.StringArray]:
             if feed or not chunk:
                 text = pa.array([whole], pa.large_binary()).cast(pa.large_string())
                 yield pc.utf8_rtrim(pc.split_pattern(text, "\n").flatten().cast(pa.string()), characters="\r")
-            chunk = file.read(_CHUNK) if chunk else b""
+            chunk = file.read(max(_CHUNK, len(rest))) if chunk else b""
 
 
 def read_records(kind: str, path: Path, field: str, separator: str | None, counts: Counts) -> Iterator[pa.StringArray]:
@@ -95,7 +102,7 @@ def _read_json(path: Path, field: str, counts: Counts) -> Iterator[pa.StringArra
     """Parsed by Python, since Arrow's reader crashes on deep nesting and guesses types."""
     import pyarrow as pa
 
-    for records in _parse_json(path):
+    for records in _parse_json(path, field):
         texts = []
         for number, record in records:
             if not isinstance(record, dict):
@@ -119,7 +126,7 @@ def _check_surrogates(text: str, field: str, number: int) -> None:
         raise InputError(f"field {field!r} of record {number} holds half a character ({code})") from None
 
 
-def _parse_json(path: Path) -> Iterator[Iterable[tuple[int, Any]]]:
+def _parse_json(path: Path, field: str) -> Iterator[Iterable[tuple[int, Any]]]:
     """The items of a JSON array, or the lines of JSON Lines, many at a time, with their numbers from 1."""
     with open_file(path) as file:
         begin = file.read(1 << 20).removeprefix(codecs.BOM_UTF8)
@@ -127,33 +134,48 @@ def _parse_json(path: Path) -> Iterator[Iterable[tuple[int, Any]]]:
             contents = begin + file.read(_LARGEST_ARRAY + 1 - len(begin))
             if len(contents) > _LARGEST_ARRAY:
                 raise InputError("its array is larger than 256 MiB: write one object on each line instead (.jsonl)")
-            yield enumerate(json.loads(contents.decode()), 1)
+            yield enumerate(_load(contents, field), 1)
             return
     with open_file(path) as file:
         number = 1
         while lines := file.readlines(_CHUNK):
             if number == 1:
                 lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
-            yield _parse_lines(lines, number)
+            yield _parse_lines(lines, number, field)
             number += len(lines)
 
 
-def _parse_lines(lines: list[bytes], number: int) -> Iterable[tuple[int, Any]]:
+def _load(contents: bytes, field: str) -> Any:
+    """Parse JSON in which no object has the field twice, since Python would drop all but the last."""
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs) and sum(key == field for key, _ in pairs) > 1:
+            raise InputError(f"an object has {field!r} more than once")
+        return found
+
+    return json.loads(contents.decode(), object_pairs_hook=check)
+
+
+def _parse_lines(lines: list[bytes], number: int, field: str) -> Iterable[tuple[int, Any]]:
     """The values that stand on lines, numbered from `number`; read as one array, which is faster, where that can be."""
-    with suppress(ValueError):  # a blank line or a damaged one
-        values = json.loads((b"[" + b",".join(lines) + b"]").decode())
-        if len(values) == len(lines):
-            return enumerate(values, number)
-    return _parse_each_line(lines, number)
+    with suppress(ValueError, RecursionError):  # a blank line or a damaged one
+        values = _load(b"[" + b",null,".join(lines) + b"]", field)
+        if len(values) == 2 * len(lines) - 1 and not any(values[1::2]):
+            return enumerate(values[::2], number)
+    return _parse_each_line(lines, number, field)
 
 
-def _parse_each_line(lines: list[bytes], start: int) -> Iterator[tuple[int, Any]]:
+def _parse_each_line(lines: list[bytes], start: int, field: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, start):
         try:
             if line.strip():
-                yield number, json.loads(line.decode())
+                yield number, _load(line, field)
         except json.JSONDecodeError as error:
-            raise InputError(f"line {number}: {error.msg}") from None
+            need = "every line must be an object, or the whole file an array of objects"
+            raise InputError(f"line {number}: {error.msg}; {need}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"line {number}: {str(error).partition(';')[0]}") from None
 
 
 def _read_csv(path: Path, field: str, separator: str | None, counts: Counts) -> Iterator[pa.StringArray]:
@@ -162,7 +184,8 @@ def _read_csv(path: Path, field: str, separator: str | None, counts: Counts) -> 
 
     csv.field_size_limit(sys.maxsize)
     with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:
-        skipped, first = next((number, line) for number, line in enumerate(file) if line.strip())
+        if not (first := next((line for line in file if line.strip()), "")):
+            return
         separator = separator or _find_separator(first, field, path)
         rows = csv.reader(chain([first], file), delimiter=separator, strict=True)
         counts.separators[SEPARATORS.get(separator, repr(separator))] = None
@@ -170,31 +193,43 @@ def _read_csv(path: Path, field: str, separator: str | None, counts: Counts) -> 
             header = next(rows)
             counts.fields |= dict.fromkeys(header)
             require_field(field, header)
-            if header.count(field) > 1:
-                raise InputError(f"it has {header.count(field)} columns {field!r}")
             column, widths = header.index(field), {0, len(header)}
             while batch := list(islice(rows, _ROWS_AT_ONCE)):
                 if not widths.issuperset(map(len, batch)):
                     raise InputError(_describe_widths(path, separator))
                 yield pa.array([row[column] for row in batch if row], pa.string())
         except csv.Error as error:
-            raise InputError(f"line {skipped + rows.line_num}: {error}") from None
+            reason = "a quote is opened and not closed" if "end of data" in str(error) else error
+            raise InputError(f"line {_line_of_damage(path, separator)}: {reason}") from None
+
+
+def _numbered_rows(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file and the lines that they begin on; ends before a damaged one, with its line and no row."""
+    line = 0
+    with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for row in rows:
+                yield line + 1, row
+                line = rows.line_num
+        except csv.Error:
+            yield line + 1, []
+
+
+def _line_of_damage(path: Path, separator: str) -> int:
+    return deque(_numbered_rows(path, separator), maxlen=1)[0][0]
 
 
 def _describe_widths(path: Path, separator: str) -> str:
     """Where the first row is that has more or fewer fields than the header, and how many there are."""
     header: list[str] = []
-    wrong: list[tuple[int, int]] = []
-    with io.TextIOWrapper(open_file(path), "utf-8-sig", newline="") as file, suppress(csv.Error):
-        rows, line = csv.reader(file, delimiter=separator, strict=True), 0
-        for row in rows:
-            if header and row and len(row) != len(header):
-                wrong.append((line + 1, len(row)))
-            header = header or (row if any(map(str.strip, row)) else [])
-            line = rows.line_num
-    number, found = wrong[0]
+    first, wrong = (0, 0), 0
+    for number, row in _numbered_rows(path, separator):
+        if header and row and len(row) != len(header):
+            first, wrong = (number, len(row)) if not wrong else first, wrong + 1
+        header = header or (row if any(map(str.strip, row)) else [])
     return (
-        f"line {number} has {found} fields and the header {len(header)}; rows like this: {len(wrong):,}; put quotes "
+        f"line {first[0]} has {first[1]} fields and the header {len(header)}; rows like this: {wrong:,}; put quotes "
         "around text that holds the separator, or give another --csv-separator"
     )
 
@@ -218,17 +253,24 @@ def _read_parquet(path: Path, field: str, counts: Counts) -> Iterator[pa.StringA
         counts.fields |= dict.fromkeys(names)
         require_field(field, names)
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[field]):
-            yield text_column(batch.column(0), field)
+            yield text_column(batch.column(field), field)
 
 
 def require_field(field: str, fields: list[str]) -> None:
-    """Refuse what has no such field.
+    """Refuse what has no such field, or two of that name.
 
     Raises:
         InputError: names the fields there are.
     """
     if field not in fields:
-        raise InputError(f"it has no field {field!r}; its fields are {brief(', '.join(fields))}")
+        raise InputError(f"it has no field {field!r}; its fields are {listed(fields)}")
+    if fields.count(field) > 1:
+        raise InputError(f"it has {fields.count(field)} columns {field!r}")
+
+
+def listed(fields: Iterable[str]) -> str:
+    """Names of fields in one line, in quotes where white space or a comma would be misread."""
+    return brief(", ".join(repr(name) if not name or re.search(r"[\s,]", name) else name for name in fields))
 
 
 def text_column(column: Any, field: str) -> pa.StringArray:

@@ -177,12 +177,14 @@ class SentencePieceTokenizer:
         """Return the token ids of a text that follows other text: no space is put before its first word.
 
         The text is encoded behind a digit, which is then taken off again, since digits are tokens of their own. A
-        model trained elsewhere may merge digits with other characters; the space then stays.
+        model trained elsewhere may merge a digit with what follows: then other signs are tried, and if it merges them
+        all, the space stays.
         """
-        ids = self.encode("0" + text)
-        for before in (1, 2):
-            if "".join(self.pieces(ids[:before])) in ("0", "▁0"):
-                return ids[before:]
+        for sign in "019.-|":
+            ids = self.encode(sign + text)
+            for before in (1, 2):
+                if "".join(self.pieces(ids[:before])) in (sign, f"▁{sign}"):
+                    return ids[before:]
         return self.encode(text)
 
     def encode_document(self, text: str) -> list[int]:

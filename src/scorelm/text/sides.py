@@ -7,8 +7,9 @@ machine and whatever file they come from.
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,18 +26,26 @@ if TYPE_CHECKING:
 
 TRAIN, HELDOUT = "train", "heldout"
 _COUNTS = "counts.json"
-_SPACES = r"[\t\n\v\f\r\p{Z}]"
+_SPACES = r"[\t\n\v\f\r\x1c-\x1f ]"  # of ASCII
 
 
 def normal_form(texts: pa.StringArray) -> pa.StringArray:
-    """Texts in small letters, Unicode's form NFKC, and with one space for each run of white space; none at the ends."""
+    """Texts without case, in Unicode's form NFKC, and with one space for each run of white space; none at the ends."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    texts = _changed(texts, pc.invert(pc.string_is_ascii(texts)), lambda some: pc.utf8_normalize(some, "NFKC"))
-    lower = pc.utf8_trim_whitespace(pc.utf8_lower(texts))
-    odd = pc.match_substring_regex(lower, rf"{_SPACES}{{2}}|[\t\n\v\f\r\p{{Zl}}\p{{Zp}}]")
+    plain = pc.string_is_ascii(texts)
+    texts = _changed(texts, pc.invert(plain), lambda some: pa.array(map(_folded, some.to_pylist()), pa.string()))
+    lower = pc.ascii_trim(pc.ascii_lower(texts), " \t\n\v\f\r\x1c\x1d\x1e\x1f")
+    odd = pc.match_substring_regex(lower, rf"{_SPACES}{{2}}|[\t\n\v\f\r\x1c-\x1f]")
     found: pa.StringArray = _changed(lower, odd, lambda some: pc.replace_substring_regex(some, rf"{_SPACES}+", " "))
     return found
+
+
+def _folded(text: str) -> str:
+    """The normal form of any text, and of texts in ASCII what Arrow makes of them faster."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
 
 
 def _changed(texts: Any, which: Any, change: Any) -> Any:
@@ -116,13 +125,15 @@ class Writer:
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A directory to write to, which becomes `final` in the end, or goes if anything fails."""
-    draft = final.with_name(f".{final.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
     draft.mkdir(parents=True)
     try:
         yield draft
-        if not final.exists():  # else another process was as fast
+        try:
             draft.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process was as fast
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -132,9 +143,17 @@ def write_counts(folder: Path, counts: Counts) -> None:
     (folder / _COUNTS).write_text(json.dumps(asdict(counts)))
 
 
-def read_counts(folder: Path) -> Counts:
-    """The counts that `write_counts` has kept."""
-    return Counts(**json.loads((folder / _COUNTS).read_text()))
+def read_sides(folder: Path) -> tuple[datasets.Dataset, datasets.Dataset, Counts] | None:
+    """Training and held-out side, each a column ``text`` that stays on the disk, and what `write_counts` has kept.
+
+    None where they are not there, or no longer whole.
+    """
+    try:
+        counts = Counts(**json.loads((folder / _COUNTS).read_text()))
+        train, heldout = read_side(folder, TRAIN), read_side(folder, HELDOUT)
+    except (OSError, ValueError, TypeError):
+        return None
+    return (train, heldout, counts) if len(train) + len(heldout) == counts.examples else None
 
 
 def read_side(folder: Path, side: str) -> datasets.Dataset:

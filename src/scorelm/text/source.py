@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from scorelm.config.recipe import TextOptions
 from scorelm.errors import InputError, brief, exists
-from scorelm.text.files import EMBEDDED, as_input_error, digest_of, find_files, kind_of
-from scorelm.text.records import Counts, read_line_arrays, read_lines, read_records, require_field, text_column
+from scorelm.text.files import EMBEDDED, as_input_error, digest_of, find_files, kind_of, name_of
+from scorelm.text.records import (
+    Counts,
+    first_lines,
+    read_line_arrays,
+    read_lines,
+    read_records,
+    require_field,
+    text_column,
+)
 from scorelm.text.splits import Split, looks_hard_wrapped, make_split
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _AT_ONCE = 1000  # records or examples
-_LINES_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ class Reading:
     csv_separator: str | None = None
 
     def __post_init__(self) -> None:
-        make_split(self.split or "line")
-        if self.csv_separator is not None and len(self.separator or "") != 1:
+        make_split("line" if self.split is None else self.split)
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
             raise InputError(f"a CSV separator is one character, or 'tab', not {brief(repr(self.csv_separator))}")
 
     @classmethod
@@ -84,6 +91,9 @@ class Source(Protocol):
     left_out: str
     """What is not read, and why."""
 
+    def wrapped(self) -> list[str]:
+        """Text files of which every line is an example, though they look hard-wrapped."""
+
     def batches(self, counts: Counts) -> Pairs:
         """The examples, many at a time; `counts` takes what is found.
 
@@ -98,6 +108,8 @@ def open_source(source: str, reading: Reading) -> Source:
     Raises:
         InputError: there is none, or it is empty, damaged or not UTF-8.
     """
+    if not source:
+        raise InputError("the text has no name: give a file, a directory, a dataset of the Hugging Face hub, or kjv")
     path = Path(source)
     known = source == EMBEDDED or exists(path) or kind_of(path)
     if not known and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
@@ -109,11 +121,16 @@ class Disk:
     """A file, or a directory of files."""
 
     def __init__(self, source: str, reading: Reading) -> None:
-        self.name, self.reading = Path(source).name.partition(".")[0], reading
+        self.name, self.reading = name_of(source), reading
         files = find_files(source)
         self.left_out, self.paths = files.describe_left_out(), list(files.digests)
         parts = ((reading.digest(str(kind_of(path))), digest) for path, digest in files.digests.items())
         self.fingerprint = digest_of(*(part for how, digest in parts for part in (how, digest.encode())))
+
+    def wrapped(self) -> list[str]:
+        """Text files of which every line is an example, though they look hard-wrapped."""
+        lines = [path for path in self.paths if self.reading.split is None and kind_of(path) == "text"]
+        return [path.name for path in lines if looks_hard_wrapped(first_lines(path))]
 
     def batches(self, counts: Counts) -> Pairs:
         """The examples of all files."""
@@ -128,8 +145,6 @@ class Disk:
                 elif split is not None:
                     yield from _arrays(split(read_lines(path)))
                 else:
-                    if reading.split is None and looks_hard_wrapped(list(islice(read_lines(path), _LINES_LOOKED_AT))):
-                        counts.wrapped.append(path.name)
                     yield from ((lines, None) for lines in read_line_arrays(path))
 
 
@@ -145,6 +160,10 @@ class Hub:
         with as_input_error(f"{source} is not a file or directory, and the Hugging Face hub gave no such dataset"):
             self.rows = datasets.load_dataset(source, split="train")
         self.fingerprint = digest_of(reading.digest("hub"), self.rows._fingerprint.encode())
+
+    def wrapped(self) -> list[str]:
+        """None: a dataset has records."""
+        return []
 
     def batches(self, counts: Counts) -> Pairs:
         """The examples of the dataset."""
@@ -163,7 +182,15 @@ def _split_records(batches: Iterable[pa.StringArray], split: Split | None, count
         if split is None:
             yield texts, None
         else:
-            yield from _arrays(pair for text in texts.to_pylist() for pair in split(io.StringIO(text, newline="\n")))
+            yield from _arrays(_split_texts(texts.to_pylist(), split, counts))
+
+
+def _split_texts(texts: list[str], split: Split, counts: Counts) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        if text.strip():
+            yield from split(io.StringIO(text, newline="\n"))
+        else:
+            counts.blank += 1
 
 
 def _arrays(pairs: Iterator[tuple[str, str]]) -> Pairs:

@@ -17,7 +17,9 @@ from scorelm.errors import InputError
 Split = Callable[[Iterable[str]], Iterator[tuple[str, str]]]
 """Gives pairs: what an example repeats of the one before it ("" but for overlapping windows), and what is its own."""
 
-_SENTENCE = re.compile(r"""(?:[.!?…]["'”’»)\]]*\s+|[。！？]["'”’»」』）)\]]*\s*|\n\s*\n\s*)""")
+_NO_END = r"(?<!\b[^\W\d_]\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bSt\.)(?<!\bMrs\.)(?<!\bProf\.)"  # J., e.g.
+_SENTENCE = re.compile(rf"""(?:[.!?…]{_NO_END}["'”’»)\]]*\s+|[。！？]["'”’»」』）)\]]*\s*|\n\s*\n\s*)""")
+_CUT_AT = 1 << 20  # characters of a text that are held in memory to find sentences in
 _FEWEST_LINES = 20  # to judge how a text is wrapped by
 _NARROWEST, _WIDEST = 40, 130  # columns of hard-wrapped text
 
@@ -55,6 +57,8 @@ def file() -> Split:
 def sentence_window(characters: float = 200, overlap: float = 0) -> Split:
     """Whole sentences, up to so many characters (a token has about three), are an example.
 
+    A window repeats only what was new in the one before it, so that nothing of a third one comes along.
+
     Args:
         characters: most in a window; a longer sentence is a window of its own.
         overlap: share of a window, below 1, that may be repeated at the start of the next one.
@@ -68,11 +72,14 @@ def sentence_window(characters: float = 200, overlap: float = 0) -> Split:
     def split(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         lead: list[str] = []
         own: list[str] = []
+        length = 0
         for sentence in sentences(lines):
-            if own and sum(map(len, (*lead, *own, sentence.rstrip()))) > characters:
+            if own and length + len(sentence.rstrip()) > characters:
                 yield "".join(lead), "".join(own).rstrip()
-                lead, own = _end_of([*lead, *own], min(overlap * characters, characters - len(sentence))), []
+                lead, own = _end_of(own, min(overlap * characters, characters - len(sentence.rstrip()))), []
+                length = sum(map(len, lead))
             own.append(sentence)
+            length += len(sentence)
         if own:
             yield "".join(lead), "".join(own).rstrip()
 
@@ -88,21 +95,22 @@ SPLITS: dict[str, Callable[..., Split]] = {
 def sentences(lines: Iterable[str]) -> Iterator[str]:
     """The sentences of a text, each with the white space behind it: together they are the text."""
     kept: list[str] = []
+    length, most = 0, _CUT_AT
+    for line in lines:
+        kept.append(line)
+        length += len(line)
+        if length > most:
+            *whole, rest = _cut("".join(kept))  # the last one may go on
+            yield from whole
+            kept, length = [rest], len(rest)
+            most = max(_CUT_AT, 2 * length)
+    yield from _cut("".join(kept))
 
-    def cut() -> Iterator[str]:
-        text, start = "".join(kept), 0
-        kept.clear()
-        for end in _SENTENCE.finditer(text):
-            yield text[start : end.end()]
-            start = end.end()
-        if start < len(text):
-            yield text[start:]
 
-    for blank, run in groupby(lines, lambda line: not line.strip()):
-        kept += run
-        if blank:
-            yield from cut()
-    yield from cut()
+def _cut(text: str) -> Iterator[str]:
+    start = len(text) - len(text.lstrip())
+    ends = [end.end() for end in _SENTENCE.finditer(text, start)]
+    return (text[a:b] for a, b in pairwise([0, *ends, len(text)]) if a < b)
 
 
 def _end_of(parts: Sequence[str], most: float) -> list[str]:
