@@ -39,7 +39,9 @@ def test_the_commands_and_the_python_example_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with lzma.open(CORPUS, "rt", encoding="utf-8") as file:
-        (tmp_path / "my.txt").write_text("".join(islice(file, 2000)))
+        lines = list(islice(file, 2000))
+    (tmp_path / "my.txt").write_text("".join(lines))
+    (tmp_path / "book.txt").write_text("\n".join("".join(lines[k : k + 4]) for k in range(0, 2000, 4)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Objective, "shown_budgets", (2, 4))
     for name, *words in commands():

@@ -174,7 +174,7 @@ def test_a_finished_run_without_its_model_gets_it_back(
 def test_held_out_text_in_which_nothing_is_to_be_predicted_ends_no_run(tools: Any, tmp_path: Path) -> None:
     text = tmp_path / "lines.txt"
     pairs = [f"{a} {v}" for a in ("Ruth", "Saul", "Amos", "Leah") for v in ("sees", "eats", "sells", "hides")]
-    text.write_text("\n".join([*pairs, "zz32"]))  # by chance the last, the only one held out, is given whole
+    text.write_text("\n".join([*pairs, "zz39"]))  # by chance the last, the only one held out, is given whole
     more = {"data": {"holdout": 0.05, "vocab_size": 290}, "noise": {"streams": 1}}
     said = tools.train(tools.recipe(text, more, rows=1, steps=2), tmp_path / "run")
     assert any("1 held out" in line for line in said)

@@ -1,5 +1,6 @@
 """Progress: the share that is done and the time left, as a bar in a terminal and as lines elsewhere."""
 
+import re
 import time
 
 import pytest
@@ -44,7 +45,7 @@ def test_in_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch, capsys):
         watch(0.25, "blocks:4")
         time.sleep(0.2)
     shown = capsys.readouterr().err
-    assert "pricing 9 [examples]: blocks:4" in shown and "25%" in shown and "0:00:0" in shown and "left" in shown
+    assert "pricing 9 [examples]: blocks:4" in shown and "25%" in shown and re.search(r"0:\d\d:\d\d left", shown)
 
 
 def test_what_the_body_raises_comes_through(capsys):

@@ -56,9 +56,9 @@ class ScoreVerb(Verb):
                 found = price(lm, measured.texts, watch=watch, ranks=ranks, **self.pricing.model_dump())
         if not ranks.main:
             return 0
-        tell(measured.what)
         if self.plot is not None:
             plot_integrand(found, lm.norm, self.plot)
+        tell(measured.what)
         if self.as_json:
             facts = {"data": measured.what, "held_out": measured.held_out}
             show(json.dumps(found.to_json() | facts, indent=2))

@@ -125,14 +125,14 @@ def _end_of(parts: Sequence[str], most: float) -> list[str]:
 def looks_hard_wrapped(lines: Sequence[str]) -> bool:
     """Whether the lines of a text look as if an editor had broken its paragraphs into them at a fixed width.
 
-    Then nearly all lines that have another one below them are about as long as the longest, and most of them end inside
-    a sentence.
+    Then nearly every line that has another one below it is so long that the next word would hardly have fitted, and
+    most of them end inside a sentence.
     """
-    stripped = [line.strip() for line in lines]
-    inner = [line for line, below in pairwise(stripped) if line and below]
+    kept = [line.rstrip() for line in lines]
+    inner = [(line, below.split()[0]) for line, below in pairwise(kept) if line and below]
     if len(inner) < _FEWEST_LINES:
         return False
-    width = quantiles(map(len, inner), n=20)[-1]
-    full = sum(0.75 * width <= len(line) <= 1.1 * width for line in inner) / len(inner)
-    inside = sum(line[-1] not in ".!?:;…\"'”’)" for line in inner) / len(inner)
+    width = quantiles((len(line) for line, _ in inner), n=20)[-1]
+    full = sum(len(line) + 1 + len(word) > 0.9 * width for line, word in inner) / len(inner)
+    inside = sum(line[-1] not in ".!?:;…\"'”’)" for line, _ in inner) / len(inner)
     return _NARROWEST <= width <= _WIDEST and full > 0.75 and inside > 0.6
