@@ -14,15 +14,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from statistics import median
 
 OUT = Path(__file__).with_name("results") / "loading.json"
 ROUNDS = 3
 KINDS = {"txt": "text", "jsonl": "json", "csv": "csv", "parquet": "parquet"}
-BEGIN = "import resource, sys, time; path, kind = sys.argv[1:]"
-END = "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"
+BEGIN = "import re, sys, time; path, kind = sys.argv[1:]"
+END = (
+    r"print(time.perf_counter() - start, int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) / 1e3)"
+)
 OURS = f"""{BEGIN}
 from scorelm.text.corpus import load_corpus
 import datasets, pyarrow.compute
@@ -63,7 +65,7 @@ def write(folder: Path, kind: str, size: int) -> Path:
         elif kind == "jsonl":
             file.writelines(json.dumps({"id": 1, "text": line}) + "\n" for line in lines(size))
         elif kind == "csv":
-            csv.writer(file).writerows([["id", "text"], *([1, line] for line in lines(size))])
+            csv.writer(file).writerows(chain([["id", "text"]], ([1, line] for line in lines(size))))
         else:
             pq.write_table(pa.table({"text": list(lines(size))}), path)
     return path
