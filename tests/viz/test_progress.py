@@ -39,8 +39,8 @@ def test_short_work_and_hidden_work_say_nothing(often, capsys):
 
 
 def test_in_a_terminal_there_is_a_bar_with_the_time_left(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "100", "TERM": "xterm"}
+    monkeypatch.setattr(module.Console, "_environ", terminal)  # os.environ may be another since rich was imported
     with progress("pricing 9 [examples]") as watch:
         watch(0.25, "blocks:4")
         time.sleep(0.2)
