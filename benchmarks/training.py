@@ -22,7 +22,6 @@ import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -75,15 +74,6 @@ class Padded:
         return batch
 
 
-class PaddedTrainer(Trainer):
-    """A run on such batches, whose rows stay as wide as they are."""
-
-    def step(self) -> None:
-        """One step."""
-        with patch("scorelm.training.step.narrow_rows", lambda draw: draw):
-            super().step()
-
-
 def trainer(
     data: TrainingData,
     dim: int,
@@ -102,7 +92,7 @@ def trainer(
         noise=NoiseConfig(streams=streams),
         training=TrainingConfig(**{"steps": 10**6, "self_conditioning": 0.0, "rows": rows} | options),
     )
-    run = (PaddedTrainer if padded else Trainer)(recipe, data)
+    run = Trainer(recipe, data)
     if padded:
         run.shards[0].batches = Padded(data, rows, length)
     return run
@@ -145,7 +135,7 @@ def shares(run: Trainer) -> dict[str, float]:
     draws, whole = [], []
     for _ in range(3):
         started = time.perf_counter()
-        draw_step(run.shards, run.data, run.recipe, run.schedule, run.progress.step)
+        draw_step(run.shards, run.data, run.recipe, run.schedule, run.progress.step, CPU)
         drawn = time.perf_counter()
         run.step()
         draws.append(drawn - started)

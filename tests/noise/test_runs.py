@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorelm.noise.levels import given_spans, random_rank, runs
+from scorelm.noise.levels import Uniform, given_spans, random_rank, runs
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
+def uniform(like, seed=0):
+    return Uniform(like, torch.Generator().manual_seed(seed))
 
 
 def rows_of(length, count):
@@ -34,10 +34,11 @@ def test_runs_against_a_loop(data, rows, length, keys):
                 number += 1
                 expected.append([])
             expected[number].append((row, column))
-    assert found.number == len(expected)
+    assert int(found.number_BL.max()) + 1 == len(expected)
     for number, cells_of_run in enumerate(expected):
         for offset, (row, column) in enumerate(cells_of_run):
-            assert found.index_BL[row, column] == number
+            assert found.number_BL[row, column] == number
+            assert found.first_BL[row, column] == column - offset
             assert found.offset_BL[row, column] == offset
             assert found.length_BL[row, column] == len(cells_of_run)
 
@@ -49,7 +50,7 @@ def test_runs_against_a_loop(data, rows, length, keys):
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8), seed=st.integers(0, 1000))
 def test_random_rank_is_a_permutation_of_every_run(sizes, seed):
     keys = torch.cat([torch.full((size,), k) for k, size in enumerate(sizes)])[None]
-    rank = random_rank(runs(keys), rng(seed))[0]
+    rank = random_rank(runs(keys), uniform(keys, seed))[0]
     for part, size in zip(rank.split(sizes), sizes, strict=True):
         assert sorted(part.tolist()) == list(range(size))
 
@@ -57,7 +58,7 @@ def test_random_rank_is_a_permutation_of_every_run(sizes, seed):
 def test_random_rank_is_uniform_over_permutations():
     # Two runs in each row, of 4 and 3 positions: 24 x 6 joint permutations, chi-square against equal counts.
     keys = torch.tensor([0, 0, 0, 0, 1, 1, 1]).expand(28_800, 7)
-    rank = random_rank(runs(keys), rng(3))
+    rank = random_rank(runs(keys), uniform(keys, 3))
     counts = Counter(map(tuple, rank.tolist()))
     assert len(counts) == 144
     chi2 = sum((count - 200) ** 2 / 200 for count in counts.values())
@@ -67,18 +68,20 @@ def test_random_rank_is_uniform_over_permutations():
 def test_given_spans_share():
     run = rows_of(6, 20_000)
     for share in (0.0, 0.3, 1.0):
-        some = given_spans(run, share, rng()).any(1).double().mean()
+        some = given_spans(run, share, uniform(run.first_BL)).any(1).double().mean()
         assert float(some) == pytest.approx(share * 6 / 7, abs=0.015)  # one span in seven is empty
 
 
 def test_given_spans_have_uniform_length():
-    given_BL = given_spans(rows_of(6, 35_000), 1.0, rng(1))
+    run = rows_of(6, 35_000)
+    given_BL = given_spans(run, 1.0, uniform(run.first_BL, 1))
     counts = torch.bincount(given_BL.sum(1), minlength=7).double()
     assert float(((counts - 5000) ** 2 / 5000).sum()) < 30  # 6 degrees of freedom
 
 
 def test_given_spans_are_half_contiguous_at_a_uniform_place_and_half_shuffled():
-    given_BL = given_spans(rows_of(6, 70_000), 1.0, rng(2))
+    run = rows_of(6, 70_000)
+    given_BL = given_spans(run, 1.0, uniform(run.first_BL, 2))
     three = given_BL[given_BL.sum(1) == 3]
     counts = Counter(map(tuple, three.long().tolist()))
     assert len(counts) == 20  # every subset of three
@@ -91,7 +94,7 @@ def test_given_spans_are_half_contiguous_at_a_uniform_place_and_half_shuffled():
 
 def test_given_spans_are_independent_between_runs_of_a_row():
     keys = torch.tensor([1, 1, 1, 2, 2, 2]).expand(40_000, 6)
-    given_BL = given_spans(runs(keys), 0.5, rng(4))
+    given_BL = given_spans(runs(keys), 0.5, uniform(keys, 4))
     left, right = given_BL[:, :3].sum(1).double(), given_BL[:, 3:].sum(1).double()
     assert float(left.mean()) == pytest.approx(0.75, abs=0.02) and float(right.mean()) == pytest.approx(0.75, abs=0.02)
     assert abs(float(torch.corrcoef(torch.stack([left, right]))[0, 1])) < 0.02

@@ -18,7 +18,7 @@ from scorelm.noise.schedule import make_schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
 from scorelm.text.tokenizer import Special
-from scorelm.training.step import to_device
+from scorelm.training.step import find_places
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SPECIAL = Special(0, 1, 2, 3)
@@ -57,7 +57,7 @@ def step(device: torch.device, objective: str, waiting: str = "default") -> tupl
     how: dict[str, Any] = {"live": draw.live, "special": SPECIAL, "self_conditioned": learned.self_conditions}
     for turn in range(2):
         denoiser.zero_grad()
-        placed = to_device(draw, device)
+        placed = find_places(draw.map(lambda t: t.to(device)), fixed=device.type == "cuda")
         if device.type == "cuda" and turn:
             torch.cuda.set_sync_debug_mode(waiting)
         found = learned.loss(denoiser, placed, schedule, TrainingConfig(), **how)

@@ -176,6 +176,9 @@ class TrainingConfig(Options):
     """Decays of the averages of the weights; the one that does best on held-out text becomes the model."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of matrix products; auto is bfloat16 where the hardware has it natively, and float32 elsewhere."""
+    places: Literal["auto", "exact", "fixed"] = "auto"
+    """exact computes only the positions that a step needs, which is the least work; fixed computes every position, so
+    that shapes never change and nothing waits. Both give the same loss; auto is exact on a CPU and fixed elsewhere."""
     compile: bool = False
     """Compile the layers with torch.compile. On a CPU this needs a C++ compiler and takes half a minute."""
     device: str = "auto"

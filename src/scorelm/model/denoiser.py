@@ -23,10 +23,15 @@ from scorelm.model.prediction import Prediction, in_chunks
 
 
 class Places(NamedTuple):
-    """Which of the B L positions, counted row after row, are of which kind."""
+    """Which of the B L positions, counted row after row, are computed as which kind.
+
+    Exact places follow the noise levels, which is the least work. Fixed places depend on the shape only, so that a step
+    can be compiled whole and the host never waits: every position of the noisy stream is computed as noisy, and what it
+    gives where it is not open is to be left out.
+    """
 
     noisy_U: Tensor
-    """Sigma above 0 and finite."""
+    """Sigma above 0 and finite; where places are fixed, all that may be noisy."""
     blank_J: Tensor
     """Sigma inf: no evidence."""
     given_M: Tensor
@@ -35,6 +40,7 @@ class Places(NamedTuple):
     """Noisy and blank ones together."""
     order_P: Tensor
     """For each position, its place where noisy, blank and given ones stand one kind after the other."""
+    fixed: bool = False
 
     @classmethod
     def of(cls, sigma_BL: Tensor, layout: Layout) -> Places:
@@ -43,6 +49,14 @@ class Places(NamedTuple):
         kinds = (open_P & ~blank_P, open_P & blank_P, ~open_P, open_P)
         noisy_U, blank_J, given_M, open_N = (kind_P.nonzero().squeeze(1) for kind_P in kinds)
         return cls(noisy_U, blank_J, given_M, open_N, torch.cat([noisy_U, blank_J, given_M]).argsort())
+
+    @classmethod
+    def of_shape(cls, rows: int, length: int, streams: int, device: torch.device) -> Places:
+        """Fixed places of rows that hold a clean copy before the noisy one (2 streams), or the noisy one only (1)."""
+        place_BSL = torch.arange(rows * streams * length, device=device).view(rows, streams, length)
+        noisy_U, given_M = place_BSL[:, -1].flatten(), place_BSL[:, :-1].flatten()
+        order_P = torch.cat([noisy_U, given_M]).argsort()
+        return cls(noisy_U, noisy_U[:0], given_M, noisy_U, order_P, fixed=True)
 
 
 class Denoiser(nn.Module):
@@ -109,8 +123,9 @@ class Denoiser(nn.Module):
             context_free_NV = evidence(x_NE, sigma_N, table_VE, self.prior)
             return context_free_NV + self.context(h_ND), context_free_NV
 
-        open_BL = (sigma_BL > 0) & (layout.segment_BL > 0)
-        return Prediction(open_BL, table_VE, read_out, (h_ND, x_NE, sigma_BL.flatten()[places.open_N]))
+        open_BL = torch.zeros_like(sigma_BL, dtype=torch.bool).flatten().index_fill(0, places.open_N, True)
+        rows = h_ND, x_NE, sigma_BL.flatten()[places.open_N]
+        return Prediction(open_BL.view_as(sigma_BL), table_VE, read_out, rows)
 
     def predict_next(
         self,
@@ -148,7 +163,12 @@ class Denoiser(nn.Module):
         def soft(x_UE: Tensor, sigma_U: Tensor) -> Tensor:
             return evidence(x_UE, sigma_U, table_VE, self.prior).softmax(-1) @ self.token_in
 
-        noisy_UD = in_chunks(soft, len(table_VE), different_rows(x_PE, places.noisy_U), sigma_P[places.noisy_U])
+        sigma_U = sigma_P[places.noisy_U]
+        noisy_UD = in_chunks(soft, len(table_VE), different_rows(x_PE, places.noisy_U), sigma_U)
+        if places.fixed:
+            assert ids_BL is not None
+            own_UD = F.embedding(ids_BL.flatten()[places.noisy_U], self.token_in)
+            noisy_UD = torch.where((sigma_U > 0)[:, None], noisy_UD.float(), own_UD.float())
         blank_JD = (self.prior.softmax(-1)[None] @ self.token_in).expand(len(places.blank_J), -1)
         at_M = places.given_M
         given_M = nearest_token(x_PE[at_M], table_VE) if ids_BL is None else ids_BL.flatten()[at_M]

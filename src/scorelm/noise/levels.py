@@ -6,6 +6,7 @@ path that generation may take. sigma 0 is a given token, sigma inf is no evidenc
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,59 +20,78 @@ GOLDEN = 0.6180339887498949
 
 
 class Runs(NamedTuple):
-    """Maximal stretches of equal keys inside rows, numbered over the whole batch in reading order."""
+    """Maximal stretches of equal keys inside rows: tensors [B, L], so that no shape depends on how many there are."""
 
-    index_BL: Tensor
+    first_BL: Tensor
+    """Where in its row the run of a position begins."""
     offset_BL: Tensor
     length_BL: Tensor
-    number: int
+    number_BL: Tensor
+    """Of the run, over the whole batch in reading order, from 0."""
+
+    def take(self, value_BL: Tensor) -> Tensor:
+        """For every position the value at the first position of its run."""
+        return value_BL.gather(1, self.first_BL)
 
     def having(self, mask_BL: Tensor) -> Tensor:
         """Positions of the runs that the mask holds somewhere, [B, L] bool."""
-        found_N = torch.zeros(self.number, dtype=torch.bool)
-        found_N[self.index_BL[mask_BL]] = True
-        return found_N[self.index_BL]
+        count_BL = mask_BL.long().cumsum(1)
+        last_BL = count_BL.gather(1, self.first_BL + self.length_BL - 1)
+        return last_BL > self.take(count_BL) - self.take(mask_BL.long())
 
 
 def runs(*keys_BL: Tensor) -> Runs:
-    """Find the runs in which every key is constant.
-
-    Returns:
-        index_BL: number of the run a position belongs to, from 0; offset_BL: the position's place in its run;
-        length_BL: the length of its run; number: how many runs there are.
-    """
+    """Find the runs in which every key is constant."""
     start_BL = torch.ones_like(keys_BL[0], dtype=torch.bool)
-    start_BL[:, 1:] = False
-    for key_BL in keys_BL:
-        start_BL[:, 1:] |= key_BL[:, 1:] != key_BL[:, :-1]
-    index_BL = start_BL.flatten().cumsum(0).view_as(start_BL) - 1
-    first_N = start_BL.flatten().nonzero().squeeze(1)
-    length_N = torch.bincount(index_BL.flatten())
-    place_BL = torch.arange(start_BL.numel(), device=start_BL.device).view_as(start_BL)
-    return Runs(index_BL, place_BL - first_N[index_BL], length_N[index_BL], len(first_N))
+    start_BL[:, 1:] = torch.stack([key_BL[:, 1:] != key_BL[:, :-1] for key_BL in keys_BL]).any(0)
+    place_BL = torch.arange(start_BL.shape[1], device=start_BL.device).expand_as(start_BL)
+    first_BL = torch.where(start_BL, place_BL, 0).cummax(1).values
+    last_BL = torch.where(start_BL.roll(-1, 1), place_BL, start_BL.shape[1]).flip(1).cummin(1).values.flip(1)
+    number_BL = start_BL.flatten().cumsum(0).view_as(first_BL) - 1
+    return Runs(first_BL, place_BL - first_BL, last_BL - first_BL + 1, number_BL)
 
 
-def random_rank(run: Runs, rng: torch.Generator) -> Tensor:
+class Uniform:
+    """Uniform random numbers in [0, 1) for a batch, float64, a table [B, L] at a time.
+
+    Args:
+        like_BL: any tensor of the batch.
+        rng: makes them, on the same device.
+    """
+
+    def __init__(self, like_BL: Tensor, rng: torch.Generator) -> None:
+        self.shape, self.device, self.rng = like_BL.shape, like_BL.device, rng
+
+    def table(self) -> Tensor:
+        """A number for every position."""
+        return torch.rand(self.shape, dtype=torch.float64, generator=self.rng, device=self.device)
+
+    def each(self, run: Runs) -> Tensor:
+        """A number for every run, at each of its positions."""
+        return run.take(self.table())
+
+    def spread(self, run: Runs) -> Tensor:
+        """The same, but spread evenly over the runs of the batch: multiples of the golden ratio from a random start."""
+        start = torch.rand((), dtype=torch.float64, generator=self.rng, device=self.device)
+        return (start + GOLDEN * run.number_BL.double()) % 1
+
+
+def random_rank(run: Runs, uniform: Uniform) -> Tensor:
     """A random order of the positions inside each run: [B, L] ranks from 0."""
-    key = run.index_BL.double() + torch.rand(run.index_BL.shape, dtype=torch.float64, generator=rng)
-    rank = torch.empty(key.numel(), dtype=torch.long)
-    rank[key.flatten().argsort()] = torch.arange(key.numel())
-    start_BL = torch.arange(key.numel()).view_as(key).long() - run.offset_BL
-    return rank.view_as(start_BL) - start_BL
+    return (run.first_BL + uniform.table()).argsort(1).argsort(1) - run.first_BL
 
 
-def given_spans(run: Runs, share: float, rng: torch.Generator) -> Tensor:
+def given_spans(run: Runs, share: float, uniform: Uniform) -> Tensor:
     """Conditioning masks: [B, L] bool, true where a token is given.
 
     A `share` of the runs (documents) get one span of random length, at a random place or, for half of them,
     shuffled over the document's positions.
     """
-    count = run.number
-    chosen, shuffled = torch.rand(count, generator=rng) < share, torch.rand(count, generator=rng) < 0.5
-    length_BL = (torch.rand(count, generator=rng)[run.index_BL] * (run.length_BL + 1)).long()
-    start_BL = (torch.rand(count, generator=rng)[run.index_BL] * (run.length_BL - length_BL + 1)).long()
-    rank_BL = torch.where(shuffled[run.index_BL], random_rank(run, rng), run.offset_BL)
-    return chosen[run.index_BL] & (rank_BL >= start_BL) & (rank_BL < start_BL + length_BL)
+    chosen_BL, shuffled_BL = uniform.each(run) < share, uniform.each(run) < 0.5
+    length_BL = (uniform.each(run) * (run.length_BL + 1)).long()
+    start_BL = (uniform.each(run) * (run.length_BL - length_BL + 1)).long()
+    rank_BL = torch.where(shuffled_BL, random_rank(run, uniform), run.offset_BL)
+    return chosen_BL & (rank_BL >= start_BL) & (rank_BL < start_BL + length_BL)
 
 
 class Levels(NamedTuple):
@@ -83,7 +103,7 @@ class Levels(NamedTuple):
     """True where the whole block has one finite level: what the adaptive schedule is fitted to."""
 
 
-def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixture, rng: torch.Generator) -> Levels:
+def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixture, uniform: Uniform) -> Levels:
     """Draw a kind for every document and levels for every block of it; low-discrepancy over the batch.
 
     Args:
@@ -91,36 +111,34 @@ def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixtur
         block: blocks as runs over [B, L], each inside one document.
         schedule: maps u in [0, 1] to sigma.
         mixture: weights of the kinds.
-        rng: CPU generator.
+        uniform: random numbers.
     """
-    names = list(type(mixture).model_fields)
-    weights = torch.tensor([getattr(mixture, name) for name in names], dtype=torch.float64)
-    kind_BL = torch.multinomial(weights, document.number, replacement=True, generator=rng)[document.index_BL]
-    is_kind = {name: kind_BL == k for k, name in enumerate(names)}
+    edges = [0.0, *accumulate(mixture.model_dump().values())]
+    drawn_BL = uniform.each(document) * edges[-1]
+    ranges = zip(type(mixture).model_fields, pairwise(edges), strict=True)
+    is_kind = {name: (low <= drawn_BL) & (drawn_BL < high) for name, (low, high) in ranges}
 
-    offset = torch.rand((), dtype=torch.float64, generator=rng)
-    centre_BL = ((offset + GOLDEN * torch.arange(block.number, dtype=torch.float64)) % 1)[block.index_BL]
-    own_BL = torch.rand(centre_BL.shape, dtype=torch.float64, generator=rng)
-    width_BL = torch.rand(block.number, dtype=torch.float64, generator=rng)[block.index_BL]
-    pick_BL = torch.rand(block.number, dtype=torch.float64, generator=rng)[block.index_BL]
-
+    centre_BL, own_BL, width_BL, pick_BL = (
+        uniform.spread(block), uniform.table(), uniform.each(block), uniform.each(block),
+    )  # fmt: skip
     last_BL = (block.length_BL - 1).clamp(min=1)
-    u_BL = centre_BL.clone()
+    u_BL = centre_BL
     u_BL = torch.where(is_kind["independent"], own_BL, u_BL)
     u_BL = torch.where(is_kind["spread"], (centre_BL + width_BL * (own_BL - 0.5)).clamp(0, 1), u_BL)
-    lead_BL = torch.where(block.length_BL > 1, RAMP_SLOPES[(width_BL * len(RAMP_SLOPES)).long()], 0.0)
+    slopes = torch.tensor(RAMP_SLOPES, dtype=torch.float64, device=u_BL.device)
+    lead_BL = torch.where(block.length_BL > 1, slopes[(width_BL * len(slopes)).long()], 0.0)
     u_BL = torch.where(is_kind["ramp"], ramp(centre_BL, block.offset_BL / last_BL, lead_BL), u_BL)
 
     # Kept clean: `clean_BL` positions of the block, at least one short of all, so that something is left to learn.
     clean_BL = (pick_BL * block.length_BL).long()
-    rank_BL = torch.where(is_kind["absorbing"], random_rank(block, rng), block.offset_BL)
+    rank_BL = torch.where(is_kind["absorbing"], random_rank(block, uniform), block.offset_BL)
     given_BL = (is_kind["absorbing"] | is_kind["prefix"] | is_kind["ordered"]) & (rank_BL < clean_BL)
     sigma_BL = schedule.sigma(u_BL)
     sigma_BL = torch.where(is_kind["absorbing"] | is_kind["ordered"], torch.inf, sigma_BL)
     return Levels(torch.where(given_BL, 0.0, sigma_BL).float(), is_kind["shared"])
 
 
-RAMP_SLOPES = torch.tensor([0.1, 0.25, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+RAMP_SLOPES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Slopes of the `ramp` kind, drawn with equal probability."""
 
 

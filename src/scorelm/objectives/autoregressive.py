@@ -70,8 +70,9 @@ class Autoregressive(Objective):
             return torch.stack([cross_entropy_N, (seen.ids_N == ids_N).float()], 1)
 
         cross_entropy_N, correct_N = seen.in_chunks(terms, ids_N).unbind(1)
-        loss = cross_entropy_N.sum() / max(live, 1)
-        return Outcome(loss, cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
+        open_N = draw.open_BS.flatten()[places.open_N]
+        loss = (cross_entropy_N * open_N).sum() / max(live, 1)
+        return Outcome(loss, open_N, cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
     def evaluator(self, network: Network, window: int | None) -> Evaluator:
         """One new token in each pass, behind the keys and values of those before it."""

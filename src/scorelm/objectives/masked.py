@@ -13,7 +13,7 @@ import torch
 from scorelm.config.recipe import NoiseConfig, ObjectiveName
 from scorelm.errors import InputError
 from scorelm.model.layout import Layout, number_blocks
-from scorelm.noise.levels import GOLDEN, runs
+from scorelm.noise.levels import Uniform, runs
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives.objective import Batch, Draw
 from scorelm.objectives.score import Score
@@ -46,13 +46,11 @@ class Masked(Score):
         in generation; noise options other than the seed mean nothing here.
         """
         starts_BL = (batch.ids == special.bos) & (batch.segment > 0)
-        document = runs(batch.segment)
-        offset = torch.rand((), dtype=torch.float64, generator=rng)
-        t_N = LEAST + (1 - LEAST) * ((offset + GOLDEN * torch.arange(document.number)) % 1)
-        t_BL = t_N[document.index_BL]
-        closed_BL = (torch.rand(document.number, generator=rng) < 0.5)[document.index_BL]
+        document, uniform = runs(batch.segment), Uniform(batch.ids, rng)
+        t_BL = LEAST + (1 - LEAST) * uniform.spread(document)
+        closed_BL = uniform.each(document) < 0.5
         free_BL = (batch.segment > 0) & ~starts_BL & ~(closed_BL & (batch.ids == special.eos))
-        masked_BL = free_BL & (torch.rand(t_BL.shape, dtype=torch.float64, generator=rng) < t_BL)
+        masked_BL = free_BL & (uniform.table() < t_BL)
         block_BL = number_blocks(batch.position, document.having(starts_BL).long(), 0)
         layout = Layout.one_stream(batch.segment, batch.position, block_BL)
         weight_BL = torch.where(masked_BL, masked_BL.sum() / (t_BL * free_BL.sum()), 0.0)

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A batch with its noise levels drawn: tensors [B, S], S = L with one stream and 2 L with two."""
+    """A batch with its noise levels drawn: tensors [B, S], S = L with one stream and 2 L with two, the noisy last."""
 
     ids_BS: Tensor
     sigma_BS: Tensor
@@ -41,7 +41,8 @@ class Draw(NamedTuple):
     eps_BSE: Tensor | None = None
     """Standard normal noise for the forward process."""
     places: Places | None = None
-    """Where positions of each kind are, once the draw is where it is computed."""
+    """Where positions of each kind are, if that is decided."""
+    streams: int = 1
 
     def with_noise(self, size: int, rng: torch.Generator) -> Draw:
         """The draw with its noise, for embeddings of that size."""
@@ -51,7 +52,8 @@ class Draw(NamedTuple):
         """The draw with each of its tensors changed."""
         weight, eps = (None if t is None else change(t) for t in (self.weight_BS, self.eps_BSE))
         layout = self.layout.map(change)
-        return Draw(change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS), layout, weight, eps)
+        ids, sigma, shared = change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS)
+        return Draw(ids, sigma, shared, layout, weight, eps, streams=self.streams)
 
     @property
     def open_BS(self) -> Tensor:
@@ -70,17 +72,20 @@ class Draw(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a batch gave: the loss to differentiate, and what is logged of its N open positions."""
+    """What a batch gave: the loss to differentiate, and what is logged of N positions, all open ones among them."""
 
     loss: Tensor
+    open_N: Tensor
+    """Which of the N are open."""
     cross_entropy_N: Tensor
     sigma_N: Tensor
     shared_N: Tensor
     correct_N: Tensor
 
     def on_host(self) -> Outcome:
-        """Without gradients, on the CPU, which waits for the device."""
-        return Outcome(*(t.detach().cpu() for t in self))
+        """Of the open positions only, without gradients, on the CPU, which waits for the device."""
+        loss, open_N, *logged = (t.detach().cpu() for t in self)
+        return Outcome(loss, open_N[open_N], *(t[open_N] for t in logged))
 
 
 class Objective(ABC):

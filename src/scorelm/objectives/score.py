@@ -19,7 +19,7 @@ from scorelm.model.kernels import different_rows
 from scorelm.model.layout import Layout, number_blocks, twice
 from scorelm.model.prediction import Prediction
 from scorelm.noise.forward import add_noise
-from scorelm.noise.levels import draw_levels, given_spans, runs
+from scorelm.noise.levels import Uniform, draw_levels, given_spans, runs
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
 from scorelm.sampling.evaluator import Cached, Dense, Evaluator, Network, read_noisy
@@ -52,22 +52,22 @@ class Score(Objective):
         as it is in generation, where the length is known.
         """
         starts_BL = (batch.ids == special.bos) & (batch.segment > 0)
-        document = runs(batch.segment)
-        sizes = torch.tensor(config.block_sizes if config.streams == 2 else (0,))
-        size_N = sizes[torch.randint(len(sizes), (document.number,), generator=rng)]
-        begins_BL = document.having(starts_BL).long()
-        block_BL = number_blocks(batch.position, begins_BL, size_N[document.index_BL])
-        drawn = draw_levels(document, runs(batch.segment, block_BL), schedule, config.mixture, rng)
-        closed_N = (size_N == 0) & (torch.rand(document.number, generator=rng) < 0.5)
-        given_BL = given_spans(document, config.given, rng) & (size_N == 0)[document.index_BL]
-        given_BL |= starts_BL | (closed_N[document.index_BL] & (batch.ids == special.eos))
+        document, uniform = runs(batch.segment), Uniform(batch.ids, rng)
+        sizes = torch.tensor(config.block_sizes if config.streams == 2 else (0,), device=batch.ids.device)
+        size_BL = sizes[(uniform.each(document) * len(sizes)).long()]
+        block_BL = number_blocks(batch.position, document.having(starts_BL).long(), size_BL)
+        drawn = draw_levels(document, runs(batch.segment, block_BL), schedule, config.mixture, uniform)
+        closed_BL = (size_BL == 0) & (uniform.each(document) < 0.5)
+        given_BL = given_spans(document, config.given, uniform) & (size_BL == 0)
+        given_BL |= starts_BL | (closed_BL & (batch.ids == special.eos))
         sigma_BL = torch.where(given_BL, 0.0, drawn.sigma_BL)
         if config.streams == 1:
             layout = Layout.one_stream(batch.segment, batch.position, block_BL)
             return Draw(batch.ids, sigma_BL, drawn.shared_BL, layout)
         layout = Layout.two_streams(batch.segment, batch.position, block_BL)
         clean_BL = torch.zeros_like(sigma_BL)
-        return Draw(twice(batch.ids), torch.cat([clean_BL, sigma_BL], 1), twice(drawn.shared_BL), layout)
+        sigma_BS = torch.cat([clean_BL, sigma_BL], 1)
+        return Draw(twice(batch.ids), sigma_BS, twice(drawn.shared_BL), layout, streams=2)
 
     def loss(
         self,
@@ -84,7 +84,7 @@ class Score(Objective):
         places = draw.places or Places.of(draw.sigma_BS, draw.layout)
         table_VE, e_BSE = denoiser.embedding.table(), denoiser.embedding(draw.ids_BS)
         assert draw.eps_BSE is not None
-        x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
+        x_BSE, open_N = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE), draw.open_BS.flatten()[places.open_N]
 
         def predict(self_cond_BSE: Tensor | None) -> Prediction:
             return denoiser.predict(
@@ -94,15 +94,16 @@ class Score(Objective):
         self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step
         if self_conditioned:
             with torch.no_grad():
-                x0_NE = predict(None).in_chunks(lambda seen: seen.x0_NE)
+                x0_NE = predict(None).in_chunks(lambda seen: seen.x0_NE) * open_N[:, None]
                 self_cond_BSE.flatten(0, 1).index_copy_(0, places.open_N, x0_NE)
         e_NE = different_rows(e_BSE.flatten(0, 1), places.open_N)
         ids_N, sigma_N, shared_N = (t.flatten()[places.open_N] for t in (draw.ids_BS, draw.sigma_BS, draw.shared_BS))
-        weight_N = torch.ones_like(sigma_N) if draw.weight_BS is None else draw.weight_BS.flatten()[places.open_N]
+        weight_N = open_N.float() if draw.weight_BS is None else draw.weight_BS.flatten()[places.open_N]
         terms = loss_terms(schedule, config)
         terms_N3 = predict(self_cond_BSE).in_chunks(terms, sigma_N, e_NE, ids_N, weight_N)
         loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
-        return Outcome(loss_N.sum() / max(live, 1), cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
+        loss = (loss_N * open_N).sum() / max(live, 1)
+        return Outcome(loss, open_N, cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
     def evaluator(self, network: Network, window: int | None) -> Evaluator:
         """Whole rows, or on blocks what is new behind the keys and values of what is finished."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,14 +22,54 @@ from scorelm.text.source import Reading
 from scorelm.text.tokenizer import Tokenizer
 from scorelm.training.runlog import Say
 
+WIDTH_MULTIPLE = 64
+"""The width of rows that follows from the documents is a multiple of this."""
+
+
+class Ahead:
+    """An iterator of batches, the next of which a thread packs meanwhile.
+
+    Its state is that of the batches that were taken, so that a run resumes with the next one.
+
+    Args:
+        batches: an iterator with `get_state` and `set_state`.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self._batches, self._state = batches, batches.get_state()
+        self._thread = ThreadPoolExecutor(1, "packing")
+        self._next: Future[tuple[dict[str, np.ndarray], Any]] | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch, self._state = (self._next or self._thread.submit(self._pack)).result()
+        self._next = self._thread.submit(self._pack)
+        return batch
+
+    def _pack(self) -> tuple[dict[str, np.ndarray], Any]:
+        return next(self._batches), self._batches.get_state()
+
+    def get_state(self) -> Any:
+        """Where to go on after the batches that were taken."""
+        return self._state
+
+    def set_state(self, state: Any) -> None:
+        """Go on from there."""
+        if self._next is not None:
+            self._next.exception()
+        self._next, self._state = None, state
+        self._batches.set_state(state)
+
 
 @dataclass
 class Shard:
     """One of the equal streams that a global batch is made of, and which of its rows this rank computes."""
 
     index: int
-    batches: Any
-    """Endless iterator of packed batches, with `get_state` and `set_state`."""
+    batches: Ahead
+    """Endless packed batches."""
     rows: slice
     owned: bool
     """Whether this rank keeps the stream's state: one does for each."""
@@ -53,29 +94,43 @@ class TrainingData:
         Raises:
             InputError: rows that cannot be shared out.
         """
-        data, training, count = recipe.data, recipe.training, recipe.training.shards or 1
+        training, count = recipe.training, recipe.training.shards or 1
+        width, more = self.row_width(recipe)
         if training.rows % count:
             raise InputError(f"{training.rows} rows a batch cannot be shared out over {count} shards")
         if training.rows < ranks.world:
             raise InputError(f"{training.rows} rows a batch are too few for {ranks.world} ranks")
-        own, each, found = ranks.part(training.rows), training.rows // count, []
+        total = training.rows * more
+        own, each, found = ranks.part(total), total // count, []
         for index in range(own.start // each, -(-own.stop // each)):
             packed = packed_rows(
-                self.documents.train, max_length=data.max_length, rows=each, seed=training.seed,
+                self.documents.train, max_length=width, rows=each, seed=training.seed,
                 rank=index, world=count, pad=self.tokenizer.special.pad,
             )  # fmt: skip
             start = index * each
             rows = slice(max(own.start - start, 0), min(own.stop - start, each))
-            found.append(Shard(index, iter(packed), rows, rows.start == 0))
+            found.append(Shard(index, Ahead(iter(packed)), rows, rows.start == 0))
         return found
+
+    def row_width(self, recipe: Recipe) -> tuple[int, int]:
+        """How wide rows are, and how many of them stand for one of ``max_length``.
+
+        Attention costs the square of a row's length, however short the documents in it are. So where the longest
+        document takes half of a row or less, rows are as wide as it, in a multiple of 64.
+        """
+        length, (train, heldout) = recipe.data.max_length, (self.documents.train, self.documents.heldout)
+        counts = length_histogram(train, length) + length_histogram(heldout, length)
+        width = -(-int(counts.nonzero()[0].max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        return (width, length // width) if 2 * width <= length else (length, 1)
 
     def heldout_batches(self, recipe: Recipe) -> Any:
         """One pass over the held-out text in packed batches; empty where nothing is held out."""
         if not len(self.documents.heldout):
             return iter(())
+        width, more = self.row_width(recipe)
         packed = packed_rows(
-            self.documents.heldout, max_length=recipe.data.max_length, rows=recipe.training.rows,
-            seed=0, epochs=1, pad=self.tokenizer.special.pad,
+            self.documents.heldout, max_length=width, rows=recipe.training.rows * more, seed=0, epochs=1,
+            pad=self.tokenizer.special.pad,
         )  # fmt: skip
         return iter(packed)
 

@@ -29,7 +29,8 @@ class Window:
 
         A training step costs three times the FLOPs of its forward pass, and one time more with a first pass.
         """
-        lengths = torch.bincount(runs(batch.segment).index_BL[batch.segment > 0])
+        document = runs(batch.segment)
+        lengths = document.length_BL[(document.offset_BL == 0) & (batch.segment > 0)]
         streams = draw.ids_BS.shape[1] // batch.ids.shape[1]
         forward = denoiser.flops(lengths, streams=streams, noisy=draw.noisy, live=draw.live)
         self.flops += forward * (4 if first_pass else 3)

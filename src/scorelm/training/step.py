@@ -7,7 +7,6 @@ one bit for bit, on however many ranks its rows are shared out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -24,7 +23,6 @@ from scorelm.noise.schedule import Schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
 from scorelm.parallel import Ranks, gather_tensor, gather_weights, hold_gradients, replicate, split
-from scorelm.text.packing import first_fit
 from scorelm.text.tokenizer import Special
 from scorelm.training.data import Shard, TrainingData
 from scorelm.training.optimizer import make_averages, make_optimizers, set_learning_rate
@@ -32,49 +30,51 @@ from scorelm.training.optimizer import make_averages, make_optimizers, set_learn
 HELDOUT_BATCHES = 4
 WHOLE_STEP = 2**31
 """Stands in the place of a shard's number where something is drawn for the whole step."""
-WIDTH_MULTIPLE = 64
-"""The width of narrowed rows is a multiple of this: each width that occurs has kernels of its own."""
+CPU = torch.device("cpu")
 
 
-def seeded_generator(*words: int) -> torch.Generator:
-    """A CPU generator whose numbers depend on nothing but these words."""
+def seeded_generator(*words: int, device: torch.device = CPU) -> torch.Generator:
+    """A generator whose numbers depend on nothing but these words and the kind of device."""
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) % 2**63)
+    return torch.Generator(device).manual_seed(int(state) % 2**63)
 
 
-def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
-    """A packed batch as tensors."""
-    return Batch(*(torch.from_numpy(arrays[name]) for name in Batch._fields))
+def to_batch(arrays: dict[str, np.ndarray], device: torch.device) -> Batch:
+    """A packed batch as tensors on a device."""
+    tensors = (torch.from_numpy(arrays[name]) for name in Batch._fields)
+    if device.type == "cuda":
+        return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
+    return Batch(*(t.to(device) for t in tensors))
 
 
 def draw_step(
-    shards: Sequence[Shard], data: TrainingData, recipe: Recipe, schedule: Schedule, step: int
+    shards: Sequence[Shard], data: TrainingData, recipe: Recipe, schedule: Schedule, step: int, device: torch.device
 ) -> list[tuple[Batch, Draw]]:
-    """This rank's rows of a step's batches, `accumulation` of them.
+    """This rank's rows of a step's batches, `accumulation` of them, with their noise drawn on the device.
 
     A shard's noise comes from a generator seeded by (seed, step, shard), for all of its rows, so that a row's noise
     does not depend on which rank computes it.
     """
     draw, special = OBJECTIVES[recipe.training.objective].draw, data.tokenizer.special
-    rngs = [seeded_generator(recipe.training.seed, step, shard.index) for shard in shards]
+    rngs = [seeded_generator(recipe.training.seed, step, shard.index, device=device) for shard in shards]
     batches = []
     for _ in range(recipe.training.accumulation):
         parts = []
         for shard, rng in zip(shards, rngs, strict=True):
-            batch = to_batch(next(shard.batches))
+            batch = to_batch(next(shard.batches), device)
             drawn = draw(batch, recipe.noise, schedule, special, rng).with_noise(recipe.model.embedding_dim, rng)
             parts.append(take_rows(batch, drawn, shard.rows))
         batches.append(concatenate(parts))
     return batches
 
 
-def draw_heldout(data: TrainingData, recipe: Recipe, schedule: Schedule) -> list[Draw]:
-    """A few held-out batches with noise that is always the same."""
+def draw_heldout(data: TrainingData, recipe: Recipe, schedule: Schedule, device: torch.device) -> list[Draw]:
+    """A few held-out batches with noise that is always the same on one kind of device."""
     draw, special = OBJECTIVES[recipe.training.objective].draw, data.tokenizer.special
     draws = []
     for k, arrays in enumerate(islice(data.heldout_batches(recipe), HELDOUT_BATCHES)):
-        rng = seeded_generator(1, k)
-        drawn = draw(to_batch(arrays), recipe.noise, schedule, special, rng)
+        rng = seeded_generator(1, k, device=device)
+        drawn = draw(to_batch(arrays, device), recipe.noise, schedule, special, rng)
         draws.append(drawn.with_noise(recipe.model.embedding_dim, rng))
     return draws
 
@@ -105,44 +105,21 @@ def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
         present = [t for t in tensors if t is not None]
         return torch.cat(present) if present else None
 
-    ids, sigma, shared, layouts, weights, eps, _ = zip(*draws, strict=True)
+    ids, sigma, shared, layouts, weights, eps, _, streams = zip(*draws, strict=True)
     names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
     segment, position, block, stream = (torch.cat([getattr(one, name) for one in layouts]) for name in names)
     layout = Layout(segment, position, block, stream)
-    draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps))
+    draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps), streams=streams[0])
     return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
 
 
-def to_device(draw: Draw, device: torch.device) -> Draw:
-    """The draw on a device, with its places, which are found on the host so that nothing waits for the device."""
-    draw = narrow_rows(draw) if device.type == "cpu" else draw
-    places = Places.of(draw.sigma_BS, draw.layout)
-
-    def move(t: Tensor) -> Tensor:
-        return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
-
-    return draw.map(move)._replace(places=Places(*map(move, places)))
-
-
-def narrow_rows(draw: Draw) -> Draw:
-    """The same documents in narrower rows, where the longest of them takes half of a row or less.
-
-    Attention costs the square of a row's length, however short the documents in it are.
-    """
-    segment_BS = draw.layout.segment_BL
-    length = segment_BS.shape[1]
-    document_P = (segment_BS + (segment_BS.amax() + 1) * torch.arange(len(segment_BS))[:, None]).flatten()
-    place_N = (segment_BS.flatten() > 0).nonzero().squeeze(1)
-    _, extent_D = torch.unique(document_P[place_N], return_counts=True)
-    width = -(-int(extent_D.max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE if len(extent_D) else length
-    if 2 * width > length:
-        return draw
-    pieces = place_N[document_P[place_N].argsort(stable=True)].numpy()
-    index_RW = torch.from_numpy(first_fit(np.split(pieces, extent_D.cumsum(0)[:-1].numpy()), width))
-    real_RW, at_RW = index_RW >= 0, index_RW.clamp(min=0)
-    narrow = draw.map(lambda t_BS: t_BS.flatten(0, 1)[at_RW])
-    layout = replace(narrow.layout, segment_BL=torch.where(real_RW, document_P[at_RW], 0))
-    return narrow._replace(sigma_BS=narrow.sigma_BS.where(real_RW, 0.0), layout=layout)
+def find_places(draw: Draw, fixed: bool) -> Draw:
+    """The draw with its places: exact ones, which the host waits for on a GPU, or those of its shape."""
+    if not fixed:
+        return draw._replace(places=Places.of(draw.sigma_BS, draw.layout))
+    rows, length = draw.ids_BS.shape
+    shape = rows, length // draw.streams, draw.streams
+    return draw._replace(places=Places.of_shape(*shape, draw.ids_BS.device))
 
 
 class Loss(nn.Module):
@@ -169,6 +146,7 @@ class Learner:
         self.config, self.special, self.ranks = recipe.training, data.tokenizer.special, ranks
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.precision, self.device)
+        self.fixed = self.config.places == "fixed" or (self.config.places == "auto" and self.device.type != "cpu")
         torch.manual_seed(self.config.seed)
         self.denoiser = Denoiser(recipe.model, data.tokenizer.vocab_size)
         self.denoiser.set_prior(data.token_counts())
@@ -198,7 +176,7 @@ class Learner:
         """The loss of the ``weights``, or of an average by its name; see `Objective.loss`."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outcome: Outcome = self.losses[name](
-                to_device(draw, self.device), schedule, self.config, live=live, self_conditioned=self_conditioned
+                find_places(draw, self.fixed), schedule, self.config, live=live, self_conditioned=self_conditioned
             )
         return outcome
 

@@ -100,7 +100,7 @@ class Trainer:
             DivergedError: more than `skip_limit` steps in a row were skipped.
         """
         config, progress = self.recipe.training, self.progress
-        batches = draw_step(self.shards, self.data, self.recipe, self.schedule, progress.step)
+        batches = draw_step(self.shards, self.data, self.recipe, self.schedule, progress.step, self.learner.device)
         first_pass = draw_first_pass(self.recipe, progress.step)
         live = int(self.ranks.sum(torch.tensor(sum(draw.live for _, draw in batches))))
         outcomes, norm = self.learner.compute_gradients(
@@ -133,7 +133,7 @@ class Trainer:
 
     def measure_heldout(self) -> None:
         """Training loss on held-out text at fixed noise, for the weights and each of their averages."""
-        draws = draw_heldout(self.data, self.recipe, self.schedule)
+        draws = draw_heldout(self.data, self.recipe, self.schedule, self.learner.device)
         live, first_pass = sum(draw.live for draw in draws), self_conditions(self.recipe)
         losses = dict.fromkeys(self.learner.losses, 0.0)
         for name in losses:
