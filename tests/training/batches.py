@@ -72,7 +72,7 @@ def noisy_draw(batch, seed=1, **how):
 
 def loss_of(denoiser, draw, config=PLAIN, *, objective="score", schedule=SCHEDULE, live=None, self_conditioned=False):
     """The outcome of a draw, divided by its own open positions unless told otherwise."""
-    live = draw.live if live is None else live
+    live = torch.as_tensor(draw.live if live is None else live)
     return OBJECTIVES[objective].loss(
         denoiser, draw, schedule, config, live=live, special=SPECIAL, self_conditioned=self_conditioned
     )

@@ -47,7 +47,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def attention_inputs(layout: Layout, head_dim: int, training: bool) -> AttentionInputs:
     """What all layers of all passes over a layout share, computed once."""
-    key = head_dim, training, torch.is_inference_mode_enabled()
+    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # which can't be traced
+    key = head_dim, training, inference
     if key not in layout.computed:
         layout.computed[key] = AttentionInputs(layout, head_dim, training)
     found: AttentionInputs = layout.computed[key]

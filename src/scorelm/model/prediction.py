@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,25 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2**24
 """Most numbers of an array [N, V] that are held at a time where all of it is not asked for."""
+
+
+Value = TypeVar("Value")
+
+
+class once(Generic[Value]):
+    """A property that is computed when first asked for: `functools.cached_property`, but open to torch.compile.
+
+    A compiled graph computes equal things once by itself, and cannot trace the lock that Python 3.11 has there.
+    """
+
+    def __init__(self, function: Callable[[Any], Value]) -> None:
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> Value:
+        if torch.compiler.is_compiling():
+            return self.function(instance)
+        value = instance.__dict__[self.function.__name__] = self.function(instance)
+        return value
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Prediction:
         """One with these logits."""
         return cls(open_BL, table_VE, lambda logits_NV: (logits_NV, logits_NV), (logits_NV,))
 
-    @cached_property
+    @once
     def _logits(self) -> tuple[Tensor, Tensor]:
         return self.read_out(*self.rows)
 
@@ -54,19 +73,19 @@ class Prediction:
         """The trunk's output."""
         return self.rows[0]
 
-    @cached_property
+    @once
     def probability_NV(self) -> Tensor:
         """The posterior, fp32."""
         return self.logits_NV.softmax(-1)
 
-    @cached_property
+    @once
     def x0_NE(self) -> Tensor:
         """Score interpolation (CDCD, arXiv 2211.15089, eq. 5): the posterior mean of the embedding, fp32."""
         probability_NV = self.probability_NV  # in the precision around, unlike the mean
         with torch.autocast(self.table_VE.device.type, enabled=False):
             return probability_NV @ self.table_VE
 
-    @cached_property
+    @once
     def entropy_N(self) -> Tensor:
         """Entropy of the posterior in nats: the log-partition function less the mean logit."""
         log_partition_N = self.logits_NV.amax(-1) - self.probability_NV.amax(-1).log()
@@ -78,7 +97,7 @@ class Prediction:
         """Probability of the likeliest token."""
         return self.probability_NV.amax(-1)
 
-    @cached_property
+    @once
     def ids_N(self) -> Tensor:
         """The likeliest tokens."""
         return self.logits_NV.argmax(-1)

@@ -55,7 +55,7 @@ class Autoregressive(Objective):
         schedule: Schedule,
         config: TrainingConfig,
         *,
-        live: int,
+        live: Tensor,
         special: Special,
         self_conditioned: bool = False,
     ) -> Outcome:
@@ -71,7 +71,7 @@ class Autoregressive(Objective):
 
         cross_entropy_N, correct_N = seen.in_chunks(terms, ids_N).unbind(1)
         open_N = draw.open_BS.flatten()[places.open_N]
-        loss = (cross_entropy_N * open_N).sum() / max(live, 1)
+        loss = (cross_entropy_N * open_N).sum() / live.clamp(min=1)
         return Outcome(loss, open_N, cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
     def evaluator(self, network: Network, window: int | None) -> Evaluator:

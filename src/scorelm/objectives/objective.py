@@ -61,14 +61,14 @@ class Draw(NamedTuple):
         return (self.sigma_BS > 0) & (self.layout.segment_BL > 0)
 
     @property
-    def live(self) -> int:
+    def live(self) -> Tensor:
         """How many these are."""
-        return int(self.open_BS.sum())
+        return self.open_BS.sum()
 
     @property
-    def noisy(self) -> int:
+    def noisy(self) -> Tensor:
         """How many of them have some evidence."""
-        return int((self.open_BS & (self.sigma_BS < torch.inf)).sum())
+        return (self.open_BS & (self.sigma_BS < torch.inf)).sum()
 
 
 class Outcome(NamedTuple):
@@ -127,7 +127,7 @@ class Objective(ABC):
         schedule: Schedule,
         config: TrainingConfig,
         *,
-        live: int,
+        live: Tensor,
         special: Special,
         self_conditioned: bool = False,
     ) -> Outcome:
@@ -138,7 +138,7 @@ class Objective(ABC):
             draw: tokens, noise levels, noise and layout, on the model's device.
             schedule: that the levels were drawn through.
             config: weights of optional terms.
-            live: the number to divide by: open positions of all batches of the step.
+            live: the number to divide by, a tensor: open positions of all batches of the step.
             special: ids of the special tokens.
             self_conditioned: take a first pass without gradient and feed its estimate back (arXiv 2208.04202).
         """

@@ -76,7 +76,7 @@ class Score(Objective):
         schedule: Schedule,
         config: TrainingConfig,
         *,
-        live: int,
+        live: Tensor,
         special: Special,
         self_conditioned: bool = False,
     ) -> Outcome:
@@ -102,7 +102,7 @@ class Score(Objective):
         terms = loss_terms(schedule, config)
         terms_N3 = predict(self_cond_BSE).in_chunks(terms, sigma_N, e_NE, ids_N, weight_N)
         loss_N, cross_entropy_N, correct_N = terms_N3.unbind(1)
-        loss = (loss_N * open_N).sum() / max(live, 1)
+        loss = (loss_N * open_N).sum() / live.clamp(min=1)
         return Outcome(loss, open_N, cross_entropy_N.detach(), sigma_N, shared_N, correct_N.detach() > 0)
 
     def evaluator(self, network: Network, window: int | None) -> Evaluator:

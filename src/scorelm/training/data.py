@@ -95,13 +95,12 @@ class TrainingData:
             InputError: rows that cannot be shared out.
         """
         training, count = recipe.training, recipe.training.shards or 1
-        width, more = self.row_width(recipe)
         if training.rows % count:
             raise InputError(f"{training.rows} rows a batch cannot be shared out over {count} shards")
         if training.rows < ranks.world:
             raise InputError(f"{training.rows} rows a batch are too few for {ranks.world} ranks")
-        total = training.rows * more
-        own, each, found = ranks.part(total), total // count, []
+        each, width = self.row_shape(recipe, training.rows // count)
+        own, found = ranks.part(each * count), list[Shard]()
         for index in range(own.start // each, -(-own.stop // each)):
             packed = packed_rows(
                 self.documents.train, max_length=width, rows=each, seed=training.seed,
@@ -112,26 +111,25 @@ class TrainingData:
             found.append(Shard(index, Ahead(iter(packed)), rows, rows.start == 0))
         return found
 
-    def row_width(self, recipe: Recipe) -> tuple[int, int]:
-        """How wide rows are, and how many of them stand for one of ``max_length``.
+    def row_shape(self, recipe: Recipe, rows: int) -> tuple[int, int]:
+        """How many rows, and how wide, stand for `rows` of ``max_length`` positions.
 
         Attention costs the square of a row's length, however short the documents in it are. So where the longest
-        document takes half of a row or less, rows are as wide as it, in a multiple of 64.
+        document takes half of a row or less, rows are as wide as it, in a multiple of 64, and more of them.
         """
         length, (train, heldout) = recipe.data.max_length, (self.documents.train, self.documents.heldout)
         counts = length_histogram(train, length) + length_histogram(heldout, length)
         width = -(-int(counts.nonzero()[0].max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        return (width, length // width) if 2 * width <= length else (length, 1)
+        return (round(rows * length / width), width) if 2 * width <= length else (rows, length)
 
     def heldout_batches(self, recipe: Recipe) -> Any:
         """One pass over the held-out text in packed batches; empty where nothing is held out."""
         if not len(self.documents.heldout):
             return iter(())
-        width, more = self.row_width(recipe)
+        rows, width = self.row_shape(recipe, recipe.training.rows)
         packed = packed_rows(
-            self.documents.heldout, max_length=width, rows=recipe.training.rows * more, seed=0, epochs=1,
-            pad=self.tokenizer.special.pad,
-        )  # fmt: skip
+            self.documents.heldout, max_length=width, rows=rows, seed=0, epochs=1, pad=self.tokenizer.special.pad
+        )
         return iter(packed)
 
     @cached_property

@@ -32,7 +32,7 @@ class Window:
         document = runs(batch.segment)
         lengths = document.length_BL[(document.offset_BL == 0) & (batch.segment > 0)]
         streams = draw.ids_BS.shape[1] // batch.ids.shape[1]
-        forward = denoiser.flops(lengths, streams=streams, noisy=draw.noisy, live=draw.live)
+        forward = denoiser.flops(lengths, streams=streams, noisy=int(draw.noisy), live=int(draw.live))
         self.flops += forward * (4 if first_pass else 3)
         self.positions += batch.segment.numel()
         if not outcome.cross_entropy_N.isfinite().all():

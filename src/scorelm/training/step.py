@@ -123,13 +123,14 @@ def find_places(draw: Draw, fixed: bool) -> Draw:
 
 
 class Loss(nn.Module):
-    """A denoiser with its loss as `forward`, which is what DDP and FSDP watch."""
+    """A denoiser with its loss as `forward`, which is what DDP and FSDP watch, and what is compiled."""
 
     def __init__(self, denoiser: Denoiser, objective: Objective, special: Special) -> None:
         super().__init__()
         self.denoiser, self.objective, self.special = denoiser, objective, special
 
     def forward(self, draw: Draw, *settings: Any, **how: Any) -> Outcome:
+        draw = draw._replace(layout=draw.layout.map(lambda t: t))  # what layers share stays in the graph
         return self.objective.loss(self.denoiser, draw, *settings, special=self.special, **how)
 
 
@@ -155,24 +156,27 @@ class Learner:
         self.losses = {
             name: self._spread(cast(Denoiser, average.module), trained=False) for name, average in self.averages.items()
         }
-        if self.config.compile:
-            check_compiler(self.device)
-            for layer in self.denoiser.backbone.layers:
-                layer.compile()
         self.losses["weights"] = self._spread(self.denoiser, trained=True)
         self.optimizers = make_optimizers(self.denoiser, self.config)
 
     def _spread(self, denoiser: Denoiser, trained: bool) -> nn.Module:
         """What computes a model's loss on this rank; only weights that are trained need to agree on gradients."""
         objective = OBJECTIVES[self.config.objective]
-        loss = Loss(denoiser, objective, self.special)
-        if self.config.parallel == "fsdp" and self.ranks.world > 1:
+        loss, divided = Loss(denoiser, objective, self.special), self.config.parallel == "fsdp" and self.ranks.world > 1
+        if trained and self.config.compile:
+            check_compiler(self.device)
+            if self.fixed and not divided:
+                loss.compile(fullgraph=True, dynamic=False)
+            else:
+                for layer in denoiser.backbone.layers:
+                    layer.compile()
+        if divided:
             split(loss, denoiser.backbone.layers, self.dtype)
         elif trained:
             return replicate(loss, self.ranks, unused=not objective.self_conditions)
         return loss
 
-    def loss(self, name: str, draw: Draw, schedule: Schedule, *, live: int, self_conditioned: bool) -> Outcome:
+    def loss(self, name: str, draw: Draw, schedule: Schedule, *, live: Tensor, self_conditioned: bool) -> Outcome:
         """The loss of the ``weights``, or of an average by its name; see `Objective.loss`."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outcome: Outcome = self.losses[name](
@@ -181,7 +185,7 @@ class Learner:
         return outcome
 
     def compute_gradients(
-        self, draws: Sequence[Draw], schedule: Schedule, *, live: int, self_conditioned: bool
+        self, draws: Sequence[Draw], schedule: Schedule, *, live: Tensor, self_conditioned: bool
     ) -> tuple[list[Outcome], float]:
         """Gradients of the sum of the draws' losses over all ranks, clipped to `clip`.
 

@@ -102,7 +102,7 @@ class Trainer:
         config, progress = self.recipe.training, self.progress
         batches = draw_step(self.shards, self.data, self.recipe, self.schedule, progress.step, self.learner.device)
         first_pass = draw_first_pass(self.recipe, progress.step)
-        live = int(self.ranks.sum(torch.tensor(sum(draw.live for _, draw in batches))))
+        live = self.ranks.sum(torch.stack([draw.live for _, draw in batches]).sum())
         outcomes, norm = self.learner.compute_gradients(
             [draw for _, draw in batches], self.schedule, live=live, self_conditioned=first_pass
         )
@@ -134,7 +134,8 @@ class Trainer:
     def measure_heldout(self) -> None:
         """Training loss on held-out text at fixed noise, for the weights and each of their averages."""
         draws = draw_heldout(self.data, self.recipe, self.schedule, self.learner.device)
-        live, first_pass = sum(draw.live for draw in draws), self_conditions(self.recipe)
+        live = sum((draw.live for draw in draws), torch.zeros((), dtype=torch.long, device=self.learner.device))
+        first_pass = self_conditions(self.recipe)
         losses = dict.fromkeys(self.learner.losses, 0.0)
         for name in losses:
             for draw in draws:
@@ -142,7 +143,7 @@ class Trainer:
                 own = draw.map(lambda t: t[rows])  # noqa: B023
                 with torch.no_grad():
                     outcome = self.learner.loss(name, own, self.schedule, live=live, self_conditioned=first_pass)
-                losses[name] += float(outcome.cross_entropy_N.double().sum()) / max(live, 1)
+                losses[name] += float((outcome.cross_entropy_N.double() * outcome.open_N).sum() / live.clamp(min=1))
         totals = self.ranks.sum(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
         found = zip(losses, totals, strict=True)
         self.progress.heldout = {name: loss for name, loss in found if live and math.isfinite(loss)}
