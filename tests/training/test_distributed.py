@@ -79,6 +79,13 @@ def test_a_run_is_the_same_on_any_number_of_ranks(tools: Any, world: World, rank
     assert found[1]["schedule"]["mu"] == pytest.approx(found[0]["schedule"]["mu"], rel=1e-4)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_fixed_places_on_two_ranks_are_exact_ones_on_one(
+    tools: Any, world: World, tmp_path: Path, parallel: str
+) -> None:
+    assert_close(tools, world.whole(1), world.run(tmp_path / "run", 2, places="fixed", parallel=parallel))
+
+
 def interrupted(run: Path, out: Path) -> Path:
     """A run as it was after its first checkpoint."""
     shutil.copytree(run, out)
