@@ -81,7 +81,7 @@ def shares(recipe: Recipe) -> tuple[float, float]:
     """
     draw = collectives.drawn(recipe.data.max_length, 2_000, recipe.data.vocab_size, recipe.noise, seed=0)
     positions = 2_000 * recipe.data.max_length
-    return draw.live / positions, draw.noisy / positions
+    return float(draw.live) / positions, float(draw.noisy) / positions
 
 
 def flops_per_token(recipe: Recipe, live: float, noisy: float) -> float:
