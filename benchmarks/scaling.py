@@ -231,7 +231,7 @@ def activations_against_formula() -> list[dict[str, float]]:
         config = ModelConfig(dim=128, layers=layers, heads=2)
         draw = collectives.drawn(160, 2, vocab_size, NoiseConfig(), seed=0)
         kept = collectives.saved_for_backward(config, vocab_size, draw)
-        formula = activation_bytes(config, 2, 160, 2, draw.live) + mask_bytes(layers, 2, 320)
+        formula = activation_bytes(config, 2, 160, 2, int(draw.live)) + mask_bytes(layers, 2, 320)
         report.append({"layers": layers, "vocab_size": vocab_size, "measured": kept, "formula": formula})
     return report
 

@@ -61,7 +61,7 @@ def test_a_backward_pass_keeps_what_the_formula_says(modules: Any) -> None:
     for layers, heads, vocab_size in ((2, 2, 1_001), (4, 2, 1_001), (2, 4, 1_001), (2, 2, 3_001)):
         config = ModelConfig(dim=128, layers=layers, heads=heads)
         draw = collectives.drawn(160, 2, vocab_size, NoiseConfig(), seed=0)
-        formula = scaling.activation_bytes(config, 2, 160, 2, draw.live) + scaling.mask_bytes(layers, 2, 320)
+        formula = scaling.activation_bytes(config, 2, 160, 2, int(draw.live)) + scaling.mask_bytes(layers, 2, 320)
         excess.add(collectives.saved_for_backward(config, vocab_size, draw) - formula)
     assert len(excess) == 1
-    assert 0 < excess.pop() < 0.03 * formula
+    assert 0 < excess.pop() < 0.04 * formula
