@@ -107,6 +107,7 @@ def test_score_says_what_does_not_come_back(normalising, spelling, tmp_path, cap
     assert code == 0 and "come back" not in out and "bits/character" in out
 
 
+@pytest.mark.thorough
 def test_eval_says_that_there_are_no_bits_per_character(normalising):
     found = evaluate(normalising, [NORMALISED] * 5, None, None, n=2, steps=2)
     assert found["prices"][0]["bits_per_char"] is None

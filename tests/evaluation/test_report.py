@@ -95,6 +95,7 @@ def test_texts_that_cannot_be_spelled_are_left_out_of_the_prices_and_counted(mak
     assert found["prices"][0]["nats_per_token"] == price(lm, spelled, "ordered").nats_per_token
 
 
+@pytest.mark.thorough
 def test_what_makes_a_judge_partial_is_said(make_lm, tmp_path):
     """The same weights wherever they are read from; otherwise the text that both say they were trained on."""
     lm, other = make_lm("autoregressive"), make_lm("autoregressive", hidden=32)

@@ -244,6 +244,7 @@ def test_given_options_are_recorded_once_a_step_was_made_with_them(
         assert steps or contents(out) == before
 
 
+@pytest.mark.thorough
 def test_minutes_are_added_to_those_of_the_run_and_steps_are_of_the_whole_run(
     tools: Any, recipe: Recipe, out: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_minutes_are_added_to_those_of_the_run_and_steps_are_of_the_whole_run(
     assert tools.log(out)[-1]["step"] == last["step"] + 2
 
 
+@pytest.mark.thorough
 def test_processes_that_torchrun_starts_again_do_not_add_the_minutes_again(
     tools: Any, recipe: Recipe, out: Path, break_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +290,7 @@ def test_a_launch_that_was_refused_does_not_go_on_with_the_run_when_it_is_starte
             train(recipe, out)
 
 
+@pytest.mark.thorough
 def test_a_launch_begins_anew_where_it_has_no_checkpoint_yet(
     tools: Any, recipe: Recipe, finished: Path, tmp_path: Path, break_after: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -308,6 +311,7 @@ def test_a_launch_begins_anew_where_it_has_no_checkpoint_yet(
 # Files
 
 
+@pytest.mark.thorough
 def test_checkpoints_come_by_time_too_and_change_nothing(
     tools: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

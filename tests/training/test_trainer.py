@@ -194,6 +194,7 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
         pick_device("nonesuch")
 
 
+@pytest.mark.thorough
 def test_bfloat16_takes_the_steps_of_float32(tools: Any, text: Path, tmp_path: Path) -> None:
     more, losses = {"model": {"noise_conditioning": "film"}}, {}
     for precision in ("float32", "bfloat16"):
@@ -228,6 +229,7 @@ def test_what_is_traced_learns_the_same(tools: Any, text: Path, tmp_path: Path, 
     assert traced == [Loss if places == "fixed" else Block]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["score", "masked", "autoregressive"])
 def test_a_run_of_fixed_places_is_a_run_of_exact_ones(tools: Any, text: Path, tmp_path: Path, objective: str) -> None:
     more = {"model": {"layers": 1}}
