@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from scorelm.config.recipe import TrainingConfig
+from scorelm.config.recipe import NoiseConfig, TrainingConfig
 from scorelm.model.attention import block_mask
 from scorelm.noise.schedule import make_schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
 from scorelm.training.step import find_places
 
+from ..conftest import SPECIAL
 from .batches import BOS, E, V, draw_noise, gradients, loss_of, noisy_draw, only, pack, predicted, rng, trained_like
 
 INF = math.inf
@@ -183,6 +184,17 @@ def test_nothing_in_a_step_waits_for_the_device(objective):
         with pytest.raises(DynamicOutputShapeException):  # what fixed places are for
             find_places(drawn, fixed=False)
     assert all(p.grad is not None for p in denoiser.parameters()) or objective == "autoregressive"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_is_drawn_is_where_its_batch_is(objective):
+    """On PyTorch's device of tensors without values, as on a GPU: nothing is made on the CPU by default."""
+    meta, schedule = torch.device("meta"), make_schedule("log", E, V)
+    batch = Batch(*(t.to(meta) for t in pack(4)))
+    drawn = OBJECTIVES[objective].draw(batch, NoiseConfig(), schedule, SPECIAL, None)
+    draw = find_places(drawn.with_noise(E, None), fixed=True)
+    tensors = (draw.ids_BS, draw.sigma_BS, draw.shared_BS, draw.eps_BSE, *draw.layout.marks, *draw.places[:-1])
+    assert {t.device for t in tensors} == {meta}
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------

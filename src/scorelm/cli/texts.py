@@ -91,7 +91,8 @@ def load_texts(made: Provenance, which: Texts) -> Measured:
     if found.share:
         what = f"{part} held-out {examples} of {found.name}, none seen in training"
         return Measured(texts, what, True, found.training)
-    seen = f"{100 * (1 - made.holdout):g}% of them trained on" if made.holdout else "trained on"
+    whole = len(found.training) == len(side)
+    seen = "trained on" if whole else f"{len(found.training):,} of all {len(side):,} trained on"
     what = f"{'all ' * part[0].isdigit()}{part} {examples} of {found.name}: {seen}"
     return Measured(texts, what, False, found.training)
 
@@ -116,15 +117,16 @@ def find_text(made: Provenance, which: Texts) -> Found:
         fingerprint = ""
     if made.fingerprint and fingerprint == made.fingerprint:
         share = allowed(source, held_out, which.holdout)
-        training = load_corpus(source, reading, holdout=held_out).train
-        return Found(load_corpus(source, reading, holdout=share), source, share, training)
+        whole = load_corpus(source, reading, holdout=held_out)
+        asked = whole if share == held_out else load_corpus(source, reading, holdout=share)
+        return Found(asked, source, share, whole.train)
     if not usual:
         share = which.holdout or 0.0
         return Found(load_corpus(source, reading, holdout=share), source, share)
     share = allowed(source, held_out, which.holdout)
-    whole = find_corpus(source, made.fingerprint, held_out)
-    if whole is not None and (kept := find_corpus(source, made.fingerprint, share)) is not None:
-        return Found(kept, f"{source} (as it was in training)", share, whole.train)
+    before, kept = (find_corpus(source, made.fingerprint, part) for part in (held_out, share))
+    if before is not None and kept is not None:
+        return Found(kept, f"{source} (as it was in training)", share, before.train)
     gone = "has changed since" if fingerprint else "is not here"
     raise InputError(f"the model was trained on {source}, which {gone}: give --data")
 

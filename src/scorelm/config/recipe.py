@@ -34,7 +34,8 @@ class TextOptions(Options):
     has."""
     split: Annotated[str | None, named("split", "--data.split")] = None
     """What is one example: line, paragraph, file (or record), or sentence-window:CHARACTERS,OVERLAP for whole sentences
-    up to so many characters. By default a line of a text file, and the whole record in files with columns."""
+    up to so many characters, a share OVERLAP of which may be repeated from the window before. By default a line of a
+    text file, and the whole record in files with columns."""
 
 
 class DataConfig(TextOptions):
@@ -49,7 +50,7 @@ class DataConfig(TextOptions):
     byte_fallback: Annotated[bool, named("byte-fallback", "--data.byte-fallback")] = True
     """Spell unknown characters in bytes, so that any text comes back as it was, when a tokenizer is trained."""
     max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
-    """Tokens in a packed row; longer examples are cut into windows, elsewhere in every epoch."""
+    """Tokens in a packed row; longer examples are cut into windows, at other places in every epoch."""
 
 
 class Size(NamedTuple):

@@ -46,7 +46,8 @@ class Draw(NamedTuple):
 
     def with_noise(self, size: int, rng: torch.Generator) -> Draw:
         """The draw with its noise, for embeddings of that size."""
-        return self._replace(eps_BSE=torch.randn(*self.sigma_BS.shape, size, generator=rng))
+        device = self.sigma_BS.device
+        return self._replace(eps_BSE=torch.randn(*self.sigma_BS.shape, size, generator=rng, device=device))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
         """The draw with each of its tensors changed."""
