@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from scorelm.device import pick_dtype
 from scorelm.training.data import TrainingData
-from scorelm.training.metrics import Window
 
 
 class GPT:
@@ -34,7 +33,7 @@ class GPT:
         matrices = sum(p.numel() for p in self.parts["trunk"].parameters() if p.ndim == 2) + vocabulary * dim
         pairs = layers * (length + 1) / 2
         self.flops_per_token = 6 * matrices + 12 * dim * pairs
-        self.window = Window()
+        self.tokens = 0
 
     def step(self) -> None:
         """One step on the next rows of the text."""
@@ -51,5 +50,4 @@ class GPT:
         F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
         self.optimizer.step()
-        self.window.tokens += rows * length
-        self.window.flops += rows * length * self.flops_per_token
+        self.tokens += rows * length

@@ -89,9 +89,9 @@ def flops_per_token(recipe: Recipe, live: float, noisy: float) -> float:
 
     A step needs three times its forward pass, and once more with a self-conditioning pass.
     """
-    lengths = torch.full((1_000,), recipe.data.max_length)
-    tokens = int(lengths.sum())
-    forward = on_meta(recipe).flops(lengths, recipe.noise.streams, round(noisy * tokens), round(live * tokens))
+    tokens = 1_000 * recipe.data.max_length
+    streams, pairs = recipe.noise.streams, tokens * recipe.data.max_length
+    forward = on_meta(recipe).flops(streams * tokens, streams * pairs, round(noisy * tokens), round(live * tokens))
     return forward * (3 + recipe.training.self_conditioning) / tokens
 
 

@@ -33,7 +33,6 @@ from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, 
 from scorelm.device import matmul_peak
 from scorelm.text.packing import packed_rows, packing_efficiency
 from scorelm.training.data import TrainingData, prepare
-from scorelm.training.metrics import Window
 from scorelm.training.step import draw_step
 from scorelm.training.trainer import Trainer
 
@@ -101,12 +100,20 @@ def trainer(
 def speed(run: Trainer | GPT, steps: int) -> dict[str, float]:
     """Of a few steps; and of the fastest square product in the same precision just before them."""
     peak = matmul_peak(CPU, run.dtype if isinstance(run, GPT) else run.learner.dtype)
-    run.window, started = Window(), time.perf_counter()
+    before, started = done(run), time.perf_counter()
     for _ in range(steps):
         run.step()
     seconds = time.perf_counter() - started
-    mfu = run.window.flops / seconds / peak
-    return {"tokens_per_second": run.window.tokens / seconds, "mfu": mfu, "gemm_peak": peak}
+    tokens, flops = (now - then for now, then in zip(done(run), before, strict=True))
+    return {"tokens_per_second": tokens / seconds, "mfu": flops / seconds / peak, "gemm_peak": peak}
+
+
+def done(run: Trainer | GPT) -> tuple[float, float]:
+    """Real tokens and useful FLOPs so far."""
+    if isinstance(run, GPT):
+        return run.tokens, run.tokens * run.flops_per_token
+    sums = run.window.read()
+    return float(sums.tokens), float(sums.flops)
 
 
 def measured(runs: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -12,9 +13,15 @@ from scorelm.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is CUDA where there is one."""
+    """The device of that name; auto is CUDA where there is one.
+
+    Raises:
+        InputError: there is none, or it has no float64.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("mps"):
+        raise InputError("Apple's GPUs (mps) have no float64, which noise levels and prices need: use --device cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -43,6 +50,11 @@ def check_compiler(device: torch.device) -> None:
     names = [name for name in cpp.cxx if name]
     if device.type == "cpu" and not any(map(shutil.which, names)):
         raise InputError(f"compiling for a CPU needs a C++ compiler, and there is no {' or '.join(names)}")
+
+
+def constant(values: Sequence[float], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A few numbers as a tensor on the device of another one, which nobody waits for."""
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -39,10 +39,10 @@ def test_film_features_are_exact_at_both_ends():
 def test_flops_are_those_of_every_product():
     """Counted by hand for one stream of two documents: 2 FLOPs for each weight and position, and attention's pairs."""
     denoiser = fresh()
-    lengths, noisy_count, live = torch.tensor([5, 3]), 4, 6
+    noisy_count, live = 4, 6
     layer = 32 * 96 + 32 * 32 + 32 * 128 + 64 * 32  # queries, keys and values; their sum; SwiGLU up and down
     tokens = 2 * 2 * layer * 8
     pairs = 2 * 2 * 2 * 32 * (25 + 9)  # two layers, scores and sums of values
     vocabulary = 2 * (noisy_count * (V * E + V * 32) + live * 32 * V)
-    assert denoiser.flops(lengths, 1, noisy_count, live) == tokens + pairs + vocabulary
-    assert denoiser.flops(lengths, 2, noisy_count, live) == 2 * (tokens + pairs) + vocabulary
+    assert denoiser.flops(8, 25 + 9, noisy_count, live) == tokens + pairs + vocabulary
+    assert denoiser.flops(2 * 8, 2 * (25 + 9), noisy_count, live) == 2 * (tokens + pairs) + vocabulary

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scorelm.noise.fit import EntropyCurve, fit_gumbel
+from scorelm.noise.fit import EntropyCurve, fit_gumbel, sum_by_bin
 from scorelm.noise.schedule import Gumbel
 
 
@@ -45,12 +45,18 @@ def test_fit_gumbel_weights_count_as_repetitions():
     assert weighted != pytest.approx(unweighted, abs=1e-4)
 
 
+def add(curve, sigma, cross_entropy):
+    sigma, cross_entropy = torch.as_tensor(sigma), torch.as_tensor(cross_entropy)
+    yes = torch.ones(len(sigma), dtype=torch.bool)
+    curve.add(curve.binned(sigma, cross_entropy, yes), torch.tensor(True))
+
+
 def observe(curve, truth, power, seed, updates=60):
     rng = np.random.default_rng(seed)
     for _ in range(updates):
         g = sample_levels(rng, power, 2000)
         noisy = truth(g) + 0.3 * rng.standard_normal(len(g))
-        curve.add(curve.binned(torch.tensor(g).exp(), torch.tensor(noisy)))
+        add(curve, np.exp(g), noisy)
     return curve
 
 
@@ -90,13 +96,30 @@ def test_entropy_curve_forgets():
 def test_entropy_curve_waits_for_observations():
     curve = EntropyCurve(START)
     assert curve.fit() == START
-    curve.add(curve.binned(torch.empty(0), torch.empty(0)))
-    curve.add(curve.binned(torch.full((5000,), 2.0), torch.full((5000,), 3.0)))  # a single bin
+    add(curve, torch.empty(0), torch.empty(0))
+    add(curve, torch.full((5000,), 2.0), torch.full((5000,), 3.0))  # a single bin
     assert curve.fit() == START
 
 
 def test_entropy_curve_takes_the_ends_of_the_range():
     curve = EntropyCurve(START)
-    curve.add(curve.binned(torch.tensor([START.sigma_min, START.sigma_max]), torch.tensor([1.0, 2.0])))
+    add(curve, [START.sigma_min, START.sigma_max], [1.0, 2.0])
     assert curve.sums[0, 0] == curve.sums[0, -1] == 1 and curve.sums[0].sum() == 2
     assert curve.sums[1, 0] == 1.0 and curve.sums[1, -1] == 2.0
+
+
+def test_what_does_not_count_is_not_seen_whatever_its_numbers():
+    curve = EntropyCurve(START)
+    sigma, cross_entropy = torch.tensor([2.0, 0.0, math.inf, 2.0]), torch.tensor([1.5, math.nan, math.inf, 7.0])
+    sums = curve.binned(sigma, cross_entropy, torch.tensor([True, False, False, False]))
+    assert sums.sum(1).tolist() == [1.0, 1.5]
+    curve.add(sums, torch.tensor(False))
+    assert not curve.sums.any()
+    curve.add(sums, torch.tensor(True))
+    assert torch.equal(curve.sums, sums)
+
+
+def test_sums_by_bin_are_those_of_a_loop():
+    bins, values = torch.randint(0, 5, (40,)), torch.randn(40, 3, dtype=torch.float64)
+    expected = torch.zeros(6, 3, dtype=torch.float64).index_add_(0, bins, values)
+    torch.testing.assert_close(sum_by_bin(bins, values, 6), expected)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from scorelm.noise.schedule import make_schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
 from scorelm.text.tokenizer import Special
+from scorelm.training.data import prepare
 from scorelm.training.step import find_places
+from scorelm.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SPECIAL = Special(0, 1, 2, 3)
@@ -30,7 +33,7 @@ EVERY = pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The vocabulary in several chunks; and whatever happens, waiting is allowed again afterwards."""
-    monkeypatch.setattr("scorelm.model.prediction.CHUNK", 100 * V)
+    monkeypatch.setattr("scorelm.model.prediction.CHUNK_ON_GPU", 100 * V)
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -79,6 +82,24 @@ def test_a_gpu_computes_what_a_cpu_computes(objective: str) -> None:
 @EVERY
 def test_nothing_in_a_step_waits_for_the_gpu(objective: str) -> None:
     step(GPU, objective, waiting="error")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@EVERY
+def test_nothing_in_a_step_of_a_run_waits_for_the_gpu(
+    tools: Any, text: Path, tmp_path: Path, objective: str, optimizer: str
+) -> None:
+    """From the rows to the averages of the weights; where nothing is logged and no schedule fitted."""
+    recipe = tools.recipe(text, steps=9, log_every=100, device="cuda", objective=objective, optimizer=optimizer)
+    trainer = Trainer(recipe, prepare(recipe.data, tmp_path, False, lambda text: None))
+    for _ in range(3):
+        trainer.step()
+    torch.cuda.set_sync_debug_mode("error")
+    for _ in range(3):
+        trainer.step()
+    torch.cuda.set_sync_debug_mode("default")
+    trainer.read()
+    assert trainer.progress.step == 6 and trainer.progress.tokens > 0 and trainer.progress.skipped == 0
 
 
 @EVERY

@@ -143,8 +143,8 @@ def test_fixed_places_give_the_loss_and_gradients_of_exact_ones(
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
     assert len(fixed.sigma_N) == 6 * 24 and len(exact.sigma_N) == draw.live
-    for one, other in zip(fixed.on_host(), exact.on_host(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for one, other in zip(fixed[2:], exact[2:], strict=True):
+        torch.testing.assert_close(one[fixed.open_N], other[exact.open_N], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -1,11 +1,20 @@
 """Which weight steps by which rule."""
 
+import math
+
 import pytest
 import torch
 
 from scorelm.config.recipe import ModelConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
-from scorelm.training.optimizer import MUON_LR, make_optimizers, set_learning_rate
+from scorelm.training.optimizer import (
+    MUON_LR,
+    make_averages,
+    make_optimizers,
+    move_averages,
+    set_learning_rate,
+    step_if,
+)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -47,3 +56,49 @@ def test_a_first_step_of_muon_is_orthogonal_and_of_the_size_of_adamw() -> None:
     assert values.median() > 0.6 and values.max() < 1.5
     assert float((update * (u @ v)).sum() / (update.norm() * (u @ v).norm())) > 0.95
     assert float(update.square().mean().sqrt()) == pytest.approx(0.2 * MUON_LR * 0.1, rel=0.3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_leaves_weights_and_moments_as_they_are(optimizer: str, bad: float) -> None:
+    """Three steps, of which the second is skipped, are two."""
+
+    def after(gradients: list[float]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        denoiser = Denoiser(ModelConfig(dim=32, layers=1, heads=1), 50)
+        optimizers = make_optimizers(denoiser, TrainingConfig(optimizer=optimizer, weight_decay=0.3))
+        for seed, scale in enumerate(gradients):
+            generator = torch.Generator().manual_seed(seed)
+            for p in denoiser.parameters():
+                p.grad = torch.randn(p.shape, generator=generator) * (scale or bad)
+            for each in optimizers:
+                step_if(torch.tensor(scale > 0), each)
+        moments = {
+            f"{k} {i} {name}": value
+            for k, each in enumerate(optimizers)
+            for i, state in enumerate(each.state.values())
+            for name, value in state.items()
+        }
+        return dict(denoiser.state_dict()) | moments
+
+    found, once, never = after([1.0, 0.0]), after([1.0]), after([])
+    assert [name for name in once if not torch.equal(found[name], once[name])] == []
+    assert not torch.equal(once["context.weight"], never["context.weight"])
+    goes_on = after([1.0, 0.0, 1.0])
+    assert all(value.isfinite().all() for value in goes_on.values())
+    assert not torch.equal(goes_on["trunk.blocks.0.attention.out.weight"], once["trunk.blocks.0.attention.out.weight"])
+
+
+def test_averages_are_geometric_means_of_all_weights_there_were() -> None:
+    denoiser = Denoiser(ModelConfig(dim=32, layers=1, heads=1), 50)
+    averages, history = make_averages(denoiser, [0.5, 0.9]), [denoiser.prior.detach().clone()]
+    for _ in range(3):
+        with torch.no_grad():
+            denoiser.prior += torch.randn(50)
+        history.append(denoiser.prior.detach().clone())
+        move_averages(averages, denoiser)
+    for name, average in averages.items():
+        d = float(name)
+        expected = d**3 * history[0] + (1 - d) * (d**2 * history[1] + d * history[2] + history[3])
+        torch.testing.assert_close(average.prior, expected)
+        assert not average.training and not any(p.requires_grad for p in average.parameters())

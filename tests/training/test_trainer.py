@@ -28,7 +28,7 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def recipe(tools: Any, text: Path) -> Recipe:
-    return tools.recipe(text, steps=STEPS, save_every=7, keep=3, sample_every=20, accumulation=2)
+    return tools.recipe(text, steps=STEPS, save_every=7, keep=3, sample_every=20, accumulation=2, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +190,9 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
     native = "avx512_bf16" in flags or "amx_bf16" in flags
     assert pick_dtype("auto", cpu) == (torch.bfloat16 if native else torch.float32)
     assert pick_dtype("bfloat16", cpu) == torch.bfloat16
-    with pytest.raises(InputError, match="nonesuch"):
-        pick_device("nonesuch")
+    for name, says in (("nonesuch", "nonesuch"), ("mps", "no float64")):
+        with pytest.raises(InputError, match=says):
+            pick_device(name)
 
 
 @pytest.mark.thorough

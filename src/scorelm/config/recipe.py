@@ -163,6 +163,9 @@ class TrainingConfig(Options):
     """Last share of the run in which the learning rate falls linearly to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, only on the matrices of the backbone."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of what each layer adds that is left out at random while training: keeps a run of many epochs from learning
+    its text by heart."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
     skip_limit: NonNegativeInt = 10

@@ -45,12 +45,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def attention_inputs(layout: Layout, head_dim: int, training: bool) -> AttentionInputs:
+def attention_inputs(layout: Layout, head_dim: int) -> AttentionInputs:
     """What all layers of all passes over a layout share, computed once."""
     inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # which can't be traced
-    key = head_dim, training, inference
+    key = head_dim, inference
     if key not in layout.computed:
-        layout.computed[key] = AttentionInputs(layout, head_dim, training)
+        layout.computed[key] = AttentionInputs(layout, *key)
     found: AttentionInputs = layout.computed[key]
     return found
 
@@ -61,11 +61,13 @@ class AttentionInputs:
     Who sees whom is a mask of FlexAttention, one of the fused attention, or a bias for batched products.
     """
 
-    def __init__(self, layout: Layout, head_dim: int, training: bool = False) -> None:
+    def __init__(self, layout: Layout, head_dim: int, inference: bool = True) -> None:
         self.rotation_BLK2 = rotation(layout.position_BL, head_dim)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
-        if training and self.past is None and device in FLEX and head_dim >= 16:  # its kernels take no smaller heads
+        if (
+            not inference and self.past is None and device in FLEX and head_dim >= 16
+        ):  # its kernels take no smaller ones
             self.blocks = block_mask(layout)
             return
         mask_B1LL = visibility(layout)[:, None]
@@ -97,10 +99,11 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
+        self.dropout = nn.Dropout(0.0)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, h_BLD: Tensor, inputs: AttentionInputs) -> Tensor:
         qk, v = self.qkv(h_BLD).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
         q, k = unit_rms_rotated(qk, inputs.rotation_BLK2).unbind(2)
-        result: Tensor = self.out(inputs.attend(q, k, v.squeeze(2)).flatten(2))
+        result: Tensor = self.dropout(self.out(inputs.attend(q, k, v.squeeze(2)).flatten(2)))
         return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import Attention, AttentionInputs, attention_inputs
 from scorelm.model.kernels import unit_rms
 from scorelm.model.layout import Layout
+
+Count = TypeVar("Count", float, Tensor)
 
 
 class Backbone(nn.Module, ABC):
@@ -37,7 +40,7 @@ class Backbone(nn.Module, ABC):
         """[B, L, D] in, [B, L, D] out, for positions at these noise levels; reads and fills `layout.past`."""
 
     @abstractmethod
-    def flops(self, tokens: int, pairs: int) -> float:
+    def flops(self, tokens: Count, pairs: Count) -> Count:
         """FLOPs of a forward pass over `tokens` positions, of which `pairs` pairs see each other."""
 
 
@@ -48,11 +51,12 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
+        self.dropout = nn.Dropout(0.0)
         nn.init.zeros_(self.down.weight)
 
     def forward(self, h_BLD: Tensor) -> Tensor:
         gate, value = self.up(h_BLD).chunk(2, dim=-1)
-        result: Tensor = self.down(F.silu(gate) * value)
+        result: Tensor = self.dropout(self.down(F.silu(gate) * value))
         return result
 
 
@@ -117,13 +121,13 @@ class Transformer(Backbone):
         """Layers, heads, and size of a head."""
         return len(self.blocks), self.heads, self.dim // self.heads
 
-    def flops(self, tokens: int, pairs: int) -> float:
+    def flops(self, tokens: Count, pairs: Count) -> Count:
         """FLOPs of a forward pass: 2 for each weight and position, and 4 for each pair, channel and layer."""
         weights = sum(p.numel() for p in self.parameters() if p.ndim == 2)
         return 2.0 * weights * tokens + 4.0 * self.dim * len(self.blocks) * pairs
 
     def forward(self, h_BLD: Tensor, sigma_BL: Tensor, layout: Layout) -> Tensor:
-        inputs = attention_inputs(layout, self.dim // self.heads, self.training)
+        inputs = attention_inputs(layout, self.dim // self.heads)
         shared = self.film(sigma_BL) if self.film is not None else None
         for k, block in enumerate(self.blocks):
             film = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scorelm.config.recipe import ModelConfig
-from scorelm.model.backbone import Backbone, Transformer
+from scorelm.model.backbone import Backbone, Count, Transformer
 from scorelm.model.embedding import Embedding, evidence, nearest_token
 from scorelm.model.kernels import different_rows
 from scorelm.model.layout import Layout
@@ -176,18 +176,17 @@ class Denoiser(nn.Module):
         soft_PD = torch.cat([part.float() for part in (noisy_UD, blank_JD, given_MD)])
         return different_rows(soft_PD, places.order_P).view(*sigma_BL.shape, -1)
 
-    def flops(self, lengths: Tensor, streams: int, noisy: int, live: int) -> float:
+    def flops(self, tokens: Count, pairs: Count, noisy: Count, live: Count) -> Count:
         """FLOPs of a forward pass, padding not counted: 2 for each weight and position, and attention.
 
         Args:
-            lengths: of the documents.
-            streams: copies of each document.
+            tokens: positions of all documents in all streams.
+            pairs: pairs of positions in one stream of one document.
             noisy: positions with a soft token of their own: sigma above 0 and finite.
             live: positions with logits: sigma above 0.
         """
         table = self.embedding.weight.numel()
         vocabulary = noisy * (table + self.token_in.numel()) + live * self.context.weight.numel()
-        tokens, pairs = streams * int(lengths.sum()), streams * int((lengths**2).sum())
         return self.trunk.flops(tokens, pairs) + 2.0 * vocabulary
 
     def lowered(self, dtype: torch.dtype) -> Denoiser:

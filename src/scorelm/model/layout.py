@@ -101,8 +101,8 @@ def number_blocks(position_BL: Tensor, start_BL: Tensor, size: Tensor | int) -> 
         start_BL: 1 where the position's document begins with ``<s>``, else 0; broadcasts.
         size: positions in a block; 0 is the whole document; broadcasts.
     """
-    size = torch.as_tensor(size, device=position_BL.device)
-    number_BL = 1 + (position_BL - start_BL) // torch.where(size == 0, WHOLE, size)
+    whole = torch.where(size == 0, WHOLE, size) if isinstance(size, Tensor) else size or WHOLE
+    number_BL = 1 + (position_BL - start_BL) // whole
     return torch.where(position_BL < start_BL, 0, number_BL)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2**24
-"""Most numbers of an array [N, V] that are held at a time where all of it is not asked for."""
+"""Most numbers of an array [N, V] that are held at a time where all of it is not asked for, on a CPU."""
+CHUNK_ON_GPU = 2**28
+"""The same elsewhere: 1 GiB in float32, of which a training step holds a few."""
 
 
 Value = TypeVar("Value")
@@ -123,11 +125,11 @@ class Prediction:
 
 
 def in_chunks(function: Callable[..., Tensor], vocabulary: int, *rows_N: Tensor) -> Tensor:
-    """A function of N rows, whose work has the size [N, V], in chunks of at most `CHUNK` numbers.
+    """A function of N rows, whose work has the size [N, V], in chunks of at most `CHUNK` or `CHUNK_ON_GPU` numbers.
 
     Where there is more than one chunk, each is computed again for its gradient instead of kept.
     """
-    size = max(1, CHUNK // vocabulary)
+    size = max(1, (CHUNK if rows_N[0].device.type == "cpu" else CHUNK_ON_GPU) // vocabulary)
     if len(rows_N[0]) <= size:
         return function(*rows_N)
     chunks = zip(*(torch.split(t, size) for t in rows_N), strict=True)

@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scorelm.noise.schedule import Gumbel
+
+CPU = torch.device("cpu")
+
+
+def sum_by_bin(bin_N: Tensor, values_NK: Tensor, bins: int) -> Tensor:
+    """Sums of the rows of each bin, [bins, K]: a product, so that a GPU sums in one order and nobody waits for it."""
+    is_bin_KN = (bin_N == torch.arange(bins, device=bin_N.device)[:, None]).to(values_NK.dtype)
+    return is_bin_KN @ values_NK
 
 
 class EntropyCurve:
@@ -19,32 +28,34 @@ class EntropyCurve:
 
     BINS = 64
 
-    def __init__(self, schedule: Gumbel, forget: float = 0.995) -> None:
+    def __init__(self, schedule: Gumbel, device: torch.device = CPU, forget: float = 0.995) -> None:
         self.schedule = schedule
         self.forget = forget
-        self.sums = np.zeros((2, self.BINS))  # weight, weight * cross-entropy
+        self.sums = torch.zeros(2, self.BINS, dtype=torch.float64, device=device)
+        """Weight, and weight times cross-entropy."""
 
-    def binned(self, sigma: Tensor, cross_entropy: Tensor) -> np.ndarray:
-        """Observations as sums: [2, BINS] from two 1-D tensors, every sigma within the schedule's range."""
+    def binned(self, sigma_N: Tensor, cross_entropy_N: Tensor, counts_N: Tensor) -> Tensor:
+        """Observations as sums, [2, BINS], of those that count; their sigma is within the schedule's range."""
         low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
-        g = sigma.detach().double().log().cpu().numpy()
-        bins = np.clip(((g - low) / (high - low) * self.BINS).astype(int), 0, self.BINS - 1)
-        ce = cross_entropy.detach().double().cpu().numpy()
-        return np.stack([np.bincount(bins, minlength=self.BINS), np.bincount(bins, weights=ce, minlength=self.BINS)])
+        place_N = (sigma_N.double().log() - low) / (high - low)
+        bin_N = (place_N * self.BINS).clamp(0, self.BINS - 1).long()
+        values_NK = torch.stack([torch.ones_like(place_N), cross_entropy_N.double()], 1)
+        return sum_by_bin(bin_N, torch.where(counts_N[:, None], values_NK, 0.0), self.BINS).T
 
-    def add(self, sums: np.ndarray) -> None:
-        """Add the binned observations of one step, and forget a little of those before."""
-        self.sums = self.forget * self.sums + sums
+    def add(self, sums: Tensor, counts: Tensor) -> None:
+        """Add the binned observations of one step and forget a little of those before, if the step counts."""
+        self.sums = torch.where(counts, self.forget * self.sums + sums, self.sums)
 
     def fit(self) -> Gumbel:
         """The schedule refitted to the observations so far; the same schedule while they are too few."""
-        seen = self.sums[0] > 1
+        sums = self.sums.cpu().numpy()
+        seen = sums[0] > 1
         if seen.sum() < self.BINS // 4:
             return self.schedule
         low, high = math.log(self.schedule.sigma_min), math.log(self.schedule.sigma_max)
         centres = low + (np.arange(self.BINS) + 0.5) * (high - low) / self.BINS
-        mean = self.sums[1, seen] / self.sums[0, seen]
-        weight = self.sums[0, seen] / (self.sums[0, seen] + 50)
+        mean = sums[1, seen] / sums[0, seen]
+        weight = sums[0, seen] / (sums[0, seen] + 50)
         mu, beta = fit_gumbel(centres[seen], mean, weight, start=(self.schedule.mu, self.schedule.beta))
         self.schedule = Gumbel(self.schedule.sigma_min, self.schedule.sigma_max, mu, beta)
         return self.schedule

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scorelm.config.recipe import Mixture
+from scorelm.device import constant
 from scorelm.noise.schedule import Schedule
 
 GOLDEN = 0.6180339887498949
@@ -125,7 +126,7 @@ def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixtur
     u_BL = centre_BL
     u_BL = torch.where(is_kind["independent"], own_BL, u_BL)
     u_BL = torch.where(is_kind["spread"], (centre_BL + width_BL * (own_BL - 0.5)).clamp(0, 1), u_BL)
-    slopes = torch.tensor(RAMP_SLOPES, dtype=torch.float64, device=u_BL.device)
+    slopes = constant(RAMP_SLOPES, u_BL, torch.float64)
     lead_BL = torch.where(block.length_BL > 1, slopes[(width_BL * len(slopes)).long()], 0.0)
     u_BL = torch.where(is_kind["ramp"], ramp(centre_BL, block.offset_BL / last_BL, lead_BL), u_BL)
 

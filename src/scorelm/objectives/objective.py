@@ -83,11 +83,6 @@ class Outcome(NamedTuple):
     shared_N: Tensor
     correct_N: Tensor
 
-    def on_host(self) -> Outcome:
-        """Of the open positions only, without gradients, on the CPU, which waits for the device."""
-        loss, open_N, *logged = (t.detach().cpu() for t in self)
-        return Outcome(loss, open_N[open_N], *(t[open_N] for t in logged))
-
 
 class Objective(ABC):
     """What is learned, and how a model that has learned it generates and is priced."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scorelm.config.recipe import NoiseConfig, ObjectiveName, TrainingConfig
+from scorelm.device import constant
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.kernels import different_rows
 from scorelm.model.layout import Layout, number_blocks, twice
@@ -53,7 +54,7 @@ class Score(Objective):
         """
         starts_BL = (batch.ids == special.bos) & (batch.segment > 0)
         document, uniform = runs(batch.segment), Uniform(batch.ids, rng)
-        sizes = torch.tensor(config.block_sizes if config.streams == 2 else (0,), device=batch.ids.device)
+        sizes = constant(config.block_sizes if config.streams == 2 else (0,), batch.ids)
         size_BL = sizes[(uniform.each(document) * len(sizes)).long()]
         block_BL = number_blocks(batch.position, document.having(starts_BL).long(), size_BL)
         drawn = draw_levels(document, runs(batch.segment, block_BL), schedule, config.mixture, uniform)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from scorelm.config.recipe import TrainingConfig
 from scorelm.model.denoiser import Denoiser
@@ -72,9 +72,32 @@ def learning_rate(config: TrainingConfig, step: int, share: float) -> float:
     return config.lr * warm * cool
 
 
-def make_averages(model: nn.Module, decays: Iterable[float]) -> dict[str, AveragedModel]:
-    """An exponential moving average of the weights for each decay, by its name; a copy until the first update."""
-    return {
-        f"{decay:g}": AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
-        for decay in decays
-    }
+def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step where `finite` holds, and change nothing elsewhere; nobody waits for the device to know.
+
+    AdamW has this for scaled gradients. Muon makes a step of finite numbers in any case, which is then undone.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in weights]
+    for p in weights:  # a gradient equal to the momentum leaves it as it is
+        p.grad = torch.where(finite, p.grad, optimizer.state[p]["momentum_buffer"])
+    optimizer.step()
+    with torch.no_grad():
+        for p, old in zip(weights, before, strict=True):
+            p.copy_(torch.where(finite, p, old))
+
+
+def make_averages(model: Denoiser, decays: Iterable[float]) -> dict[str, Denoiser]:
+    """An exponential moving average of the weights for each decay, by its name."""
+    return {f"{decay:g}": deepcopy(model).eval().requires_grad_(False) for decay in decays}
+
+
+@torch.no_grad()
+def move_averages(averages: dict[str, Denoiser], model: Denoiser) -> None:
+    """Take every average one step towards the weights."""
+    for decay, average in averages.items():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - float(decay))

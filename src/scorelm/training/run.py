@@ -22,9 +22,10 @@ from scorelm.parallel import ALONE, Ranks
 from scorelm.training.checkpoint import find_checkpoint, list_checkpoints, read_state
 from scorelm.training.data import prepare
 from scorelm.training.durable import replace_file
+from scorelm.training.progress import Progress
 from scorelm.training.run_directory import DIRECTORIES, DRAFT, Hold, hold, list_files, remove_run
 from scorelm.training.runlog import Say, drop, speak
-from scorelm.training.trainer import Progress, Trainer, run
+from scorelm.training.trainer import Trainer, run
 
 
 class Start(NamedTuple):

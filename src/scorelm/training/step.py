@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
 from scorelm.parallel import Ranks, gather_tensor, gather_weights, hold_gradients, replicate, split
 from scorelm.text.tokenizer import Special
 from scorelm.training.data import Shard, TrainingData
-from scorelm.training.optimizer import make_averages, make_optimizers, set_learning_rate
+from scorelm.training.optimizer import make_averages, make_optimizers, move_averages, set_learning_rate, step_if
 
 HELDOUT_BATCHES = 4
 WHOLE_STEP = 2**31
@@ -33,10 +33,14 @@ WHOLE_STEP = 2**31
 CPU = torch.device("cpu")
 
 
+def make_seed(*words: int) -> int:
+    """A seed that depends on nothing but these words."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) % 2**63
+
+
 def seeded_generator(*words: int, device: torch.device = CPU) -> torch.Generator:
     """A generator whose numbers depend on nothing but these words and the kind of device."""
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state) % 2**63)
+    return torch.Generator(device).manual_seed(make_seed(*words))
 
 
 def to_batch(arrays: dict[str, np.ndarray], device: torch.device) -> Batch:
@@ -150,12 +154,13 @@ class Learner:
         self.fixed = self.config.places == "fixed" or (self.config.places == "auto" and self.device.type != "cpu")
         torch.manual_seed(self.config.seed)
         self.denoiser = Denoiser(recipe.model, data.tokenizer.vocab_size)
+        for module in self.denoiser.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = self.config.dropout
         self.denoiser.set_prior(data.token_counts())
         self.denoiser.to(self.device)
         self.averages = make_averages(self.denoiser, self.config.ema)
-        self.losses = {
-            name: self._spread(cast(Denoiser, average.module), trained=False) for name, average in self.averages.items()
-        }
+        self.losses = {name: self._spread(average, trained=False) for name, average in self.averages.items()}
         self.losses["weights"] = self._spread(self.denoiser, trained=True)
         self.optimizers = make_optimizers(self.denoiser, self.config)
 
@@ -185,11 +190,12 @@ class Learner:
         return outcome
 
     def compute_gradients(
-        self, draws: Sequence[Draw], schedule: Schedule, *, live: Tensor, self_conditioned: bool
-    ) -> tuple[list[Outcome], float]:
+        self, draws: Sequence[Draw], schedule: Schedule, step: int, *, live: Tensor, self_conditioned: bool
+    ) -> tuple[list[Outcome], Tensor]:
         """Gradients of the sum of the draws' losses over all ranks, clipped to `clip`.
 
-        The losses are scaled up because DDP and FSDP take means over ranks.
+        The losses are scaled up because DDP and FSDP take means over ranks. What dropout takes away is seeded by (seed,
+        step, rank), so it is the same in a run that was resumed, but not on another number of ranks.
 
         Returns:
             What each draw gave, and the gradients' norm before clipping.
@@ -197,25 +203,25 @@ class Learner:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         outcomes = []
+        torch.manual_seed(make_seed(self.config.seed, step, WHOLE_STEP, self.ranks.rank))
         for k, draw in enumerate(draws):
             with hold_gradients(self.losses["weights"], k < len(draws) - 1):
                 outcome = self.loss("weights", draw, schedule, live=live, self_conditioned=self_conditioned)
                 (outcome.loss * self.ranks.world).backward()  # type: ignore[no-untyped-call]
             outcomes.append(outcome)
         norm = gather_tensor(nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip))
-        return [outcome.on_host() for outcome in outcomes], float(norm)
+        return outcomes, norm
 
-    def update(self, lr: float) -> None:
-        """Move the weights along their gradients, and their averages after them."""
+    def update(self, lr: float, finite: Tensor) -> None:
+        """Move the weights along their gradients if these are finite, and their averages towards them."""
         set_learning_rate(self.optimizers, lr)
         for optimizer in self.optimizers:
-            optimizer.step()
-        for average in self.averages.values():
-            average.update_parameters(self.denoiser)
+            step_if(finite, optimizer)
+        move_averages(self.averages, self.denoiser)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """All of the ``weights``, or of an average by its name, on the main rank's CPU; every rank must call it."""
-        return gather_weights(self.averages[name].module if name in self.averages else self.denoiser)
+        return gather_weights(self.averages.get(name, self.denoiser))
 
     def tensors(self) -> dict[str, Any]:
         """What a checkpoint keeps: weights, averages and moments, of each only this rank's part."""

@@ -6,70 +6,32 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from scorelm.config.recipe import Recipe, TrainingConfig
+from scorelm.config.recipe import Recipe
 from scorelm.device import matmul_peak
 from scorelm.errors import DivergedError, InputError
 from scorelm.lm import ScoreLM
 from scorelm.model.directory import Provenance
 from scorelm.noise.fit import EntropyCurve
 from scorelm.noise.schedule import Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
-from scorelm.objectives.objective import Outcome
+from scorelm.objectives.objective import Batch, Draw, Outcome
 from scorelm.parallel import ALONE, Ranks
 from scorelm.training.checkpoint import Saver, read_state, read_tensors, write_model
 from scorelm.training.data import TrainingData
-from scorelm.training.metrics import Window, anisotropy, parameter_norm
+from scorelm.training.metrics import Sums, Window, anisotropy, parameter_norm
 from scorelm.training.optimizer import learning_rate
+from scorelm.training.progress import Progress, Unread
 from scorelm.training.runlog import RunLog, Say, append_samples, speak
 from scorelm.training.signals import Interrupted, deferred_signals
 from scorelm.training.step import Learner, draw_first_pass, draw_heldout, draw_step, self_conditions
 
 REFIT_EVERY = 10
 """Steps between fits of an adaptive schedule."""
-
-
-@dataclass
-class Progress:
-    """How far a run has come."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    """Spent in steps; what checkpoints and held-out losses take is not counted."""
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    heldout: dict[str, float] = field(default_factory=dict)
-    """Newest held-out losses, nats, of the ``weights`` and of their averages by name."""
-    gradient_norm: float = 0.0
-    """Of the newest step that was not skipped."""
-
-    def share(self, config: TrainingConfig) -> float:
-        """How much of the run is done, 0 to 1."""
-        if config.minutes:
-            return min(1.0, self.seconds / (60 * config.minutes))
-        return self.step / (config.steps or 20_000)
-
-    def count_update(self, loss: float, norm: float, skip_limit: int) -> bool:
-        """Note whether a step's loss and gradient norm are finite, so that its update can be made.
-
-        Raises:
-            DivergedError: more than `skip_limit` steps in a row were not.
-        """
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.gradient_norm, self.skipped_in_a_row = norm, 0
-            return True
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row > skip_limit:
-            which = f"the loss is {loss:g} and the gradient norm {norm:g}, in {self.skipped_in_a_row} steps in a row"
-            raise DivergedError(f"step {self.step + 1}: {which}; the last checkpoint is kept")
-        return False
 
 
 class Trainer:
@@ -88,13 +50,16 @@ class Trainer:
         self.schedule: Schedule = make_schedule(
             noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max
         )
-        self.curve = EntropyCurve(self.schedule) if isinstance(self.schedule, Gumbel) else None
+        self.curve = EntropyCurve(self.schedule, self.learner.device) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks)
         self.progress = Progress()
-        self.window = Window()
+        self.unread = Unread.after(self.progress, self.learner.device)
+        self.window = Window(self.learner.device)
 
     def step(self) -> None:
         """One optimiser step over `accumulation` batches; skipped where the loss or a gradient is not finite.
+
+        The device is only waited for every `log_every` steps, and where the schedule is fitted.
 
         Raises:
             DivergedError: more than `skip_limit` steps in a row were skipped.
@@ -104,32 +69,51 @@ class Trainer:
         first_pass = draw_first_pass(self.recipe, progress.step)
         live = self.ranks.sum(torch.stack([draw.live for _, draw in batches]).sum())
         outcomes, norm = self.learner.compute_gradients(
-            [draw for _, draw in batches], self.schedule, live=live, self_conditioned=first_pass
+            [draw for _, draw in batches], self.schedule, progress.step, live=live, self_conditioned=first_pass
         )
-        for (batch, draw), outcome in zip(batches, outcomes, strict=True):
-            self.window.add(self.learner.denoiser, batch, draw, outcome, first_pass)
-        own_loss = sum(float(outcome.loss) for outcome in outcomes)
-        own_tokens = sum(int((batch.segment > 0).sum()) for batch, _ in batches)
-        sums = torch.tensor([own_loss, own_tokens, *self._bin_by_noise(outcomes).flatten()], dtype=torch.float64)
-        loss, tokens, *observed = self.ranks.sum(sums).tolist()
-        if progress.count_update(loss, norm, config.skip_limit):
-            self.learner.update(learning_rate(config, progress.step, progress.share(config)))
-            if self.curve is not None:
-                self.curve.add(np.array(observed).reshape(2, -1))
+        found, observed = self._sum(batches, outcomes, first_pass)
+        finite = found.loss.isfinite() & norm.isfinite()
+        self.learner.update(learning_rate(config, progress.step, progress.share(config)), finite)
+        self.window.add(found)
+        self.unread = self.unread.add(found, norm, finite)
         progress.step += 1
-        progress.tokens += int(tokens)
-        self.window.count_step(loss, int(tokens))
-        if self.curve is not None and progress.step % REFIT_EVERY == 0:
-            self.schedule = self.curve.fit()
-
-    def _bin_by_noise(self, outcomes: list[Outcome]) -> np.ndarray:
-        """What batches say of cross-entropy against noise, for the adaptive schedule: sums, [2, BINS]."""
-        sums = np.zeros((2, EntropyCurve.BINS))
         if self.curve is not None:
-            for outcome in outcomes:
-                fitted = outcome.shared_N & torch.isfinite(outcome.sigma_N)
-                sums += self.curve.binned(outcome.sigma_N[fitted], outcome.cross_entropy_N[fitted])
-        return sums
+            self.curve.add(observed, finite)
+            if progress.step % REFIT_EVERY == 0:
+                self.schedule = self.curve.fit()
+        if progress.step % config.log_every == 0:
+            self.read()
+
+    def _sum(self, batches: list[tuple[Batch, Draw]], outcomes: list[Outcome], first_pass: bool) -> tuple[Sums, Tensor]:
+        """What a step's batches gave on all ranks: for metrics.jsonl, and for the adaptive schedule, [2, BINS]."""
+        sums = []
+        for (batch, draw), outcome in zip(batches, outcomes, strict=True):
+            counted = Sums.of(self.learner.denoiser, batch, draw, outcome, first_pass).flatten()
+            sums.append(torch.cat([counted, self._bin_by_noise(outcome).flatten()]))
+        found = self.ranks.sum(torch.stack(sums).sum(0))
+        bins = 2 * EntropyCurve.BINS
+        return Sums.unflatten(found[:-bins]), found[-bins:].view(2, -1)
+
+    def _bin_by_noise(self, outcome: Outcome) -> Tensor:
+        """What a batch says of cross-entropy against noise, for the adaptive schedule: sums, [2, BINS]."""
+        if self.curve is None:
+            return outcome.loss.new_zeros(2, EntropyCurve.BINS)
+        fitted_N = outcome.open_N & outcome.shared_N & outcome.sigma_N.isfinite()
+        return self.curve.binned(outcome.sigma_N, outcome.cross_entropy_N, fitted_N)
+
+    def read(self) -> None:
+        """Take over what the device has counted, and wait for it.
+
+        Raises:
+            DivergedError: more than `skip_limit` steps in a row were skipped.
+        """
+        progress, (tokens, skipped, in_a_row, newest, loss, norm) = self.progress, (t.item() for t in self.unread)
+        progress.tokens, progress.skipped = progress.tokens + int(tokens), progress.skipped + int(skipped)
+        progress.skipped_in_a_row, progress.gradient_norm = int(in_a_row), newest
+        self.unread = Unread.after(progress, self.learner.device)
+        if in_a_row > self.recipe.training.skip_limit:
+            which = f"the loss is {loss:g} and the gradient norm {norm:g}, in {in_a_row} steps in a row"
+            raise DivergedError(f"step {progress.step}: {which}; the last checkpoint is kept")
 
     def measure_heldout(self) -> None:
         """Training loss on held-out text at fixed noise, for the weights and each of their averages."""
@@ -137,6 +121,7 @@ class Trainer:
         live = sum((draw.live for draw in draws), torch.zeros((), dtype=torch.long, device=self.learner.device))
         first_pass = self_conditions(self.recipe)
         losses = dict.fromkeys(self.learner.losses, 0.0)
+        self.learner.denoiser.eval()
         for name in losses:
             for draw in draws:
                 rows = self.ranks.part(len(draw.ids_BS))
@@ -144,6 +129,7 @@ class Trainer:
                 with torch.no_grad():
                     outcome = self.learner.loss(name, own, self.schedule, live=live, self_conditioned=first_pass)
                 losses[name] += float((outcome.cross_entropy_N.double() * outcome.open_N).sum() / live.clamp(min=1))
+        self.learner.denoiser.train()
         totals = self.ranks.sum(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
         found = zip(losses, totals, strict=True)
         self.progress.heldout = {name: loss for name, loss in found if live and math.isfinite(loss)}
@@ -169,9 +155,10 @@ class Trainer:
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a checkpoint holds: the tensors of this rank, and all else as JSON values."""
+        self.read()
         tensors, progress = self.learner.tensors(), self.progress
         if self.curve is not None:
-            tensors["curve"] = torch.from_numpy(self.curve.sums)
+            tensors["curve"] = self.curve.sums
         owned = [(str(shard.index), shard.batches.get_state()) for shard in self.shards if shard.owned]
         state = {
             "step": progress.step,
@@ -198,9 +185,10 @@ class Trainer:
         self.learner.load_tensors(tensors)
         self.schedule = schedule_from_dict(state["schedule"])
         if self.curve is not None and isinstance(self.schedule, Gumbel):
-            self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].numpy().copy()
+            self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
         skipped, in_a_row = state["skipped"]
         self.progress = Progress(state["step"], state["tokens"], state["seconds"], skipped, in_a_row, state["heldout"])
+        self.unread = Unread.after(self.progress, self.learner.device)
         for shard in self.shards:
             shard.batches.set_state(state["batches"][str(shard.index)])
 
@@ -263,9 +251,9 @@ def agree(trainer: Trainer, seconds: float, signals: int, due: bool) -> tuple[bo
 
 def measure(trainer: Trainer, peak: float) -> dict[str, Any]:
     """A line of metrics.jsonl for the steps since the last one; `peak` is the FLOP/s of all ranks at best."""
+    trainer.read()
     window, progress, learner = trainer.window, trainer.progress, trainer.learner
-    trainer.window = Window()
-    window.sum_over(trainer.ranks)
+    trainer.window = Window(learner.device)
     return {
         "step": progress.step,
         "tokens": progress.tokens,
