@@ -52,12 +52,12 @@ def noisy_row(denoiser, layout, seed, clean=0.0):
 
 def test_inputs_are_computed_once_for_each_use():
     layout = packed([4, 5], 12)
-    inputs = attention_inputs(layout, 4, training=False)
-    assert attention_inputs(layout, 4, training=False) is inputs
-    assert attention_inputs(layout, 8, training=False) is not inputs
+    inputs = attention_inputs(layout, 4)
+    assert attention_inputs(layout, 4) is inputs
+    assert attention_inputs(layout, 8) is not inputs
     with torch.inference_mode():  # tensors made here cannot be saved for a gradient
-        assert attention_inputs(layout, 4, training=False) is not inputs
-    assert attention_inputs(layout.map(torch.clone), 4, training=False) is not inputs
+        assert attention_inputs(layout, 4) is not inputs
+    assert attention_inputs(layout.map(torch.clone), 4) is not inputs
 
 
 @pytest.mark.parametrize("short", [0, 256], ids=["fused", "batched products"])
@@ -104,7 +104,7 @@ def test_flex_attention_is_the_same_function(monkeypatch):
     q, k, v = torch.randn(3, 2, 800, 2, 16, generator=torch.Generator().manual_seed(0))
     expected = AttentionInputs(layout, 16).attend(q, k, v)
     monkeypatch.setattr("scorelm.model.attention.FLEX", ("cpu",))
-    inputs = attention_inputs(layout, 16, training=True)
+    inputs = attention_inputs(layout, 16)
     with torch.no_grad():
         found = inputs.attend(q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
