@@ -78,7 +78,7 @@ def measure(kept: Kept, arm: str, seed: int, steps: int) -> None:
     out = Path("runs/ablations") / name.replace(" ", "-").replace("|", "")
     with variant(arm):
         changes = {
-            "model__dim": 128, "training__seed": seed, "training__steps": steps, "training__sample_every": 0
+            "model__dim": 128, "training__seed": seed, "training__steps": steps, "training__samples": 0
         } | ARMS[arm]  # fmt: skip
         lm = trained(recipe(**changes), out)
         for path in PATHS:

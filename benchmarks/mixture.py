@@ -46,7 +46,7 @@ def measure(kept: Kept, arm: str, changes: dict[str, Any], paths: tuple[str, ...
     out = Path("runs/mixture") / name.replace(" | ", "-").replace(" ", "_").replace(":", "_")
     if all(f"{name} | {column}" in kept.values for column in (*paths, "seconds")):
         return
-    lm = trained(recipe(model__dim=128, training__steps=steps, training__seed=seed, training__sample_every=0,
+    lm = trained(recipe(model__dim=128, training__steps=steps, training__seed=seed, training__samples=0,
                         **changes), out)  # fmt: skip
     for path in paths:
         kept.get(f"{name} | {path}", lambda path=path: price(lm, heldout(100), path, draws=8).to_json())

@@ -56,7 +56,7 @@ def measure(kept: Kept, objective: str, seed: int, steps: int, judge_steps: int)
     """Train one model and keep all that is measured of it."""
     out = RUNS / f"{objective}-{seed}"
     lm = trained(recipe(training__objective=objective, training__seed=seed, training__steps=steps,
-                        training__sample_every=0), out)  # fmt: skip
+                        training__samples=0), out)  # fmt: skip
     kept.get(f"{objective}-{seed} seconds", lambda: seconds(out))
     texts = heldout(200)
     for path in PRICES[objective]:
@@ -83,7 +83,7 @@ def judged(steps: int) -> Examiner:
     if steps not in _examiners:
         options = recipe(
             training__objective="autoregressive", training__seed=1000, training__steps=steps, model__layers=6,
-            data__holdout=0.3, training__sample_every=0,
+            data__holdout=0.3, training__samples=0,
         )  # fmt: skip
         trained(options, RUNS / "judge")
         texts = heldout()

@@ -45,7 +45,9 @@ def test_batches_hold_every_row_once_with_padding_behind(positions):
 
 def test_a_large_vocabulary_makes_batches_smaller():
     """The logits are what takes memory: 4096 positions of the default vocabulary."""
-    assert [most_positions(size) for size in (50, 2048, 1 << 16, 1 << 24)] == [4096, 4096, 128, 1]
+    sizes = 50, 2048, 1 << 16, 1 << 24
+    assert [most_positions(size, torch.device("cpu")) for size in sizes] == [4096, 4096, 128, 1]
+    assert [most_positions(size, torch.device("cuda")) for size in sizes] == [65_536, 65_536, 2048, 8]
 
 
 def test_lengths_are_a_distribution():

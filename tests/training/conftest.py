@@ -23,7 +23,7 @@ from scorelm.training import train
 TINY = {
     "data": {"vocab_size": 300, "max_length": 32},
     "model": {"dim": 32, "layers": 2, "embedding_dim": 8},
-    "training": {"rows": 4, "log_every": 1, "warmup": 3, "sample_every": 0, "ema": [0.9, 0.5], "device": "cpu"},
+    "training": {"rows": 4, "log_every": 1, "warmup": 3, "samples": 0, "ema": [0.9, 0.5], "device": "cpu"},
 }
 
 

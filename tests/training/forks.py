@@ -31,7 +31,7 @@ import scorelm.evaluation.price
 import scorelm.sampling.sample  # noqa: F401
 from scorelm.cli import main
 from scorelm.cli.verb import load
-from scorelm.training import trainer as loop
+from scorelm.training import loop
 from scorelm.training.trainer import Trainer
 
 loop.matmul_peak = lambda *_: 1.0  # what MFU is relative to, and a third of a child's start

@@ -28,7 +28,7 @@ class Broken(Exception):
 
 @pytest.fixture(scope="module")
 def recipe(tools: Any, text: Path) -> Recipe:
-    return tools.recipe(text, {"model": {"layers": 1}}, steps=6, save_every=2, sample_every=2, ema=[0.5])
+    return tools.recipe(text, {"model": {"layers": 1}}, steps=6, save_every=2, samples=2, ema=[0.5])
 
 
 @pytest.fixture(scope="module")

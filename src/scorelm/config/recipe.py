@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import tyro
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
 from scorelm.config import Options, named
+from scorelm.errors import brief
 
 Share = Annotated[float, Field(ge=0, le=1)]
 MOST_TOKENS = 32_768  # of a document: the mask of attention holds their square
 ObjectiveName = Literal["score", "autoregressive", "masked"]
 ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]
+
+
+def check_vocab_size(value: Any) -> Any:
+    """The value, unless it is no size; of a union pydantic would name what its members are called inside."""
+    if value == "characters" or (isinstance(value, int) and value > 0):
+        return value
+    raise ValueError(f"vocab_size: give a number above 0, or characters (got {brief(value)})")
+
+
+VocabSize = Annotated[PositiveInt | Literal["characters"], BeforeValidator(check_vocab_size)]
 
 
 class TextOptions(Options):
@@ -45,10 +56,12 @@ class DataConfig(TextOptions):
     """Share of the examples, chosen by a hash of their text without case and spaces, that no training step sees."""
     tokenizer: Annotated[Path | None, named("tokenizer", "-spm")] = None
     """A SentencePiece .model file; by default one is trained on the data."""
-    vocab_size: Annotated[PositiveInt, named("vocab-size")] = 2048
-    """Size of the vocabulary, when a tokenizer is trained."""
+    vocab_size: Annotated[VocabSize, named("vocab-size")] = 2048
+    """Size of the vocabulary, when a tokenizer is trained; or characters, for a token for each character of the text
+    and no others."""
     byte_fallback: Annotated[bool, named("byte-fallback", "--data.byte-fallback")] = True
-    """Spell unknown characters in bytes, so that any text comes back as it was, when a tokenizer is trained."""
+    """Spell unknown characters in bytes, so that any text comes back as it was, when a tokenizer of that size is
+    trained."""
     max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
     """Tokens in a packed row; longer examples are cut into windows, at other places in every epoch."""
 
@@ -200,8 +213,15 @@ class TrainingConfig(Options):
     """Go on training while a checkpoint is written, from a copy in memory."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
-    sample_every: NonNegativeInt = 1000
-    """Steps between the samples in samples.txt; 0 for none."""
+    select: Literal["mean", "default", "ordered", "random", "uniform"] = "mean"
+    """Which price of held-out text chooses the model that is kept: the mean over the paths that are priced, or that of
+    the path which generation takes by default, of writing left to right (ordered), in random order, or of all tokens
+    together (uniform)."""
+    patience: PositiveInt | None = None
+    """End the run when the price has been taken so many times without a better one: then the learning rate falls to 0
+    from the best weights, in a tenth of the steps that they took. By default the run goes on to its end."""
+    samples: NonNegativeInt = 4
+    """Texts in samples.txt each time that held-out text is priced, after the first minute, and at the end."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the tensorboard extra)."""
 

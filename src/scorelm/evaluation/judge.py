@@ -151,7 +151,7 @@ class AutoregressiveJudge:
     def __init__(self, lm: ScoreLM, name: str) -> None:
         if not lm.objective.judges:
             raise InputError(f"judge {name} is a {lm.objective.name} model: only autoregressive ones judge")
-        self.lm, self.name, self._positions = lm, name, most_positions(lm.tokenizer.vocab_size)
+        self.lm, self.name, self._positions = lm, name, most_positions(lm.tokenizer.vocab_size, lm.device)
         self.context: int | None = None
 
     @torch.inference_mode()

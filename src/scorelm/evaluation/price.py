@@ -70,7 +70,7 @@ class Price:
 @takes(Pricing)
 def price(
     lm: ScoreLM,
-    texts: str | Sequence[str],
+    texts: str | Sequence[str] | CutTexts,
     path: str | None = None,
     *,
     positions: int | None = None,
@@ -82,7 +82,8 @@ def price(
 
     Args:
         lm: the model.
-        texts: a text or several; one that is longer than the model's rows is cut into several rows.
+        texts: a text or several; one that is longer than the model's rows is cut into several rows. Or rows of tokens
+            that are cut already.
         path: as listed below, like the other options.
         positions: most positions in a batch, by default as many as a vocabulary of the model's size leaves memory for;
             the result does not depend on it.
@@ -96,12 +97,14 @@ def price(
     """
     request = Pricing.of(path=path, **options)
     name = request.path or lm.objective.priced_path
-    rows = cut([texts] if isinstance(texts, str) else texts, lm.tokenizer, lm.max_length, request.lossy)
+    rows = texts
+    if not isinstance(rows, CutTexts):
+        rows = cut([rows] if isinstance(rows, str) else rows, lm.tokenizer, lm.max_length, request.lossy)
     check_spelling(rows, lm)
     method, known = pricing(lm, name, request)
     nats: dict[str, Tensor] = {"reconstruction": torch.zeros(len(rows.ids), dtype=torch.float64)}
     evaluations, done, seen = torch.zeros(len(rows.ids)), 0, []
-    positions = positions or most_positions(lm.tokenizer.vocab_size)
+    positions = positions or most_positions(lm.tokenizer.vocab_size, lm.device)
     for k, batch in enumerate(batches(rows.ids, lm.device, lm.tokenizer.special, positions)):
         if k % ranks.world != ranks.rank:
             continue

@@ -17,6 +17,8 @@ from scorelm.text.tokenizer import Special, Tokenizer, count_lost
 
 POSITIONS, LOGITS = 4096, 1 << 23
 """Most positions in a batch, and most logits (positions times vocabulary), which are what takes its memory."""
+ON_GPU = 16
+"""How many times as many make good use of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,10 @@ class RowBatch:
         return shuffle(self.generators(seed, draw), free_BL)
 
 
-def most_positions(vocab_size: int) -> int:
+def most_positions(vocab_size: int, device: torch.device) -> int:
     """Most positions in a batch whose logits are over a vocabulary of that size."""
-    return max(1, min(POSITIONS, LOGITS // vocab_size))
+    times = 1 if device.type == "cpu" else ON_GPU
+    return max(1, min(times * POSITIONS, times * LOGITS // vocab_size))
 
 
 def batches(

@@ -44,6 +44,8 @@ class Provenance(Options):
     steps: int = 0
     tokens: int = 0
     heldout_loss: float | None = None
+    prices: dict[str, float] = Field(default_factory=dict)
+    """What held-out text cost, in nats per token by path, and the largest standard error, where it was priced."""
 
 
 class Manifest(Options):

@@ -33,6 +33,8 @@ class Autoregressive(Objective):
     title: ClassVar[str] = "An autoregressive"
     default_path: ClassVar[str] = "blocks:1"
     priced_path: ClassVar[str] = "ordered"
+    watched: ClassVar[tuple[str, ...]] = ("ordered",)
+    watched_path: ClassVar[str] = "ordered"
     judges: ClassVar[bool] = True
     shown_prices: ClassVar[tuple[tuple[str, int | None], ...]] = (("ordered", None),)
     shown_paths: ClassVar[tuple[str, ...]] = ("blocks:1",)

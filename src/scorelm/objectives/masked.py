@@ -32,6 +32,7 @@ class Masked(Score):
     title: ClassVar[str] = "A masked diffusion"
     priced_path: ClassVar[str] = "random"
     self_conditions: ClassVar[bool] = False
+    watched: ClassVar[tuple[str, ...]] = ("random", "bounded")
     shown_prices: ClassVar[tuple[tuple[str, int | None], ...]] = (("random", None), ("bounded", 64), ("bounded", 16))
     shown_paths: ClassVar[tuple[str, ...]] = ("shuffled", "bounded")
     sampled_paths: ClassVar[tuple[str, ...]] = ("bounded",)

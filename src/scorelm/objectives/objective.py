@@ -100,6 +100,10 @@ class Objective(ABC):
     """Whether a first estimate may be fed back, in training and in prices."""
     judges: ClassVar[bool] = False
     """Whether its models price any text exactly in one pass, so that they can judge other models' text."""
+    watched: ClassVar[tuple[str, ...]]
+    """Paths on which held-out text is priced while a model is trained."""
+    watched_path: ClassVar[str] = "bounded"
+    """The one that chooses which model is kept, unless told otherwise."""
     shown_prices: ClassVar[tuple[tuple[str, int | None], ...]]
     """Paths and steps whose prices a report shows."""
     shown_paths: ClassVar[tuple[str, ...]]

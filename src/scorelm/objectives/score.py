@@ -36,6 +36,7 @@ class Score(Objective):
     title: ClassVar[str] = "A score-based diffusion"
     priced_path: ClassVar[str] = "uniform"
     self_conditions: ClassVar[bool] = True
+    watched: ClassVar[tuple[str, ...]] = ("ordered", "random", "uniform", "bounded")
     shown_prices: ClassVar[tuple[tuple[str, int | None], ...]] = (
         ("uniform", None), ("ramp:1", None), ("blocks:4", None), ("ordered", None), ("random", None),
         ("uniform", 64), ("confidence", 64), ("bounded", 64),

@@ -61,6 +61,8 @@ class Saver:
         self.thread = ThreadPoolExecutor(1) if later else None
         self.group = dist.new_group(backend="gloo") if later and ranks.world > 1 else None
         self.pending: Future[None] | None = None
+        self.pinned: int | None = None
+        """The step of a checkpoint that stays, whatever its age."""
         self.seconds = 60 * minutes
         self.due_at = time.perf_counter() + min(FIRST_AFTER, self.seconds)
 
@@ -118,6 +120,8 @@ class Saver:
             draft.rename(final)
             sync(self.directory)
         for old in filter(holds_nothing_else, list_checkpoints(self.directory)[: -self.keep]):
+            if old.name == f"{PREFIX}{self.pinned or 0:08d}":
+                continue
             doomed = self.directory / f".writing-{old.name}"  # not to be taken for a checkpoint when half deleted
             old.rename(doomed)
             shutil.rmtree(doomed)

@@ -139,6 +139,16 @@ class TrainingData:
             counts += np.bincount(chunk.flatten().to_numpy(), minlength=len(counts))
         return counts
 
+    @property
+    def tokens(self) -> int:
+        """Of all training documents: those of an epoch."""
+        return int(self._counts.sum())
+
+    @cached_property
+    def heldout_tokens(self) -> int:
+        """Of all held-out documents."""
+        return int(sum(len(ids) for ids in self.documents.heldout["ids"]))
+
     def token_counts(self) -> Tensor:
         """How often every token occurs in the training documents, [V]."""
         return torch.from_numpy(self._counts)
@@ -171,7 +181,9 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks 
         corpus = load_corpus(config.source, Reading.of(config), holdout=config.holdout)
         say("\n".join(corpus.notes))
         if tokenizer is None:
-            say(f"training a tokenizer of {config.vocab_size:,} tokens on {len(corpus.train):,} examples")
+            size = config.vocab_size
+            tokens = size if isinstance(size, str) else f"{size:,} tokens"
+            say(f"training a tokenizer of {tokens} on {len(corpus.train):,} examples")
             texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
             tokenizer = SentencePieceTokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
         documents = tokenise(corpus, tokenizer, max_length=config.max_length)

@@ -3,13 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scorelm.config.recipe import TrainingConfig
 from scorelm.training.metrics import Sums
+
+
+@dataclass
+class Watch:
+    """What has been seen of the price of held-out text; checkpoints keep it."""
+
+    times: int | None = None
+    """How often it is taken in the whole run; None until that is decided, 0 where the run is too short."""
+    tokens: int = 0
+    """Of the text that is priced each time."""
+    step: int = 0
+    """Of the newest prices, as `seconds`."""
+    seconds: float = 0.0
+    prices: dict[str, float] = field(default_factory=dict)
+    """Newest ones: nats per token by path, and the largest standard error."""
+    best: float | None = None
+    """Lowest price so far on what decides."""
+    best_step: int = 0
+    best_epoch: float = 0.0
+    since: int = 0
+    """How often prices were taken since then."""
+
+    def note(self, prices: dict[str, float], chosen: float, progress: Progress, epoch: float) -> None:
+        """Take new prices, of which `chosen` decides."""
+        self.prices, self.step, self.seconds = prices, progress.step, progress.seconds
+        if self.best is not None and chosen >= self.best:
+            self.since += 1
+        else:
+            self.best, self.best_step, self.best_epoch, self.since = chosen, progress.step, epoch, 0
+
+    def keeps(self, step: int) -> bool:
+        """Whether the model of that step is the one to keep: the best, or any as long as none was priced."""
+        return self.best is None or self.best_step == step
+
+
+class Cooling(NamedTuple):
+    """The end of a run that has stopped improving: from its best weights, the learning rate falls to 0."""
+
+    begun: int
+    """After so many steps."""
+    steps: int
+    share: float
+    """How much of the run counts as done when it begins."""
+
+
+def has_cooled(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of a run that has come to its end in this way."""
+    return state["cooling"] is not None and state["step"] >= sum(state["cooling"][:2])
 
 
 @dataclass
@@ -26,9 +74,22 @@ class Progress:
     """Newest held-out losses, nats, of the ``weights`` and of their averages by name."""
     gradient_norm: float = 0.0
     """Of the newest step that was not skipped."""
+    watch: Watch = field(default_factory=Watch)
+    """What was seen of held-out prices."""
+    cooling: Cooling | None = None
+
+    def watch_due(self, config: TrainingConfig) -> bool:
+        """Whether it is time to price held-out text; always at the end of a run."""
+        if not self.watch.times:
+            return False
+        share, before = self.share(config), Progress(step=self.watch.step, seconds=self.watch.seconds).share(config)
+        return share >= 1 or share - before >= 1 / self.watch.times
 
     def share(self, config: TrainingConfig) -> float:
         """How much of the run is done, 0 to 1."""
+        if self.cooling is not None:
+            done = (self.step - self.cooling.begun) / self.cooling.steps
+            return min(1.0, self.cooling.share + (1 - self.cooling.share) * done)
         if config.minutes:
             return min(1.0, self.seconds / (60 * config.minutes))
         return self.step / (config.steps or 20_000)

@@ -22,10 +22,12 @@ from scorelm.parallel import ALONE, Ranks
 from scorelm.training.checkpoint import find_checkpoint, list_checkpoints, read_state
 from scorelm.training.data import prepare
 from scorelm.training.durable import replace_file
-from scorelm.training.progress import Progress
+from scorelm.training.heldout import check_select
+from scorelm.training.loop import run
+from scorelm.training.progress import Progress, Watch, has_cooled
 from scorelm.training.run_directory import DIRECTORIES, DRAFT, Hold, hold, list_files, remove_run
 from scorelm.training.runlog import Say, drop, speak
-from scorelm.training.trainer import Trainer, run
+from scorelm.training.trainer import Trainer
 
 
 class Start(NamedTuple):
@@ -81,6 +83,7 @@ def train(
     """
     out, say = Path(out), say if ranks.main else drop
     pick_device(recipe.training.device)  # refused before the text is read
+    check_select(recipe)
     if not resume and fall_back:
         raise InputError("--fall-back needs --resume")
     if resume and overwrite:
@@ -168,9 +171,11 @@ def find_resumed(given: Recipe | None, out: Path, fall_back: bool, say: Say) -> 
         )
     checkpoint = find_checkpoint(out / "checkpoints", fall_back, say)
     state = read_state(checkpoint)
-    done = Progress(step=state["step"], seconds=state["seconds"])
+    done, watch = Progress(step=state["step"], seconds=state["seconds"]), Watch(**state["watch"])
     recipe = old if given is None else with_budget(given, old, done)
-    finished = done.share(recipe.training) >= 1 and holds_model(out / "model", done.step)
+    asked = given is not None and (given.training.steps or given.training.minutes)
+    over = done.share(recipe.training) >= 1 or (has_cooled(state) and not asked)
+    finished = over and holds_model(out / "model", done.step if watch.best is None else watch.best_step)
     if finished:
         say(
             f"the run in {out} is finished, after {done.step:,} steps: nothing is changed. To train on, add "

@@ -30,12 +30,12 @@ def speak(text: str) -> None:
 
 
 class RateColumn(ProgressColumn):
-    """Loss and speed, from the task's fields."""
+    """Losses and speed, from the task's fields."""
 
     def render(self, task: Task) -> Text:
-        """The two figures as text."""
-        loss, speed = task.fields["loss"], task.fields["speed"]
-        return Text("" if loss is None else f"loss {loss:.3f}  {speed:,.0f} tokens/s", style="cyan")
+        """The figures as text."""
+        loss, heldout, speed = (task.fields[name] for name in ("loss", "heldout", "speed"))
+        return Text("" if loss is None else f"loss {loss:.3f}{heldout}  {speed:,.0f} tokens/s", style="cyan")
 
 
 class RunLog:
@@ -61,8 +61,9 @@ class RunLog:
             RateColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=console, disable=not self.show_bar,
         )  # fmt: skip
-        self.task = self.progress.add_task("training", total=1.0, loss=None, speed=0.0)
+        self.task = self.progress.add_task("training", total=1.0, loss=None, heldout="", speed=0.0)
         self._say = say if main else drop
+        self.heldout = ""
         self.said = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -90,6 +91,11 @@ class RunLog:
         """Move the bar to `share` (0 to 1) of the run."""
         self.progress.update(self.task, completed=share, description=f"step {step:,}")
 
+    def show_price(self, nats: float) -> None:
+        """Show the newest price of held-out text, nats per token, wherever the loss is shown."""
+        self.heldout = f"  held out {nats:.3f}"
+        self.progress.update(self.task, heldout=self.heldout)
+
     def write(self, metrics: dict[str, Any], share: float) -> None:
         """Write one line of metrics.jsonl; where there is no bar, also say one every ten seconds."""
         if self.file is not None:
@@ -101,8 +107,9 @@ class RunLog:
         if not self.show_bar and time.monotonic() - self.said > 10:
             self.said = time.monotonic()
             self._say(
-                f"{share:4.0%}  step {metrics['step']:,}  loss {'none' if loss is None else f'{loss:.3f}'}  "
-                f"{speed:,.0f} tokens/s  packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}"
+                f"{share:4.0%}  epoch {metrics['epoch']:.1f}  step {metrics['step']:,}  "
+                f"loss {'none' if loss is None else f'{loss:.3f}'}{self.heldout}  {speed:,.0f} tokens/s  "
+                f"packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}"
             )
         if self.tensorboard is not None:
             for name, value in metrics.items():

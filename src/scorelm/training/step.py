@@ -27,7 +27,8 @@ from scorelm.text.tokenizer import Special
 from scorelm.training.data import Shard, TrainingData
 from scorelm.training.optimizer import make_averages, make_optimizers, move_averages, set_learning_rate, step_if
 
-HELDOUT_BATCHES = 4
+HELDOUT_BATCHES = 2
+"""Held-out batches on which the weights and their averages are compared."""
 WHOLE_STEP = 2**31
 """Stands in the place of a shard's number where something is drawn for the whole step."""
 CPU = torch.device("cpu")

@@ -1,11 +1,9 @@
-"""The training loop and its state: from a recipe and tokenised text to metrics, checkpoints and a model."""
+"""The state of a run: what a step changes, what a checkpoint keeps, and the model that comes of it."""
 
 from __future__ import annotations
 
 import math
-import signal
-import time
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 from torch import Tensor
 
 from scorelm.config.recipe import Recipe
-from scorelm.device import matmul_peak
 from scorelm.errors import DivergedError, InputError
 from scorelm.lm import ScoreLM
 from scorelm.model.directory import Provenance
@@ -21,13 +18,12 @@ from scorelm.noise.fit import EntropyCurve
 from scorelm.noise.schedule import Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
 from scorelm.objectives.objective import Batch, Draw, Outcome
 from scorelm.parallel import ALONE, Ranks
-from scorelm.training.checkpoint import Saver, read_state, read_tensors, write_model
+from scorelm.training.checkpoint import read_state, read_tensors
 from scorelm.training.data import TrainingData
-from scorelm.training.metrics import Sums, Window, anisotropy, parameter_norm
+from scorelm.training.heldout import choose_rows, decide, price_heldout
+from scorelm.training.metrics import Sums, Window
 from scorelm.training.optimizer import learning_rate
-from scorelm.training.progress import Progress, Unread
-from scorelm.training.runlog import RunLog, Say, append_samples, speak
-from scorelm.training.signals import Interrupted, deferred_signals
+from scorelm.training.progress import Cooling, Progress, Unread, Watch, has_cooled
 from scorelm.training.step import Learner, draw_first_pass, draw_heldout, draw_step, self_conditions
 
 REFIT_EVERY = 10
@@ -134,6 +130,31 @@ class Trainer:
         found = zip(losses, totals, strict=True)
         self.progress.heldout = {name: loss for name, loss in found if live and math.isfinite(loss)}
 
+    def look(self) -> None:
+        """Price held-out text with the model as it is now; the main rank does, and the others wait for it."""
+        self.read()
+        self.measure_heldout()
+        watch, lm, prices = self.progress.watch, self.model(), dict[str, float]()
+        if lm is not None:
+            rows = choose_rows(self.data, self.recipe.data.max_length, watch.tokens)
+            prices = price_heldout(lm, rows, self.recipe.training.precision)
+        prices = self.ranks.gather(prices)[0]
+        watch.note(prices, decide(prices, self.recipe), self.progress, self.epoch)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training text so far."""
+        return self.progress.tokens / self.data.tokens
+
+    def cool(self, checkpoint: Path) -> None:
+        """Go back to the weights of a checkpoint, the best ones, and let the learning rate fall from there."""
+        tensors, _ = self.snapshot()
+        read_tensors(checkpoint, tensors, self.ranks)
+        self.learner.load_tensors(tensors)
+        config, progress = self.recipe.training, self.progress
+        share = max(1 - config.decay, progress.share(config))
+        progress.cooling = Cooling(progress.step, max(1, progress.watch.best_step // 10), share)
+
     def model(self) -> ScoreLM | None:
         """The weights, or their average, that are best on held-out text, as a model; None but on the main rank."""
         heldout = self.progress.heldout
@@ -142,11 +163,12 @@ class Trainer:
         weights = self.learner.weights(best)
         if not self.ranks.main:
             return None
-        text = self.recipe.data
+        text, watch = self.recipe.data, self.progress.watch
+        prices = watch.prices if watch.step == self.progress.step else {}
         made = Provenance(
             data=text.source, field=text.field, csv_separator=text.csv_separator, split=text.split,
             holdout=text.holdout, fingerprint=self.data.text_fingerprint, steps=self.progress.step,
-            tokens=self.progress.tokens, heldout_loss=heldout.get(best),
+            tokens=self.progress.tokens, heldout_loss=heldout.get(best), prices=prices,
         )  # fmt: skip
         lengths, objective = self.data.lengths(self.recipe), self.recipe.training.objective
         lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, lengths, made, objective)
@@ -166,6 +188,8 @@ class Trainer:
             "seconds": progress.seconds,
             "skipped": [progress.skipped, progress.skipped_in_a_row],
             "heldout": progress.heldout,
+            "watch": asdict(progress.watch),
+            "cooling": progress.cooling,
             "schedule": schedule_to_dict(self.schedule),
             "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
             "fingerprint": self.data.fingerprint,
@@ -187,101 +211,11 @@ class Trainer:
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
         skipped, in_a_row = state["skipped"]
-        self.progress = Progress(state["step"], state["tokens"], state["seconds"], skipped, in_a_row, state["heldout"])
+        cooling = None if state["cooling"] is None or has_cooled(state) else Cooling(*state["cooling"])
+        self.progress = Progress(
+            state["step"], state["tokens"], state["seconds"], skipped, in_a_row, state["heldout"],
+            watch=Watch(**state["watch"] | {"times": state["watch"]["times"] or None}), cooling=cooling,
+        )  # fmt: skip
         self.unread = Unread.after(self.progress, self.learner.device)
         for shard in self.shards:
             shard.batches.set_state(state["batches"][str(shard.index)])
-
-
-def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = speak) -> None:
-    """Train to the end of the budget; write metrics, samples, checkpoints and the model to a run directory.
-
-    The main rank calls `begin` after the first step, before anything is written.
-
-    Raises:
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
-        DivergedError: too many steps in a row whose loss or gradient is not finite.
-        DiskError: a file could not be written.
-    """
-    config, ranks, progress, learner = trainer.recipe.training, trainer.ranks, trainer.progress, trainer.learner
-    peak = matmul_peak(learner.device, learner.dtype) * ranks.world
-    log = RunLog(out, progress.step, config.tensorboard, ranks.main, say)
-    saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save, config.save_minutes)
-    with log, deferred_signals() as received, saver:
-        if progress.share(config) >= 1:  # killed between the last checkpoint and its model
-            save_model(trainer, out)
-        stopping = False
-        while progress.share(config) < 1 and not stopping:
-            started = time.perf_counter()
-            trainer.step()
-            stopping, due = agree(trainer, time.perf_counter() - started, len(received), saver.due)
-            if ranks.main and log.file is None:
-                begin()
-                log.open()
-            saver.poll()
-            share = progress.share(config)
-            log.advance(progress.step, share)
-            if progress.step % config.log_every == 0 or share >= 1:
-                log.write(measure(trainer, peak), share)
-            if config.sample_every and progress.step % config.sample_every == 0:
-                save_samples(trainer, out)
-            if progress.step % config.save_every == 0 or share >= 1 or due:
-                trainer.measure_heldout()
-                save(trainer, saver, out)
-        if stopping:
-            signum = max(max(ranks.gather(received), default=[]), default=signal.SIGTERM)
-            log.say(f"{signal.Signals(signum).name}: saving step {progress.step:,}")
-            save(trainer, saver, out)
-            raise Interrupted(signum)
-
-
-def agree(trainer: Trainer, seconds: float, signals: int, due: bool) -> tuple[bool, bool]:
-    """Count the time that the main rank took for a step.
-
-    Returns:
-        Whether any rank was told to stop, and whether the main rank finds a checkpoint due.
-    """
-    main = trainer.ranks.main
-    own = torch.tensor([seconds * main, signals, due and main], dtype=torch.float64)
-    elapsed, received, waited = trainer.ranks.sum(own).tolist()
-    trainer.progress.seconds += elapsed
-    trainer.window.seconds += elapsed
-    return bool(received), bool(waited)
-
-
-def measure(trainer: Trainer, peak: float) -> dict[str, Any]:
-    """A line of metrics.jsonl for the steps since the last one; `peak` is the FLOP/s of all ranks at best."""
-    trainer.read()
-    window, progress, learner = trainer.window, trainer.progress, trainer.learner
-    trainer.window = Window(learner.device)
-    return {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        **window.summary(peak),
-        "skipped_steps": progress.skipped,
-        "gradient_norm": progress.gradient_norm,
-        "parameter_norm": parameter_norm(learner.denoiser),
-        "embedding_anisotropy": anisotropy(learner.denoiser),
-        "lr": learner.optimizers[0].param_groups[0]["lr"],
-        "seconds": progress.seconds,
-    }
-
-
-def save(trainer: Trainer, saver: Saver, out: Path) -> None:
-    """Write a checkpoint, and the model as it is now."""
-    saver.save(trainer.progress.step, *trainer.snapshot())
-    save_model(trainer, out)
-
-
-def save_model(trainer: Trainer, out: Path) -> None:
-    """Put the model as it is now in the place of the last one."""
-    lm = trainer.model()
-    if lm is not None:
-        write_model(lm, out / "model")
-
-
-def save_samples(trainer: Trainer, out: Path) -> None:
-    """Append a few samples of the model as it is now to samples.txt."""
-    lm = trainer.model()
-    if lm is not None:
-        append_samples(out / "samples.txt", trainer.progress.step, [s.text for s in lm.generate(n=4, steps=32)])

@@ -1,0 +1,106 @@
+"""What held-out text costs while a run goes on: the figures that a run is judged by, and that choose what is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scorelm.config.recipe import Recipe
+from scorelm.errors import InputError
+from scorelm.evaluation.price import price
+from scorelm.evaluation.rows import CutTexts
+from scorelm.lm import ScoreLM
+from scorelm.objectives import OBJECTIVES
+from scorelm.training.data import TrainingData
+from scorelm.training.progress import Watch
+from scorelm.training.step import HELDOUT_BATCHES
+
+SHARE = 0.03
+"""Most of a run's work that goes into prices."""
+TOKENS = 1_000, 25_000
+"""Fewest and most tokens of held-out text that are priced at a time: fewer say nothing, more say little more."""
+TIMES = 3, 20, 100
+"""How often in a run prices are taken: at least, as long as few tokens would be priced otherwise, and at most."""
+STEPS, DRAWS = 16, 2
+"""Evaluations of the default path, and points of each average over noise levels or orders."""
+WORK = {"ordered": 2, "random": 2 * DRAWS, "uniform": 2 * (DRAWS + 1), "bounded": 1.5 * STEPS}
+"""Forward passes that the price of a token takes; generation's own work is half as much again."""
+TRAINING_WORK = 7
+"""Forward passes that a token takes in training: two streams, forward and backward, and half of a first pass."""
+PATIENT = 3
+"""Times in a row without a better price before it is said that there may be none to come."""
+
+
+def plan(watch: Watch, recipe: Recipe, data: TrainingData, total: float) -> None:
+    """Decide how much is priced and how often, so that it takes a small share of the run.
+
+    Where there is little to spend, the same few texts are priced twenty times rather than many of them rarely.
+
+    Args:
+        watch: takes the decision.
+        recipe: the run.
+        data: the text.
+        total: tokens that will be trained on.
+    """
+    least, most = TOKENS
+    rarely, often, always = TIMES
+    training = recipe.training
+    chosen_among = HELDOUT_BATCHES * (len(training.ema) + 1) * training.rows * recipe.data.max_length
+    spend = SHARE * total * TRAINING_WORK
+    each = sum(WORK[path] for path in OBJECTIVES[training.objective].watched)
+    tokens = min(max(spend / often / each, least), most, data.heldout_tokens)
+    times = spend / (tokens * each + chosen_among) if tokens else 0
+    watch.times = int(min(times, always)) if times >= rarely else 0
+    watch.tokens = int(tokens)
+
+
+def choose_rows(data: TrainingData, max_length: int, tokens: int) -> CutTexts:
+    """Held-out documents, evenly spread over all, with about so many tokens together; each up to a row's length."""
+    heldout = data.documents.heldout
+    count = max(1, min(len(heldout), round(len(heldout) * tokens / max(1, data.heldout_tokens))))
+    chosen = heldout.select(np.linspace(0, len(heldout) - 1, count).astype(int))
+    rows = [[token for token in ids[:max_length] if token != data.tokenizer.special.unk] for ids in chosen["ids"]]
+    return CutTexts(rows, list(range(count)), [0] * count, [0] * count)
+
+
+def price_heldout(lm: ScoreLM, rows: CutTexts, precision: str) -> dict[str, float]:
+    """Nats per token of held-out rows on the paths that are watched, and the largest standard error."""
+    found, errors = {}, []
+    for path in lm.objective.watched:
+        steps = STEPS if path == "bounded" else None
+        priced = price(lm, rows, path, precision=precision, steps=steps, draws=DRAWS)
+        found[path] = priced.nats_per_token
+        errors.append(priced.stderr_nats_per_token)
+    return found | {"stderr": max(errors)}
+
+
+def decide(prices: dict[str, float], recipe: Recipe) -> float:
+    """The figure that says which model is kept."""
+    objective, select = OBJECTIVES[recipe.training.objective], recipe.training.select
+    if select == "mean":
+        return sum(prices[path] for path in objective.watched) / len(objective.watched)
+    return prices[objective.watched_path if select == "default" else select]
+
+
+def check_select(recipe: Recipe) -> None:
+    """Refuse to choose by a price that such a model has not.
+
+    Raises:
+        InputError: it has none.
+    """
+    training = recipe.training
+    watched = OBJECTIVES[training.objective].watched
+    if training.select not in ("default", "mean", *watched):
+        raise InputError(
+            f"--select {training.select}: the {training.objective} objective is priced on {' and '.join(watched)}"
+        )
+
+
+def verdict(watch: Watch, epoch: float) -> str:
+    """How the run goes, in a line."""
+    figures = ", ".join(f"{path} {nats:.3f}" for path, nats in watch.prices.items() if path != "stderr")
+    line = f"epoch {epoch:.1f}: held-out nats/token {figures} (±{watch.prices['stderr']:.3f})"
+    if watch.since == 0:
+        return f"{line}; the best so far"
+    if watch.since < PATIENT:
+        return f"{line}; the best was at epoch {watch.best_epoch:.1f}"
+    return f"{line}; best at epoch {watch.best_epoch:.1f}, worse since: stop, or raise --dropout"

@@ -1,0 +1,155 @@
+"""The loop of a run: steps, and between them lines of metrics, prices of held-out text, samples and checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scorelm.device import matmul_peak
+from scorelm.training.checkpoint import PREFIX, Saver, find_damage, write_model
+from scorelm.training.heldout import decide, plan, verdict
+from scorelm.training.metrics import Window, anisotropy, parameter_norm
+from scorelm.training.runlog import RunLog, Say, append_samples, speak
+from scorelm.training.signals import Interrupted, deferred_signals
+from scorelm.training.trainer import Trainer
+
+PLAN_AT = 0.02
+"""Share of a run after which it is clear how many tokens it will train on, and prices can be planned."""
+FIRST_SAMPLES = 60.0
+"""Seconds of training before the first texts in samples.txt."""
+
+
+def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = speak) -> None:
+    """Train to the end of the budget; write metrics, samples, checkpoints and the model to a run directory.
+
+    The main rank calls `begin` after the first step, before anything is written.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        DivergedError: too many steps in a row whose loss or gradient is not finite.
+        DiskError: a file could not be written.
+    """
+    config, ranks, progress, learner = trainer.recipe.training, trainer.ranks, trainer.progress, trainer.learner
+    peak = matmul_peak(learner.device, learner.dtype) * ranks.world
+    log = RunLog(out, progress.step, config.tensorboard, ranks.main, say)
+    saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save, config.save_minutes)
+    with log, deferred_signals() as received, saver:
+        saver.pinned = progress.watch.best_step if config.patience else None
+        if progress.share(config) >= 1 and progress.watch.keeps(progress.step):  # killed before it was written
+            save_model(trainer, out)
+        stopping = False
+        while progress.share(config) < 1 and not stopping:
+            started, before = time.perf_counter(), progress.seconds
+            trainer.step()
+            stopping, due = agree(trainer, time.perf_counter() - started, len(received), saver.due)
+            if ranks.main and log.file is None:
+                begin()
+                log.open()
+            saver.poll()
+            share = progress.share(config)
+            log.advance(progress.step, share)
+            looked = look(trainer, saver, log)
+            if progress.step % config.log_every == 0 or share >= 1 or looked:
+                log.write(measure(trainer, peak, looked), share)
+            if progress.step % config.save_every == 0 or share >= 1 or due or looked:
+                save(trainer, saver, out)
+            if looked or share >= 1 or before < FIRST_SAMPLES <= progress.seconds:
+                save_samples(trainer, out)
+        if stopping:
+            signum = max(max(ranks.gather(received), default=[]), default=signal.SIGTERM)
+            log.say(f"{signal.Signals(signum).name}: saving step {progress.step:,}")
+            save(trainer, saver, out)
+            raise Interrupted(signum)
+
+
+def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
+    """Price held-out text where it is time for it, say how the run goes, and let it end if it has stopped improving.
+
+    Returns:
+        Whether there are new prices.
+    """
+    config, progress = trainer.recipe.training, trainer.progress
+    watch, share = progress.watch, progress.share(config)
+    if watch.times is None and share >= PLAN_AT:
+        trainer.read()
+        plan(watch, trainer.recipe, trainer.data, progress.tokens / share)
+    if not progress.watch_due(config):
+        return False
+    trainer.look()
+    saver.pinned = watch.best_step if config.patience else None
+    log.show_price(decide(watch.prices, trainer.recipe))
+    log.say(verdict(watch, trainer.epoch))
+    if config.patience and watch.since >= config.patience and progress.cooling is None:
+        best = saver.directory / f"{PREFIX}{watch.best_step:08d}"
+        saver.finish()
+        if find_damage(best) is None:
+            log.say(f"going back to epoch {watch.best_epoch:.1f}, the best, to end from there")
+            trainer.cool(best)
+    return True
+
+
+def agree(trainer: Trainer, seconds: float, signals: int, due: bool) -> tuple[bool, bool]:
+    """Count the time that the main rank took for a step.
+
+    Returns:
+        Whether any rank was told to stop, and whether the main rank finds a checkpoint due.
+    """
+    main = trainer.ranks.main
+    own = torch.tensor([seconds * main, signals, due and main], dtype=torch.float64)
+    elapsed, received, waited = trainer.ranks.sum(own).tolist()
+    trainer.progress.seconds += elapsed
+    trainer.window.seconds += elapsed
+    return bool(received), bool(waited)
+
+
+def measure(trainer: Trainer, peak: float, looked: bool) -> dict[str, Any]:
+    """A line of metrics.jsonl for the steps since the last one; `peak` is the FLOP/s of all ranks at best.
+
+    Prices of held-out text stand in the line of the step that they were taken at.
+    """
+    trainer.read()
+    window, progress, learner = trainer.window, trainer.progress, trainer.learner
+    trainer.window = Window(learner.device)
+    return {
+        "step": progress.step,
+        "epoch": trainer.epoch,
+        "tokens": progress.tokens,
+        "heldout": {"step": progress.step, **progress.watch.prices} if looked else None,
+        **window.summary(peak),
+        "skipped_steps": progress.skipped,
+        "gradient_norm": progress.gradient_norm,
+        "parameter_norm": parameter_norm(learner.denoiser),
+        "embedding_anisotropy": anisotropy(learner.denoiser),
+        "lr": learner.optimizers[0].param_groups[0]["lr"],
+        "seconds": progress.seconds,
+    }
+
+
+def save(trainer: Trainer, saver: Saver, out: Path) -> None:
+    """Write a checkpoint, and the model if it is the best so far or none has been priced."""
+    watch, step = trainer.progress.watch, trainer.progress.step
+    if watch.best is None:
+        trainer.measure_heldout()
+    saver.save(step, *trainer.snapshot())
+    if watch.keeps(step):
+        save_model(trainer, out)
+
+
+def save_model(trainer: Trainer, out: Path) -> None:
+    """Put the model as it is now in the place of the last one."""
+    lm = trainer.model()
+    if lm is not None:
+        write_model(lm, out / "model")
+
+
+def save_samples(trainer: Trainer, out: Path) -> None:
+    """Append a few samples of the model as it is now to samples.txt."""
+    config, lm = trainer.recipe.training, trainer.model()
+    if lm is not None and config.samples:
+        texts = lm.generate(n=config.samples, steps=32, precision=config.precision)
+        append_samples(out / "samples.txt", trainer.progress.step, [sample.text for sample in texts])

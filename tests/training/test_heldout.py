@@ -1,0 +1,202 @@
+"""What is priced of held-out text while a run goes on, which model is kept, and when a run ends by itself."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scorelm import ScoreLM, price
+from scorelm.config.recipe import Recipe, TrainingConfig
+from scorelm.errors import InputError
+from scorelm.objectives import OBJECTIVES
+from scorelm.training import heldout, train, trainer
+from scorelm.training.data import TrainingData, prepare
+from scorelm.training.heldout import check_select, choose_rows, decide, plan, verdict
+from scorelm.training.progress import Cooling, Progress, Watch
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prices of a few tokens, so often that tiny runs have them."""
+    monkeypatch.setattr(heldout, "TOKENS", (40, 80))
+    monkeypatch.setattr(heldout, "TIMES", (3, 5, 8))
+    monkeypatch.setattr(heldout, "SHARE", 100.0)
+
+
+@pytest.fixture(scope="module")
+def recipe(tools: Any, text: Path) -> Recipe:
+    return tools.recipe(text, {"data": {"holdout": 0.1}, "model": {"layers": 1}}, steps=40, save_every=9, keep=30)
+
+
+@pytest.fixture(scope="module")
+def data(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return prepare(recipe.data, tmp_path_factory.mktemp("data"), False, lambda text: None)
+
+
+def looks(tools: Any, out: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl says of held-out prices, in order."""
+    return [line["heldout"] for line in tools.log(out) if line["heldout"]]
+
+
+# --- how much and how often -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("total", [1e4, 1e6, 1e7, 1e9, 1e11])
+def test_prices_take_no_more_than_their_share_of_the_work(objective: str, total: float) -> None:
+    class Text:
+        heldout_tokens = 20_000
+
+    recipe, watch = Recipe(training=TrainingConfig(objective=objective)), Watch()
+    plan(watch, recipe, Text(), total)  # type: ignore[arg-type]
+    passes = sum(heldout.WORK[path] for path in OBJECTIVES[objective].watched)
+    batch = recipe.training.rows * recipe.data.max_length
+    each = watch.tokens * passes + heldout.HELDOUT_BATCHES * (len(recipe.training.ema) + 1) * batch
+    assert watch.times * each <= 0.03 * total * heldout.TRAINING_WORK
+    if total < 1e5:
+        assert watch.times == 0
+    elif total > 1e10:
+        assert (watch.times, watch.tokens) == (100, 20_000)
+    else:
+        assert 1_000 <= watch.tokens <= 20_000 and 3 <= watch.times <= 100
+
+
+def test_prices_are_due_at_even_shares_and_at_the_end_also_after_a_longer_budget() -> None:
+    progress, config = Progress(watch=Watch(times=4, tokens=10)), TrainingConfig(steps=40)
+    due = []
+    for step in range(1, 41):
+        progress.step = step
+        if progress.watch_due(config):
+            due.append(step)
+            progress.watch.step = step
+    assert due == [10, 20, 30, 40]
+    longer, due = TrainingConfig(steps=80), []
+    for step in range(41, 81):
+        progress.step = step
+        if progress.watch_due(longer):
+            due.append(step)
+            progress.watch.step = step
+    assert due == [60, 80]
+    assert not Progress(step=40, watch=Watch(times=0)).watch_due(config)
+    assert not Progress(step=40).watch_due(config)
+
+
+def test_the_rows_are_spread_over_the_held_out_text(data: TrainingData) -> None:
+    documents = [list(ids) for ids in data.documents.heldout["ids"]]
+    every = choose_rows(data, 6, 10**6)
+    assert every.ids == [ids[:6] for ids in documents]
+    few = choose_rows(data, 32, data.heldout_tokens // 4)
+    assert len(few.ids) == pytest.approx(len(documents) / 4, abs=1)
+    assert few.ids[0] == documents[0] and few.ids[-1] == documents[-1]
+
+
+def test_the_figure_that_decides() -> None:
+    prices = {"ordered": 1.0, "random": 2.0, "uniform": 3.0, "bounded": 6.0, "stderr": 9.0}
+    for select, expected in (("mean", 3.0), ("default", 6.0), ("random", 2.0)):
+        assert decide(prices, Recipe(training=TrainingConfig(select=select))) == expected
+    autoregressive = Recipe(training=TrainingConfig(objective="autoregressive", select="default"))
+    assert decide({"ordered": 1.5, "stderr": 9.0}, autoregressive) == 1.5
+    with pytest.raises(InputError, match="--select ordered: the masked objective is priced on random and bounded"):
+        check_select(Recipe(training=TrainingConfig(objective="masked", select="ordered")))
+
+
+def test_what_is_said_of_a_run() -> None:
+    watch, says = Watch(), []
+    for epoch, price_now in enumerate([3.0, 2.5, 2.6, 2.7, 2.8], 1):
+        watch.note({"ordered": price_now, "stderr": 0.02}, price_now, Progress(step=10 * epoch), float(epoch))
+        says.append(verdict(watch, float(epoch)).partition("; ")[2])
+    assert says == [
+        "the best so far", "the best so far", "the best was at epoch 2.0", "the best was at epoch 2.0",
+        "best at epoch 2.0, worse since: stop, or raise --dropout",
+    ]  # fmt: skip
+    assert verdict(watch, 5.0).startswith("epoch 5.0: held-out nats/token ordered 2.800 (±0.020)")
+    assert (watch.best, watch.best_step) == (2.5, 20) and watch.keeps(20) and not watch.keeps(50)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.thorough
+def test_the_best_model_is_kept_with_its_prices_and_resuming_changes_nothing(
+    tools: Any, recipe: Recipe, data: TrainingData, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = iter([5.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0] * 2)
+    monkeypatch.setattr(trainer, "decide", lambda *_: next(chosen))
+    whole = tmp_path / "whole"
+    said = tools.train(recipe, whole)
+    found = looks(tools, whole)
+    assert len(found) == 8 and found[-1]["step"] == 40
+    assert sum("held-out nats/token" in line for line in said) == 8
+    made = ScoreLM.from_pretrained(whole).provenance
+    assert made.steps == found[1]["step"]
+    assert {"step": made.steps, **made.prices} == found[1]
+    lm, rows = ScoreLM.from_pretrained(whole), choose_rows(data, recipe.data.max_length, 80)
+    for path in ("ordered", "random", "uniform"):
+        again = price(lm, rows, path, draws=heldout.DRAWS, precision=recipe.training.precision)
+        assert again.nats_per_token == pytest.approx(made.prices[path], abs=1e-6)
+
+    resumed = Path(shutil.copytree(whole, tmp_path / "resumed"))
+    checkpoints = sorted((resumed / "checkpoints").iterdir())
+    later = [path for path in checkpoints if int(path.name.removeprefix("step-")) > found[0]["step"]]
+    for path in later:
+        shutil.rmtree(path)
+    shutil.rmtree(resumed / "model")
+    chosen = iter([3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+    tools.train(recipe, resumed, resume=True)
+    tools.assert_same(whole, resumed)
+    assert looks(tools, resumed) == found
+    state = json.loads((whole / "checkpoints" / "step-00000040" / "state.json").read_text())
+    assert state["watch"]["best_step"] == made.steps
+    assert any("is finished" in line for line in tools.train(tools.with_steps(recipe, None), whole, resume=True))
+
+
+@pytest.mark.thorough
+def test_a_run_that_stops_improving_goes_back_to_its_best_weights_and_ends(
+    tools: Any, recipe: Recipe, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = [6.0, 5.0, 4.0, 3.0, 4.0, 4.0, 2.5, 2.0]
+    chosen = iter(prices)
+    monkeypatch.setattr(trainer, "decide", lambda *_: next(chosen))
+    training = recipe.training.model_copy(update={"steps": 400, "patience": 2, "keep": 2, "save_every": 7})
+    recipe, out = recipe.model_copy(update={"training": training}), tmp_path / "run"
+    said = tools.train(recipe, out)
+    steps = [look["step"] for look in looks(tools, out)]
+    assert steps[:6] == [50, 100, 150, 200, 250, 300]
+    assert steps[6:] == [310, 320]  # 20 steps of cooling, a tenth of the 200 that the best weights took
+    assert any("going back to epoch" in line for line in said)
+    rates = [line["lr"] for line in tools.log(out) if line["step"] > 300]
+    assert rates == pytest.approx([recipe.training.lr * (1 - k / 20) for k in range(20)])
+    assert ScoreLM.from_pretrained(out).provenance.steps == 320
+    assert tools.checkpoints(out)[-1] == 320
+
+    state = Progress(step=300, cooling=Cooling(300, 20, 0.6))
+    assert [state.share(recipe.training), Progress(step=320, cooling=state.cooling).share(recipe.training)] == [
+        0.6,
+        1.0,
+    ]
+    assert any("is finished" in line for line in tools.train(tools.with_steps(recipe, None), out, resume=True))
+    chosen = iter([1.0] * 9)
+    longer = recipe.model_copy(update={"training": training.model_copy(update={"steps": 324})})
+    tools.train(longer, out, resume=True)
+    assert tools.log(out)[-1]["step"] == 324
+
+
+def test_cooling_begins_at_the_best_weights(
+    tools: Any, recipe: Recipe, data: TrainingData, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, before = iter([3.0, 4.0, 5.0]), dict[int, torch.Tensor]()
+    monkeypatch.setattr(trainer, "decide", lambda *_: next(chosen, 6.0))
+    step = trainer.Trainer.step
+
+    def watched(run: trainer.Trainer) -> None:
+        before[run.progress.step] = run.learner.denoiser.prior.detach().clone()
+        step(run)
+
+    monkeypatch.setattr(trainer.Trainer, "step", watched)
+    training = recipe.training.model_copy(update={"patience": 1, "keep": 1})
+    train(recipe.model_copy(update={"training": training}), tmp_path / "run", say=lambda text: None)
+    assert list(before)[-1] == 10  # the best at 5, worse at 10, and one step of cooling from there
+    assert torch.equal(before[10], before[5]) and not torch.equal(before[9], before[5])
