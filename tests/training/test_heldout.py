@@ -157,10 +157,9 @@ def test_the_best_model_is_kept_with_its_prices_and_resuming_changes_nothing(
 def test_a_run_that_stops_improving_goes_back_to_its_best_weights_and_ends(
     tools: Any, recipe: Recipe, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prices = [6.0, 5.0, 4.0, 3.0, 4.0, 4.0, 2.5, 2.0]
-    chosen = iter(prices)
+    chosen = iter([6.0, 5.0, 4.0, 3.0, 4.0, 4.0, 2.5, 2.0])
     monkeypatch.setattr(trainer, "decide", lambda *_: next(chosen))
-    training = recipe.training.model_copy(update={"steps": 400, "patience": 2, "keep": 2, "save_every": 7})
+    training = recipe.training.model_copy(update={"steps": 400, "decay": 0.25, "patience": 2, "keep": 2})
     recipe, out = recipe.model_copy(update={"training": training}), tmp_path / "run"
     said = tools.train(recipe, out)
     steps = [look["step"] for look in looks(tools, out)]
@@ -172,11 +171,8 @@ def test_a_run_that_stops_improving_goes_back_to_its_best_weights_and_ends(
     assert ScoreLM.from_pretrained(out).provenance.steps == 320
     assert tools.checkpoints(out)[-1] == 320
 
-    state = Progress(step=300, cooling=Cooling(300, 20, 0.6))
-    assert [state.share(recipe.training), Progress(step=320, cooling=state.cooling).share(recipe.training)] == [
-        0.6,
-        1.0,
-    ]
+    cooling = Cooling(300, 20, 0.75)
+    assert [Progress(step=step, cooling=cooling).share(training) for step in (300, 310, 320)] == [0.75, 0.875, 1.0]
     assert any("is finished" in line for line in tools.train(tools.with_steps(recipe, None), out, resume=True))
     chosen = iter([1.0] * 9)
     longer = recipe.model_copy(update={"training": training.model_copy(update={"steps": 324})})

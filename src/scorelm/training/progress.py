@@ -82,7 +82,8 @@ class Progress:
         """Whether it is time to price held-out text; always at the end of a run."""
         if not self.watch.times:
             return False
-        share, before = self.share(config), Progress(step=self.watch.step, seconds=self.watch.seconds).share(config)
+        then = Progress(step=self.watch.step, seconds=self.watch.seconds, cooling=self.cooling)
+        share, before = self.share(config), then.share(config)
         return share >= 1 or share - before >= 1 / self.watch.times
 
     def share(self, config: TrainingConfig) -> float:
