@@ -21,9 +21,9 @@ RESULTS = Path(__file__).parent / "results"
 HOLDOUT = 0.02
 
 
-def recipe(**changes: Any) -> Recipe:
-    """The demo's recipe with options changed, each written ``room__option=value`` (``training__steps=300``)."""
-    tree = load_recipe("demo").model_dump()
+def recipe(base: str = "demo", /, **changes: Any) -> Recipe:
+    """A recipe with options changed, each written ``room__option=value`` (``training__steps=300``)."""
+    tree = load_recipe(base).model_dump()
     for name, value in changes.items():
         *rooms, option = name.split("__")
         table = tree

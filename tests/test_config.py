@@ -56,6 +56,8 @@ def test_sizes_follow_one_dial_unless_given(config: ModelConfig, size: tuple[int
         ("[model]\ndim = 'wide'", "model.dim"),
         ("[model]\ndim = 100\nheads = 8", "even multiple"),
         ("[training]\nsteps = 3\nminutes = 1.0", "either steps or minutes"),
+        ("[data]\nvocab_size = 'letters'", "vocab_size: give a number above 0, or characters .got letters"),
+        ("[data]\nvocab_size = 1.5", "vocab_size: give a number above 0, or characters .got 1.5"),
         ("[noise.mixture]\nshared=0\nspread=0\nramp=0\nprefix=0\nabsorbing=0\nordered=0", "above 0"),
         ("[noise]\nblock_sizes = []", "noise.block_sizes"),
         ("[data", "is not TOML"),

@@ -13,6 +13,7 @@ from scorelm.cli import main
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
 from scorelm.model.denoiser import Denoiser
+from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.training.data import prepare
 from scorelm.training.trainer import Trainer
 
@@ -35,20 +36,22 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def meta(name: str) -> Denoiser:
+def meta(name: str) -> tuple[Denoiser, int]:
+    """The model of a recipe, and its vocabulary: Shakespeare's has 65 characters, and there are 4 special tokens."""
     recipe = load_recipe(name)
+    vocab = 69 if recipe.data.vocab_size == "characters" else recipe.data.vocab_size
     with torch.device("meta"):
-        return Denoiser(recipe.model, recipe.data.vocab_size)
+        return Denoiser(recipe.model, vocab), vocab
 
 
 def test_the_published_recipes_are_there() -> None:
-    assert set(NAMES) >= {"demo", *PUBLISHED}
+    assert set(NAMES) >= {"demo", "shakespeare-char", *PUBLISHED}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_has_the_size_that_it_says(name: str) -> None:
-    recipe, denoiser = load_recipe(name), meta(name)
-    size, vocab, width = recipe.model.size, recipe.data.vocab_size, recipe.model.embedding_dim
+    recipe, (denoiser, vocab) = load_recipe(name), meta(name)
+    size, width = recipe.model.size, recipe.model.embedding_dim
     block = 4 * size.dim**2 + 3 * size.dim * size.hidden
     count = sum(p.numel() for p in denoiser.parameters())
     assert count == size.layers * block + 2 * vocab * size.dim + (vocab + size.dim) * width + vocab
@@ -74,7 +77,7 @@ def test_a_published_recipe_takes_a_step_at_its_full_width(name: str, text: Path
     before = {key: value.clone() for key, value in denoiser.state_dict().items()}
     trainer.step()
     assert recipe.model.size.dim == 768
-    assert trainer.progress.step == 1 and 0 < trainer.window.loss < 20
+    assert trainer.progress.step == 1 and 0 < float(trainer.window.read().loss) < 20
     moved = [key for key, value in denoiser.state_dict().items() if not torch.equal(value, before[key])]
     assert {"context.weight", "embedding.weight"} <= set(moved)
 
@@ -98,3 +101,16 @@ def test_the_recipe_of_text8_learns_characters(text: Path, tmp_path: Path) -> No
     words = "in the beginning"
     assert len(tokenizer.encode_document(words)) == len(words) + 3  # <s>, a space before the first word, </s>
     assert tokenizer.decode(tokenizer.encode_document(words)).strip() == words
+
+
+def test_the_recipe_of_shakespeare_is_as_large_as_nanogpt_and_learns_the_characters_of_a_text(tmp_path: Path) -> None:
+    assert sum(p.numel() for p in meta("shakespeare-char")[0].parameters()) == 10_684_389
+    text = tmp_path / "speeches.txt"
+    text.write_text("".join(f"ROMEO:\nO, she doth teach {'the ' * k}torches!\n\n" for k in range(40)))
+    small = ["--model.dim", "32", "--model.layers", "1", "--max-length", "64", "--rows", "2", "--steps", "2"]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--recipe", "shakespeare-char", "--data", str(text), "--out", str(tmp_path / "run"), *small])
+    assert stop.value.code == 0
+    tokenizer = SentencePieceTokenizer.load(tmp_path / "run" / "model" / "tokenizer.model")
+    assert tokenizer.vocab_size == 4 + len(set(text.read_text()))
+    assert load_recipe(str(tmp_path / "run" / "recipe.toml")).data.vocab_size == "characters"

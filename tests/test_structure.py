@@ -101,6 +101,7 @@ def test_every_module_imports_without_the_extras() -> None:
     project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
     extras = {
         "matplotlib",
+        "plotext",
         "sacrebleu",
         "transformers",
         "mauve",

@@ -69,6 +69,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def were_launched() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def were_restarted() -> bool:
     """Whether torchrun has started these processes again after one of them had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
@@ -80,7 +85,7 @@ def launched() -> Iterator[Ranks]:
 
     Ranks that are started again find the keys of those before them in torchrun's store, hence the prefix.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not were_launched():
         yield ALONE
         return
     cuda = torch.cuda.is_available()

@@ -89,6 +89,27 @@ def test_without_byte_fallback_the_space_sign_is_unknown_and_no_space():
     ]  # fmt: skip
 
 
+def test_a_vocabulary_of_characters_has_those_of_the_text_and_no_others():
+    text = "ROMEO:\n O,  she doth teach\tthe torches\r\n\nto burn – 16 神🎉.\n"
+    tokenizer = Tokenizer.train([text], "characters")
+    assert set(tokenizer.pieces(range(tokenizer.vocab_size))) == {
+        "<s>", "</s>", "<pad>", "<unk>", *text.replace(" ", SPACE_SIGN)
+    }  # fmt: skip
+    assert tokenizer.vocab_size == 4 + len(set(text))
+    assert tokenizer.decode([tokenizer.encode(character)[0] for character in text]) == text
+    for part in (text, text[8:], " ", "  the", "\n"):
+        assert tokenizer.encode_inside(part) == tokenizer.encode(part)
+        assert len(tokenizer.encode(part)) == len(part) and tokenizer.decode(tokenizer.encode(part)) == part
+    assert tokenizer.encode("7") == tokenizer.encode(SPACE_SIGN) == [UNK]
+    assert Tokenizer.train([text], "characters").to_bytes() == tokenizer.to_bytes()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\x1f\u2581\u2585"), min_size=1))
+def test_every_character_of_any_text_is_a_token(text):
+    tokenizer = Tokenizer.train([f"a{text}"], "characters")
+    assert len(tokenizer.encode(text)) == len(text) and tokenizer.decode(tokenizer.encode(text)) == text
+
+
 @given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
 def test_any_ids_decode(ids):
     assert isinstance(TOKENIZER.decode(ids), str)
@@ -145,8 +166,9 @@ def test_a_vocabulary_too_small_names_what_works():
 
 @pytest.mark.parametrize("lines", [[], ["", "  "]])
 def test_nothing_to_train_on(lines):
-    with pytest.raises(InputError, match="no text"):
-        Tokenizer.train(lines, 300)
+    for size in (300, "characters"):
+        with pytest.raises(InputError, match="no text"):
+            Tokenizer.train(lines, size)
 
 
 def test_text_that_is_not_unicode_is_refused_in_one_printable_line():

@@ -22,7 +22,8 @@ VERBS = {
     "infill": "Fill in the blanks in a text, or repair one that has mistakes.",
     "score": "Measure how well a model predicts text.",
     "eval": "Measure a model in full, in one report.",
-    "info": "Describe a model.",
+    "info": "Describe a model, or a text and what to train on it.",
+    "plot": "Draw the held-out prices and the training loss of runs.",
 }
 """Every verb with its summary; `scorelm.cli.verb.load` finds its options and its action."""
 

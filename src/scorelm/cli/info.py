@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
-from scorelm.cli.model import DEFAULT_MODEL, Model, open_model
+from scorelm.cli.model import DEFAULT_MODEL, Device, open_model
 from scorelm.cli.printing import show
 from scorelm.cli.verb import Verb
 from scorelm.errors import brief
@@ -19,18 +21,49 @@ if TYPE_CHECKING:
 class InfoVerb(Verb):
     """Options of ``scorelm info``.
 
-    Prints what kind of model it is, its sizes and noise levels, what it was trained on and for how long.
+    Of a model: what kind it is, its sizes and noise levels, what it was trained on and for how long. Of a text (kjv, a
+    file, or a directory of files): how large it is, and what scorelm train would do with it on this machine.
     """
 
-    model: Model = DEFAULT_MODEL
+    model: Annotated[Path, Positional, arg(metavar="[MODEL OR TEXT]", help="Model, or text to train on.")] = (
+        DEFAULT_MODEL
+    )
+    field: Annotated[str, arg(help="Of a text: column that holds it, in files with columns.")] = "text"
+    csv_separator: Annotated[str | None, arg(help="Of a text: character between the columns of a .csv file.")] = None
+    split: Annotated[str | None, arg(help="Of a text: what is one example, as in scorelm train.")] = None
+    device: Device = "auto"
     as_json: Annotated[bool, arg(name="json")] = False
     """Print JSON."""
 
     def run(self) -> int:
         """Print the facts."""
+        if is_text(self.model):
+            return self.propose()
         facts = describe(open_model(self.model))
         show(json.dumps(facts, indent=2) if self.as_json else "\n".join(map(line, facts, facts.values())))
         return 0
+
+    def propose(self) -> int:
+        """Print what would be trained on the text."""
+        from scorelm.config.recipe import DataConfig, Recipe, TrainingConfig
+        from scorelm.training.proposal import propose
+
+        source = str(self.model)
+        data = DataConfig(source=source, field=self.field, csv_separator=self.csv_separator, split=self.split)
+        recipe, lines = propose(Recipe(data=data, training=TrainingConfig(device=self.device)))
+        command = f"scorelm train --data {shlex.quote(source)} --out runs/mine"
+        if self.as_json:
+            show(json.dumps({"says": lines, "recipe": recipe.model_dump(mode="json")}, indent=2))
+        else:
+            show("\n".join([*lines, f"to train it: {command}"]))
+        return 0
+
+
+def is_text(path: Path) -> bool:
+    """Whether a name is that of a text rather than of a model."""
+    if path.is_dir():
+        return not any((path / name).exists() for name in ("config.json", "model", "recipe.toml"))
+    return path.is_file() or str(path) == "kjv"
 
 
 def describe(lm: ScoreLM) -> dict[str, Any]:

@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import PositiveInt
 from tyro.conf import arg
 
 from scorelm.cli.printing import tell
 from scorelm.cli.verb import Verb
-from scorelm.config.recipe import TextOptions
+from scorelm.config.recipe import TextOptions, VocabSize
 from scorelm.errors import InputError, exists, writing
 
 
@@ -27,10 +26,11 @@ class TokenizerVerb(Verb):
     out: Annotated[Path, arg(aliases=("-mdir",))]
     """Directory to write tokenizer.model to."""
     text: Annotated[TextOptions, arg(name="")] = TextOptions()
-    vocab_size: PositiveInt = 2048
-    """Number of tokens, the special ones included."""
+    vocab_size: VocabSize = 2048
+    """Number of tokens, the special ones included; or characters, for a token for each character of the text and no
+    others."""
     byte_fallback: bool = True
-    """Spell unknown characters in bytes, so that any text can be written back as it was."""
+    """Spell unknown characters in bytes, so that any text can be written back as it was; not with characters."""
     overwrite: bool = False
     """Replace the tokenizer.model that --out has."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Self
 import tyro
 from tyro.conf import arg
 
-from scorelm.cli.verb import Verb
+from scorelm.cli.verb import Verb, asks_for_help, read
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError, exists
@@ -32,7 +32,8 @@ class TrainVerb(Verb):
     """Run directory to make, or to go on with."""
     recipe: str | None = None
     """Options to start from, which flags override: the name of a recipe, such as demo, or a .toml file. By default the
-    defaults below."""
+    size of the model, its dropout, the training time and some more are chosen for the text and this machine, and said;
+    scorelm info TEXT shows them."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint, with the options of its recipe.toml. The text, the model,
     the noise, --objective, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema and --seed stay as they are;
@@ -59,12 +60,31 @@ class TrainVerb(Verb):
             if not exists(Path(source)):
                 raise InputError(f"nothing to resume: {out} has no recipe.toml")
         if source is None:
-            return None
+            return None if asks_for_help(words) else cls.proposed(words)
         recipe = load_recipe(source)
         replaced = {"--steps": "minutes", "--minutes": "steps"}
         dropped = {other: None for flag, other in replaced.items() if resume or value(words, flag) is not None}
         training = recipe.training.model_copy(update=dropped)
         return cls.model_construct(out=tyro.MISSING, options=recipe.model_copy(update={"training": training}))
+
+    @classmethod
+    def proposed(cls, words: Sequence[str]) -> Self | None:
+        """Options that suit the text and the machine, wherever the words give none; None under torchrun.
+
+        Raises:
+            InputError: text that cannot be used.
+        """
+        from scorelm.parallel import were_launched
+        from scorelm.training.proposal import propose
+        from scorelm.training.runlog import speak
+
+        if were_launched():
+            return None
+        plain = read(cls, words, None).options
+        given = [name for name, flag in PROPOSED.items() if value(words, flag) is not None]
+        proposal = propose(plain, given)
+        speak("\n".join(proposal.lines))
+        return cls.model_construct(out=tyro.MISSING, options=proposal.recipe)
 
     def run(self) -> int:
         """Train, and say where the model is."""
@@ -86,8 +106,17 @@ class TrainVerb(Verb):
         return 0
 
 
+PROPOSED = {
+    "vocab_size": "--vocab-size", "max_length": "--max-length", "dim": "--model.dim", "layers": "--model.layers",
+    "block_sizes": "--noise.block-sizes", "rows": "--rows", "optimizer": "--optimizer", "dropout": "--dropout",
+    "patience": "--patience", "minutes": "--minutes", "steps": "--steps",
+}  # fmt: skip
+"""What is proposed where it is not given, with its flag; see `scorelm.training.proposal`."""
+
+
 def value(words: Sequence[str], *names: str) -> str | None:
     """The value of an option, read ahead of the parser."""
+    words = [word.replace("_", "-") if word.startswith("--") and "=" not in word else word for word in words]
     for k, word in enumerate(words):
         for name in names:
             if word == name and k + 1 < len(words):

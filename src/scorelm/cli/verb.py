@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import tyro
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from scorelm.cli.printing import filled, show
 from scorelm.config import Options, explain
 from scorelm.errors import InputError
 
+Kind = TypeVar("Kind", bound="Verb")
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
 
@@ -58,25 +59,29 @@ def parse(name: str, summary: str, words: Sequence[str]) -> Verb:
         InputError: a value that is out of range.
         SystemExit: help was asked for (0), or tyro has said what it cannot read (2).
     """
-    kind, asked = load(name), bool({"-h", "--help"} & set(words))
-    start = kind.before(words)
+    kind = load(name)
     details = (kind.__doc__ or "").partition("\n\n")[2]
     try:
-        verb: Verb = tyro.cli(
-            kind,
-            args=words,
-            default=tyro.MISSING_NONPROP if start is None else start,
-            prog=f"scorelm {name}",
-            description=f"{summary}\n{filled(details, indent=2)}",
-            registry=registry(),
-        )
-    except Refused as refused:
-        raise InputError(str(refused)) from None
+        return read(kind, words, kind.before(words), f"scorelm {name}", f"{summary}\n{filled(details, indent=2)}")
     except SystemExit:
-        if asked and (more := kind.more_help()):
+        if asks_for_help(words) and (more := kind.more_help()):
             show(f"\n{more}")
         raise
-    return verb
+
+
+def read(kind: type[Kind], words: Sequence[str], start: Kind | None, prog: str = "scorelm", about: str = "") -> Kind:
+    """The options that words give, on top of those to start from; see `parse` for what is raised."""
+    default = tyro.MISSING_NONPROP if start is None else start
+    try:
+        found: Kind = tyro.cli(kind, args=words, default=default, prog=prog, description=about, registry=registry())
+    except Refused as refused:
+        raise InputError(str(refused)) from None
+    return found
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether the words ask for help and for nothing else."""
+    return bool({"-h", "--help"} & set(words))
 
 
 class Refused(Exception):

@@ -1,6 +1,7 @@
 """A SentencePiece tokenizer with fixed special ids, a token for each digit, and bytes for what it has never seen.
 
-Byte-pair encoding as in SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226); a tokenizer is its model bytes.
+Byte-pair encoding as in SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226), or a token for each character; a
+tokenizer is its model bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 import sentencepiece
 
@@ -22,6 +24,7 @@ _SPECIAL = Special(bos=0, eos=1, pad=2, unk=3)
 _DIGITS = "0123456789"
 _SPACE_SIGN = "▁"  # how SentencePiece writes a space; in a text it would be taken for one
 _RESERVED = {ord(_SPACE_SIGN): " ", 0x2585: " "}  # lines with the latter are left out of training otherwise
+_DROPPED = {"\0", "\x1f"}  # SentencePiece learns no token for them
 _BYTES = 256
 _LONGEST_LINE = 1 << 30  # bytes; SentencePiece drops longer lines, and this is the largest limit it takes
 _LEAST_COVERAGE = 0.98  # the smallest that SentencePiece takes
@@ -62,47 +65,46 @@ class SentencePieceTokenizer:
         self._space_sign = [_SPECIAL.unk] if _SPECIAL.unk in spelled else spelled
 
     @classmethod
-    def train(cls, lines: Iterable[str], vocab_size: int, *, byte_fallback: bool = True) -> SentencePieceTokenizer:
+    def train(
+        cls, lines: Iterable[str], vocab_size: int | Literal["characters"], *, byte_fallback: bool = True
+    ) -> SentencePieceTokenizer:
         """Train byte-pair encoding on lines of text, in memory; the same lines give the same tokenizer.
 
         Args:
             lines: the text; blank lines are skipped.
-            vocab_size: number of token ids, special ones, digits and bytes included.
-            byte_fallback: whether to spell what has no token in bytes. The rarest characters are then left to bytes
-                where the alphabet would fill more than half of the vocabulary; otherwise every character gets a token.
+            vocab_size: number of token ids, special ones, digits and bytes included; ``characters`` makes a token of
+                each character of the text but U+0000, U+001F, U+2581 and U+2585 instead, and of nothing else.
+            byte_fallback: whether to spell what has no token in bytes, except where tokens are characters. The rarest
+                characters are then left to bytes where the alphabet would fill more than half of the vocabulary;
+                otherwise every character gets a token.
 
         Raises:
             InputError: there is no text, it is not Unicode, or it cannot support this vocabulary size (the message
                 names the nearest that works).
         """
         texts = [_check_unicode(line).translate(_RESERVED) for line in lines if line.strip()]
-        reserved = len(_SPECIAL) + len(_DIGITS) + (_BYTES if byte_fallback else 0)
         if not texts:
             raise InputError("there is no text to train a tokenizer on")
-        if vocab_size <= reserved:
-            raise InputError(
-                f"vocabulary size {vocab_size} is too small: {reserved} tokens are reserved for special tokens, digits"
-                f"{' and bytes' if byte_fallback else ''}"
-            )
+        if vocab_size == "characters":
+            texts = ["".join(sorted(set(chain.from_iterable(texts)) - _DROPPED))]
+            settings = _characters(texts[0])
+        else:
+            settings = _pieces(texts, vocab_size, byte_fallback)
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(texts),
                 model_writer=model,
-                model_type="bpe",
-                vocab_size=vocab_size,
-                byte_fallback=byte_fallback,
-                character_coverage=_coverage(texts, (vocab_size - reserved) // 2) if byte_fallback else 1.0,
-                user_defined_symbols=list(_DIGITS),
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 max_sentence_length=_LONGEST_LINE,
                 num_threads=1,
                 minloglevel=_ERRORS_ONLY,
+                **settings,
                 **{f"{name}_id": token for name, token in _SPECIAL._asdict().items()},
             )
         except RuntimeError as error:
-            raise InputError(_training_error(vocab_size, str(error))) from None
+            raise InputError(_training_error(settings["vocab_size"], str(error))) from None
         return cls.from_bytes(model.getvalue())
 
     @classmethod
@@ -233,6 +235,33 @@ def _check_unicode(text: str) -> str:
 
 def _describe(ids: Special) -> str:
     return ", ".join(f"{name} {token}" for name, token in ids._asdict().items())
+
+
+def _characters(alphabet: str) -> dict[str, Any]:
+    """SentencePiece's settings for tokens that are characters."""
+    size = len(_SPECIAL) + len(alphabet)
+    return {"model_type": "char", "vocab_size": size, "character_coverage": 1.0, "add_dummy_prefix": False}
+
+
+def _pieces(texts: list[str], vocab_size: int, byte_fallback: bool) -> dict[str, Any]:
+    """SentencePiece's settings for byte-pair encoding.
+
+    Raises:
+        InputError: a vocabulary that what is reserved fills.
+    """
+    reserved = len(_SPECIAL) + len(_DIGITS) + (_BYTES if byte_fallback else 0)
+    if vocab_size <= reserved:
+        raise InputError(
+            f"vocabulary size {vocab_size} is too small: {reserved} tokens are reserved for special tokens, digits"
+            f"{' and bytes' if byte_fallback else ''}"
+        )
+    return {
+        "model_type": "bpe",
+        "vocab_size": vocab_size,
+        "byte_fallback": byte_fallback,
+        "character_coverage": _coverage(texts, (vocab_size - reserved) // 2) if byte_fallback else 1.0,
+        "user_defined_symbols": list(_DIGITS),
+    }
 
 
 def _coverage(texts: list[str], most: int) -> float:

@@ -1,0 +1,214 @@
+"""What a run on a text should be, where nobody has said: sizes, dropout and time, from the text and this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from scorelm.config.recipe import DataConfig, ModelConfig, Recipe
+from scorelm.device import matmul_peak, pick_device, pick_dtype
+from scorelm.errors import InputError
+from scorelm.model.denoiser import Denoiser
+from scorelm.noise.schedule import Log
+from scorelm.objectives import OBJECTIVES
+from scorelm.objectives.objective import Batch
+from scorelm.text.corpus import Corpus, load_corpus
+from scorelm.text.sentencepiece import SentencePieceTokenizer
+from scorelm.text.source import Reading
+from scorelm.text.tokenizer import Special
+
+SAMPLE = 1_000_000
+"""Characters that tokens are counted in."""
+LADDER = ((1024, 16, 300e6), (768, 12, 50e6), (512, 8, 10e6), (384, 6, 1e6), (256, 6, 2e5), (128, 4, 0.0))
+"""Width, layers, and the tokens of text that such a model wants at least."""
+PER_WEIGHT, MOST_EPOCHS = 5.0, 30.0
+"""Tokens that a model should be trained on for each of its layers' weights, unless the text would be read too often."""
+EXPECT = (
+    (15e6, "sentences in its manner"), (3e6, "phrases in its manner, and little sense"),
+    (0.0, "words of it, and no sense: more time, or more text, will help"),
+)  # fmt: skip
+"""What is written after so many tokens, as seen on the embedded corpus."""
+PATIENCE = 8
+REACHED = 0.2
+"""Share of the peak of matrix products that training reaches."""
+
+
+class Machine(NamedTuple):
+    """What a run can count on: see `measure_machine`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    speed: float
+    """FLOP/s of matrix products."""
+
+    @property
+    def positions(self) -> int:
+        """In a batch that makes good use of it."""
+        return 4096 if self.device.type == "cpu" else 65_536
+
+    @property
+    def minutes(self) -> float:
+        """That a run may take unless somebody says otherwise."""
+        return 120.0 if self.device.type == "cpu" else 30.0
+
+
+class Text(NamedTuple):
+    """What is known of a text."""
+
+    name: str
+    lengths: np.ndarray
+    """Of the training examples, in tokens."""
+    vocab_size: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all training examples, about."""
+        return int(self.lengths.sum())
+
+
+class Proposal(NamedTuple):
+    """A recipe and why it is what it is, in lines."""
+
+    recipe: Recipe
+    lines: list[str]
+
+
+def measure_machine(name: str, precision: str) -> Machine:
+    """The device of that name and how fast it multiplies, in a second."""
+    device = pick_device(name)
+    dtype = pick_dtype(precision, device)
+    return Machine(device, dtype, matmul_peak(device, dtype))
+
+
+def propose(recipe: Recipe, given: Collection[str] = ()) -> Proposal:
+    """Choose what nobody has said of a run.
+
+    Args:
+        recipe: what has been said, and defaults elsewhere.
+        given: names of the options that stay as they are: ``vocab_size``, ``max_length``, ``dim``, ``layers``,
+            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``patience``, ``minutes``, ``steps``.
+
+    Raises:
+        InputError: text that cannot be used.
+    """
+    corpus = load_corpus(recipe.data.source, Reading.of(recipe.data), holdout=recipe.data.holdout)
+    text = measure_text(corpus, recipe.data, "vocab_size" in given)
+    machine = measure_machine(recipe.training.device, recipe.training.precision)
+    return choose(recipe, given, text, machine)
+
+
+def measure_text(corpus: Corpus, config: DataConfig, fixed: bool) -> Text:
+    """Count the tokens of a sample with a tokenizer of its own, and the rest in proportion.
+
+    Args:
+        corpus: the text.
+        config: how it is read.
+        fixed: whether the vocabulary is what `config` says.
+    """
+    every = corpus.train["text"]
+    sizes = np.array([len(text) for text in every])
+    sample = list(every[:: max(1, int(sizes.sum()) // SAMPLE)])
+    tokenizer = make_tokenizer(sample, config, fixed, int(sizes.sum()))
+    counted = sum(len(tokenizer.encode_document(text)) - 2 for text in sample)
+    lengths = np.ceil(sizes * (counted / max(1, sum(map(len, sample))))) + 2
+    return Text(corpus.name, lengths, tokenizer.vocab_size)
+
+
+def make_tokenizer(sample: list[str], config: DataConfig, fixed: bool, characters: int) -> SentencePieceTokenizer:
+    """The given tokenizer, or one with a vocabulary that suits so many characters, or the largest below it that works.
+
+    Raises:
+        InputError: the vocabulary is fixed and does not suit the text, or no tokenizer can be made of it.
+    """
+    if config.tokenizer is not None:
+        return SentencePieceTokenizer.load(config.tokenizer)
+    size = config.vocab_size if fixed else round_power(2048 * (characters / 4e6) ** 0.5, 512, 32_768)
+    while True:
+        try:
+            return SentencePieceTokenizer.train(iter(sample), size, byte_fallback=config.byte_fallback)
+        except InputError:
+            if isinstance(size, str) or fixed or size < 290:
+                raise
+            size = size * 9 // 10
+
+
+def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine) -> Proposal:
+    """The recipe for a text on a machine."""
+    length = min(512, 64 * -(-int(np.quantile(text.lengths, 0.995)) // 64))
+    length = recipe.data.max_length if "max_length" in given else max(64, length)
+    size = recipe.data.vocab_size if "vocab_size" in given else text.vocab_size
+    data = recipe.data.model_copy(update={"max_length": length, "vocab_size": size})
+    model, minutes, epochs, speed = choose_size(recipe, given, text, machine, length)
+    found = {
+        "rows": max(1, machine.positions // length),
+        "optimizer": "muon" if machine.dtype == torch.bfloat16 else "adamw",
+        "dropout": 0.0 if epochs < 2 else 0.1 if epochs < 12 else 0.2,
+        "patience": PATIENCE if epochs >= 2 else None,
+        "minutes": None if "steps" in given else minutes,
+    }
+    training = recipe.training.model_copy(update={name: v for name, v in found.items() if name not in given})
+    noise = recipe.noise
+    if "block_sizes" not in given and epochs >= 10:
+        noise = noise.model_copy(update={"block_sizes": (1, 2, 4, 8, 0, 0, 0, 0)})
+    made = Recipe(data=data, model=model, noise=noise, training=training)
+    return Proposal(made, explain(made, text, machine, epochs, speed))
+
+
+def choose_size(
+    recipe: Recipe, given: Collection[str], text: Text, machine: Machine, length: int
+) -> tuple[ModelConfig, float, float, float]:
+    """The largest model that the text is enough for and the time too: its minutes, epochs and tokens/s."""
+    for dim, layers, wants in LADDER:
+        sizes = {"dim": dim, "layers": layers}
+        if "dim" in given:
+            sizes = {}
+        elif "layers" in given:
+            sizes = {"dim": dim}
+        model = recipe.model.model_copy(update=sizes)
+        work, weights = measure_work(model, recipe, text.vocab_size, int(text.lengths.mean()))
+        speed, worth = REACHED * machine.speed / work, min(PER_WEIGHT * weights, MOST_EPOCHS * text.tokens)
+        minutes = recipe.training.minutes or min(machine.minutes, max(worth, text.tokens) / speed / 60)
+        trained = (recipe.training.steps or 0) * float(machine.positions) or minutes * 60 * speed
+        if (text.tokens >= wants and trained >= worth / 2) or "dim" in given:
+            break
+    minutes = minutes if "minutes" in given else max(1.0, round(minutes))
+    return model, minutes, trained / max(1, text.tokens), speed
+
+
+def measure_work(model: ModelConfig, recipe: Recipe, vocab_size: int, length: int) -> tuple[float, int]:
+    """FLOPs of training for a token in documents of a length, as the objective draws them; and the layers' weights."""
+    with torch.device("meta"):
+        denoiser = Denoiser(model, vocab_size)
+    learned, row_BL = OBJECTIVES[recipe.training.objective], torch.ones(256, length, dtype=torch.long)
+    batch, schedule = Batch(4 * row_BL, row_BL, row_BL.cumsum(1) - 1), Log(0.1, 10.0)
+    draw = learned.draw(batch, recipe.noise, schedule, Special(0, 1, 2, 3), torch.Generator().manual_seed(0))
+    tokens = float(row_BL.numel())
+    live, noisy, copies = float(draw.live) / tokens, float(draw.noisy) / tokens, float(draw.streams)
+    forward = denoiser.flops(copies, copies * length, noisy, live)
+    weights = sum(p.numel() for p in denoiser.backbone.layers.parameters())
+    first_pass = recipe.training.self_conditioning if learned.self_conditions else 0.0
+    return forward * (3 + first_pass), weights
+
+
+def explain(recipe: Recipe, text: Text, machine: Machine, epochs: float, speed: float) -> list[str]:
+    """The recipe in words."""
+    size, training = recipe.model.size, recipe.training
+    time = f"{training.steps:,} steps" if training.steps else f"{training.minutes:g} minutes"
+    how_often = f"read about {epochs:.0f} times" if epochs >= 2 else f"read {epochs:.0%} through"
+    number = str(machine.dtype).removeprefix("torch.")
+    expect = next(words for least, words in EXPECT if epochs * text.tokens >= least)
+    return [
+        f"{text.name}: about {text.tokens:,} tokens of a vocabulary of {text.vocab_size:,}, in {len(text.lengths):,} "
+        f"examples, nearly all of up to {int(np.quantile(text.lengths, 0.995)):,} tokens",
+        f"model: {size.layers} layers of width {size.dim}, for rows of {recipe.data.max_length} tokens",
+        f"training: {time} on {machine.device} in {number}, at some {round(speed, -2):,.0f} tokens/s",
+        f"the text is {how_often}, so dropout is {training.dropout:g}; expect {expect}",
+    ]
+
+
+def round_power(value: float, low: int, high: int) -> int:
+    """The power of two nearest to a value, within a range."""
+    return int(min(high, max(low, 2 ** round(np.log2(max(1.0, value))))))

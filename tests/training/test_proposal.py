@@ -1,0 +1,122 @@
+"""What is proposed for a text and a machine: sizes, dropout and time that suit both, and nothing that was given."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scorelm.cli import main
+from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.toml import load_recipe
+from scorelm.text.corpus import load_corpus, tokenise
+from scorelm.text.sentencepiece import SentencePieceTokenizer
+from scorelm.text.source import Reading
+from scorelm.training.proposal import LADDER, Machine, Text, choose, measure_text, measure_work
+
+LAPTOP = Machine(torch.device("cpu"), torch.bfloat16, 9e11)
+OLD = Machine(torch.device("cpu"), torch.float32, 1e11)
+CARD = Machine(torch.device("cuda"), torch.bfloat16, 8e14)
+
+
+def text(tokens: float, length: int = 40) -> Text:
+    return Text("book", np.full(int(tokens / length), float(length)), 2048)
+
+
+def sizes(machine: Machine, tokens: float) -> tuple[int, float | None, float]:
+    recipe, _ = choose(Recipe(), (), text(tokens), machine)
+    return recipe.model.size.dim, recipe.training.minutes, recipe.training.dropout
+
+
+def test_more_text_and_a_faster_machine_take_larger_models() -> None:
+    for machine in (OLD, LAPTOP, CARD):
+        widths = [sizes(machine, tokens)[0] for tokens in (1e4, 3e5, 1e6, 1e7, 1e8, 1e9)]
+        assert widths == sorted(widths) and set(widths) <= {dim for dim, _, _ in LADDER}
+    assert sizes(OLD, 1e6)[0] <= sizes(LAPTOP, 1e6)[0] <= sizes(CARD, 1e6)[0] == 384
+    assert sizes(OLD, 1e4)[0] == sizes(CARD, 1e4)[0] == 128
+    for machine in (OLD, LAPTOP, CARD):
+        assert all(1 <= (sizes(machine, tokens)[1] or 0) <= machine.minutes for tokens in (1e4, 1e6, 1e9))
+
+
+def test_dropout_and_whole_documents_follow_how_often_the_text_is_read() -> None:
+    often, _ = choose(Recipe(), (), text(1e6), CARD)
+    assert often.training.dropout == 0.2 and often.noise.block_sizes == (1, 2, 4, 8, 0, 0, 0, 0)
+    once, lines = choose(Recipe(training=TrainingConfig(minutes=1)), ("minutes",), text(1e8), LAPTOP)
+    assert once.training.dropout == 0 and once.training.patience is None
+    assert once.noise.block_sizes == NoiseConfig().block_sizes
+    assert "read 1% through" in lines[-1] and "no sense" in lines[-1]
+    few, _ = choose(Recipe(training=TrainingConfig(steps=2000)), ("steps",), text(1e6), LAPTOP)
+    assert few.training.dropout == 0.1 and few.training.minutes is None and few.training.steps == 2000
+
+
+@pytest.mark.parametrize(
+    ("given", "room", "value"),
+    [
+        ("dim", "model", 96), ("layers", "model", 3), ("max_length", "data", 48), ("vocab_size", "data", 700),
+        ("rows", "training", 5), ("optimizer", "training", "adamw"), ("dropout", "training", 0.33),
+        ("patience", "training", 2), ("minutes", "training", 7.5), ("block_sizes", "noise", (3,)),
+    ],
+)  # fmt: skip
+def test_what_was_given_stays(given: str, room: str, value: Any) -> None:
+    said = Recipe()
+    said = said.model_copy(update={room: getattr(said, room).model_copy(update={given: value})})
+    recipe, _ = choose(said, (given,), text(1e6), CARD)
+    assert getattr(getattr(recipe, room), given) == value
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("objective", "copies", "passes"), [("score", 2, 3.5), ("masked", 1, 3), ("autoregressive", 1, 3)]
+)
+def test_the_work_of_a_token_is_that_of_a_hand_count(objective: str, copies: int, passes: float) -> None:
+    """2 FLOPs for each weight of the trunk and each copy, attention, and the vocabulary where it is read and written."""
+    model, vocabulary, length = ModelConfig(dim=128, layers=2, embedding_dim=32), 1000, 64
+    weights = 2 * (4 * 128 * 128 + 3 * 128 * model.size.hidden)
+    pairs = 4 * 128 * 2 * length
+    work, found = measure_work(model, Recipe(training=TrainingConfig(objective=objective)), vocabulary, length)
+    assert found == weights
+    least = passes * (2 * copies * weights + copies * pairs + 2 * vocabulary * 128 * 0.4)
+    most = passes * (2 * copies * weights + copies * pairs + 2 * vocabulary * (128 + 0.6 * (32 + 128)))
+    assert least < work < most
+
+
+def test_tokens_are_counted_as_training_will_find_them() -> None:
+    config = DataConfig()
+    corpus = load_corpus("kjv", Reading.of(config), holdout=config.holdout)
+    found = measure_text(corpus, config, fixed=False)
+    assert found.vocab_size == 2048
+    tokenizer = SentencePieceTokenizer.train(list(corpus.train["text"][::4]), 2048)
+    exact = tokenise(corpus, tokenizer, max_length=64)
+    counts = np.array([len(ids) for ids in exact.train["ids"]])
+    assert found.tokens == pytest.approx(counts.sum(), rel=0.03)
+    assert np.quantile(found.lengths, 0.995) == pytest.approx(np.quantile(counts, 0.995), rel=0.1)
+
+
+def test_a_run_takes_what_is_proposed_and_what_was_given(
+    tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["--steps", "2", "--model.dim", "32", "--dropout=0.25", "--samples", "0", "--device", "cpu"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--data", str(text), "--out", str(out), *words])
+    recipe, said = load_recipe(str(out / "recipe.toml")), capfd.readouterr().err
+    assert (recipe.training.steps, recipe.training.minutes, recipe.training.dropout) == (2, None, 0.25)
+    assert recipe.model.size.dim == 32 and recipe.training.rows == 64 and recipe.data.max_length == 64
+    assert "lines: about" in said and "so dropout is 0.25" in said
+    with pytest.raises(SystemExit, match="0"):
+        main(["info", str(text), "--device", "cpu"])
+    shown = capfd.readouterr().out
+    assert "model: 4 layers of width 128" in shown and f"scorelm train --data {text}" in shown
+
+
+def test_a_text_that_is_not_there_or_too_small_is_refused_before_anything_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    for name, says in (("none.txt", "none.txt"), ("empty.txt", "no text")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["train", "--data", str(tmp_path / name), "--out", str(tmp_path / "run")])
+        error = capfd.readouterr().err.strip().splitlines()[-1]
+        assert says in error and error.startswith("scorelm: ")
+    assert not (tmp_path / "run").exists()
