@@ -364,6 +364,12 @@ def test_a_tokenizer_is_replaced_only_if_told(lines: Path, tmp_path: Path) -> No
     assert (target / "tokenizer.model").read_bytes() != made
 
 
+def test_a_tokenizer_of_characters_has_those_of_the_text(lines: Path, tmp_path: Path) -> None:
+    made = scorelm("tokenizer", "-d", str(lines), "--vocab-size", "characters", "--out", str(tmp_path))
+    count = len(set(lines.read_text(encoding="utf-8")) - {"\n"}) + 4
+    assert made.code == 0 and f"tokenizer.model: {count} tokens" in made.err
+
+
 def test_a_run_that_has_ended_goes_on_by_what_is_added(run: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(run, tmp_path / "run"))
     ended = scorelm("train", "--out", str(out), "--resume")
@@ -397,6 +403,7 @@ BAD = {
     "empty corpus": ((*TRAIN, "{folder}/empty.txt"), "empty"),
     "not UTF-8": ((*TRAIN, "{folder}/latin.txt"), "UTF-8"),
     "vocabulary too large": ((*TRAIN, "{folder}/few.txt", "--vocab-size", "9000", *ALL_KEPT), "9000"),
+    "no size of a vocabulary": ((*TRAIN, "{folder}/few.txt", "--vocab-size", "0"), "a number above 0, or characters"),
     "unknown extension": ((*TRAIN, "{folder}/odd.xyz"), "odd.xyz"),
     "missing column": ((*TRAIN, "{folder}/rows.jsonl"), "body"),
     "bad tokenizer": ((*TRAIN, "kjv", "--tokenizer", "{folder}/few.txt"), "few.txt"),

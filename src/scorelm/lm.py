@@ -319,10 +319,16 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         """The model card, in Markdown."""
         size, made = self.config.size, self.provenance
         heldout = "" if made.heldout_loss is None else f", held-out loss {made.heldout_loss:.3f} nats"
+        prices = ", ".join(f"{path} {nats:.3f}" for path, nats in made.prices.items() if path != "stderr")
+        priced = (
+            f"Held-out text costs it, in nats per token by path: {prices} (±{made.prices['stderr']:.3f}).\n"
+            if prices
+            else ""
+        )
         return (
             "---\nlibrary_name: scorelm\npipeline_tag: text-generation\ntags: [diffusion, score-based]\n---\n"
             f"# {self.objective.title} language model\n\n"
-            f"Trained with scorelm on `{made.data}`: {made.steps:,} steps, {made.tokens:,} tokens{heldout}.\n"
+            f"Trained with scorelm on `{made.data}`: {made.steps:,} steps, {made.tokens:,} tokens{heldout}.\n{priced}"
             f"{self.parameters_count:,} parameters: width {size.dim}, {size.layers} layers, {size.heads} heads, "
             f"embeddings of size {self.config.embedding_dim}, vocabulary {self.tokenizer.vocab_size:,}, "
             f"length up to {self.max_length}.\n\n"

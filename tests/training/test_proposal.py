@@ -70,7 +70,7 @@ def test_what_was_given_stays(given: str, room: str, value: Any) -> None:
     ("objective", "copies", "passes"), [("score", 2, 3.5), ("masked", 1, 3), ("autoregressive", 1, 3)]
 )
 def test_the_work_of_a_token_is_that_of_a_hand_count(objective: str, copies: int, passes: float) -> None:
-    """2 FLOPs for each weight of the trunk and each copy, attention, and the vocabulary where it is read and written."""
+    """2 FLOPs for each weight of the trunk and each copy, attention, and the vocabulary where it is used."""
     model, vocabulary, length = ModelConfig(dim=128, layers=2, embedding_dim=32), 1000, 64
     weights = 2 * (4 * 128 * 128 + 3 * 128 * model.size.hidden)
     pairs = 4 * 128 * 2 * length

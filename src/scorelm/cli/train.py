@@ -71,18 +71,21 @@ class TrainVerb(Verb):
     def proposed(cls, words: Sequence[str]) -> Self | None:
         """Options that suit the text and the machine, wherever the words give none; None under torchrun.
 
-        Raises:
-            InputError: text that cannot be used.
+        Also None where the run will be refused, for the reason that training itself gives.
         """
         from scorelm.parallel import were_launched
+        from scorelm.training.checkpoint import list_checkpoints
         from scorelm.training.proposal import propose
         from scorelm.training.runlog import speak
 
-        if were_launched():
+        plain = read(cls, words, None)
+        if were_launched() or (list_checkpoints(plain.out / "checkpoints") and not plain.overwrite):
             return None
-        plain = read(cls, words, None).options
         given = [name for name, flag in PROPOSED.items() if value(words, flag) is not None]
-        proposal = propose(plain, given)
+        try:
+            proposal = propose(plain.options, given)
+        except InputError:
+            return None
         speak("\n".join(proposal.lines))
         return cls.model_construct(out=tyro.MISSING, options=proposal.recipe)
 

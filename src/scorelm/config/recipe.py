@@ -154,9 +154,10 @@ class TrainingConfig(Options):
     objective: ObjectiveName = "score"
     """What is learned: score (the diffusion model), or a peer in the same network, autoregressive or masked."""
     steps: PositiveInt | None = None
-    """Steps of training; by default 20,000, unless --minutes is given. With --resume, those already made count."""
+    """Steps of training, instead of --minutes. With --resume, those already made count."""
     minutes: PositiveFloat | None = None
-    """Training time, instead of --steps. With --resume, so many minutes more."""
+    """Training time; with --resume, so many minutes more. Without --recipe it is chosen for the text; where neither it
+    nor --steps is given, a run takes 20,000 steps."""
     rows: PositiveInt = 32
     """Packed rows in a batch, over all processes."""
     shards: PositiveInt | None = None

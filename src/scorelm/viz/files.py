@@ -52,11 +52,11 @@ def check_directory(target: Path) -> None:
         raise InputError(f"cannot write {target}: {target.parent} is not a directory")
 
 
-def check_matplotlib() -> None:
-    """Refuse to draw without matplotlib.
+def check_installed(package: str) -> None:
+    """Refuse to draw without a package of the viz extra.
 
     Raises:
         InputError: it is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is not installed: pip install 'scorelm[viz]'")
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{package} is not installed: pip install 'scorelm[viz]'")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scorelm.errors import InputError
 from scorelm.text.tokenizer import Tokenizer
 from scorelm.viz import figure
-from scorelm.viz.files import check_directory, check_matplotlib, fill_page, replacing
+from scorelm.viz.files import check_directory, check_installed, fill_page, replacing
 from scorelm.viz.frames import Array, Frame, Row, Token, first_frame, next_frame, split_rows
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def check_suffix(path: str | Path) -> None:
         raise InputError(f"the name of a film must end in {', '.join(SUFFIXES)}, not {str(path)!r}")
     check_directory(target)
     if suffix != ".html":
-        check_matplotlib()
+        check_installed("matplotlib")
 
 
 def film_data(rows: list[Row], film: Film) -> dict[str, Any]:
