@@ -1,9 +1,9 @@
 """What a seed gives: samples and prices of a small fixed model on every path and solver, and losses of training.
 
 `pins.json` was first written before the loop, the paths and the objectives were rebuilt, and what a seed gave then it
-gives now: all but fillings, whose first token now brings the space before it, and three of 570 rows, whose path took
-back what `--halt` had finished; every loss; and the prices up to the probability of tokens that are never written and,
-where rows are full, of whether they end. Only rounding may differ from one machine to the next. `python
+gives now: all but fillings, which now are one to three words with the space before them, and three of 570 rows, whose
+path took back what `--halt` had finished; every loss; and the prices up to the probability of tokens that are never
+written and, where rows are full, of whether they end. Only rounding may differ from one machine to the next. `python
 tests/test_pins.py` writes the file anew.
 """
 

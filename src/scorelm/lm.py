@@ -197,12 +197,12 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         settings = Settings.of(request, path)
         self.objective.allows_infilling(settings)
 
-        _, words, rest = (bool(allowed_V.any()) for allowed_V in self._allowed_KV[1:])
-        if request.blank_words is not None and not (words and rest):
+        words = bool(self._allowed_KV[Hole.WORD.value].any() and self._allowed_KV[Hole.REST.value].any())
+        if request.blank_words is not None and not words:
             raise InputError("this model's tokenizer has no tokens to make words of: give blank tokens instead")
 
         def draft(text: str, rng: np.random.Generator) -> Draft:
-            return blank_draft(text, self.tokenizer, self._has_spaces, self.lengths, request, rng)
+            return blank_draft(text, self.tokenizer, self._has_spaces, words, self.lengths, request, rng)
 
         return self._run(texts, draft, n, self.objective.allows(settings), watch, progress)
 

@@ -124,7 +124,7 @@ def test_any_text_is_a_template_or_refused(examples):
     def check(text, lengths, size, number, repair):
         def fill():
             request = Infilling.of(repair=repair, **{size: number})
-            template = blank_draft(text, TOKENIZER, True, lengths, request, np.random.default_rng(0)).template
+            template = blank_draft(text, TOKENIZER, True, True, lengths, request, np.random.default_rng(0)).template
             assert 2 <= len(template) < len(lengths)
             assert any(not isinstance(token, int) for token in template) <= ("____" in text)
 
@@ -136,7 +136,7 @@ def test_any_text_is_a_template_or_refused(examples):
 @pytest.mark.parametrize("text", ["x" * 10**6, "a ____" * 10_000, "_" * 10**6 + "a" * 10**5])
 def test_long_texts_are_refused_in_few_words(text):
     lengths, rng = [1] * 64, np.random.default_rng(0)
-    assert not taken(lambda: blank_draft(text, TOKENIZER, True, lengths, Infilling(), rng), "")
+    assert not taken(lambda: blank_draft(text, TOKENIZER, True, True, lengths, Infilling(), rng), "")
 
 
 # --- files that native code reads, in a process of their own ----------------------------------------------------------

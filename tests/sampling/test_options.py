@@ -33,6 +33,7 @@ SHARED = {
 }
 CONTINUATION = SHARED | {"length": (9, {}, [-1, 0, 1000]), "max_length": (7, {"path": "blocks:1"}, [0, -3])}
 INFILLING = SHARED | {
+    "choose": ("vote", {"path": "uniform", "best_of": 4, "top_k": 2, "n": 16, "blank_tokens": 5}, ["coin"]),
     "blank": (" ____", {}, [""]),
     "blank_tokens": (5, {}, [0, -1, 1000]),
     "blank_words": (2, {}, [0, -1, 1000]),

@@ -48,7 +48,7 @@ def filled(text: str, tokenizer: Tokenizer, seed: int, **how: object) -> tuple[s
     """The text with its blanks filled by random tokens, each as its hole asks for; where; and all ids."""
     rng, allowed_KV = np.random.default_rng(seed), allowed(tokenizer)
     spaces = bool(allowed_KV[Hole.SPACE.value].any())
-    draft = blank_draft(text, tokenizer, spaces, LENGTHS, Infilling.of(**how), rng)
+    draft = blank_draft(text, tokenizer, spaces, True, LENGTHS, Infilling.of(**how), rng)
     ids = [
         token if isinstance(token, int) else int(rng.choice(np.flatnonzero(allowed_KV[token.value if token else 0])))
         for token in draft.template
@@ -147,7 +147,7 @@ def test_words_are_as_long_as_those_around_them() -> None:
     tight = [0] * 4 + [1] * rest
     for seed in range(9):
         draft = blank_draft(
-            "seats ____ sea", TOKENIZER, True, tight, Infilling(blank_words=3), np.random.default_rng(seed)
+            "seats ____ sea", TOKENIZER, True, True, tight, Infilling(blank_words=3), np.random.default_rng(seed)
         )
         assert len(draft.template) == rest + 3
 
@@ -161,3 +161,19 @@ def test_what_does_not_fit_is_refused(how: dict[str, int]) -> None:
 def test_a_repair_gives_nothing_back() -> None:
     text, spans, ids = filled("the  ____ sea ", TOKENIZER, 0, repair=0.5)
     assert (text, spans) == (TOKENIZER.decode(ids), [])
+
+
+def test_a_blank_is_one_to_three_words_unless_it_says_otherwise_or_there_is_no_room():
+    """As often one as two as three, each blank by itself; a tokenizer without words has tokens as the text is long."""
+    how, counts = Infilling(), []
+    for seed in range(300):
+        draft = blank_draft("the ____ sea, ____", TOKENIZER, True, True, LENGTHS, how, np.random.default_rng(seed))
+        runs = [draft.template[blank] for blank in draft.blanks]
+        assert all(hole in (Hole.WORD, Hole.REST) for run in runs for hole in run)
+        counts += [sum(hole is Hole.WORD for hole in run) for run in runs]
+    assert {1, 2, 3} == set(counts) and all(abs(counts.count(k) - 200) < 45 for k in (1, 2, 3))
+    full = [0, 0, 0, 0] + [1] * (len(TOKENIZER.encode_document("the sea, ")) + 2)
+    tight = blank_draft("the ____ sea, ____", TOKENIZER, True, True, full, how, np.random.default_rng(0))
+    assert [blank.stop - blank.start for blank in tight.blanks] == [1, 1]
+    free = blank_draft("the ____ sea", TOKENIZER, True, False, LENGTHS, how, np.random.default_rng(0)).template
+    assert None in free and Hole.WORD not in free

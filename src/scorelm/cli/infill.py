@@ -10,6 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from scorelm.cli.listing import generation_help
 from scorelm.cli.model import DEFAULT_MODEL, Device, open_model
 from scorelm.cli.output import LESS_MEMORY, Output, answer, check, print_json, print_texts
+from scorelm.cli.printing import tell
 from scorelm.cli.verb import Verb
 from scorelm.config.generation import Infilling
 from scorelm.errors import InputError
@@ -49,6 +50,8 @@ class InfillVerb(Verb):
         check(self.how, self.output)
         from scorelm.parallel import launched
 
+        if (self.how.blank_words, self.how.blank_tokens, self.how.repair) == (None, None, None):
+            tell("each blank takes one to three words; for more: --blank-words N or --blank-tokens N")
         with launched() as ranks:
             lm = open_model(Path(self.words[0]) if len(self.words) == 2 else DEFAULT_MODEL, self.device)
             answer(lm, ranks, self.how, self.output, [self.words[-1]], lm.infill, self.print_samples)

@@ -77,9 +77,10 @@ class Infilling(Generation):
     """Sign that stands for a blank; the default means four underscores or more. A backslash before a sign makes it
     text."""
     blank_tokens: PositiveInt | None = None
-    """Tokens in each blank; by default drawn so that the length of the whole suits the training text."""
+    """Tokens in each blank."""
     blank_words: PositiveInt | None = None
-    """Words of letters and digits in each blank; by default as many as the tokens make."""
+    """Words of letters and digits in each blank; by default one to three, or where the tokenizer has no words, tokens
+    so that the length of the whole suits the training text."""
     repair: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Doubt the given text too: put noise of this level (between 0 and 1) on all of it and write it anew, by default
     along the path uniform. The text then needs no blank, and nothing in it is sure to come back."""

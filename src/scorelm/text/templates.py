@@ -160,6 +160,7 @@ def blank_draft(
     text: str,
     tokenizer: Tokenizer,
     spaces: bool,
+    words: bool,
     lengths: Sequence[int],
     request: Infilling,
     rng: np.random.Generator,
@@ -170,6 +171,7 @@ def blank_draft(
         text: text with blanks; only a repair does without.
         tokenizer: of the model.
         spaces: whether it has tokens that begin with a space; one before a blank is then left to its first token.
+        words: whether it has tokens to make words of; a blank then has one to three unless the request says otherwise.
         lengths: how many documents have each length, from 0 on.
         request: says what a blank looks like and how long it is.
         rng: draws the lengths.
@@ -182,11 +184,16 @@ def blank_draft(
         raise InputError(f"no blank in {brief(repr(text))}: write {request.blank} where text is to be filled in")
     parts, firsts = encode_given(given, tokenizer, spaces)
     fixed = sum(map(len, parts)) + 2
-    if request.blank_words is None:
+    counts: list[int] | None = None
+    if request.blank_words is not None:
+        counts = [request.blank_words] * len(firsts)
+    elif words and request.blank_tokens is None and request.repair is None:
+        counts = draw_counts(len(firsts), fixed, lengths, rng)
+    if counts is None:
         sizes = share_out(len(firsts), fixed, lengths, request.blank_tokens, rng)
         runs: list[Template] = [[first, *[None] * (size - 1)] for first, size in zip(firsts, sizes, strict=True)]
     else:
-        runs = draw_words(given, firsts, request.blank_words, fixed, tokenizer, lengths, rng)
+        runs = draw_words(given, firsts, counts, fixed, tokenizer, lengths, rng)
     template: Template = [tokenizer.special.bos, *parts[0]]
     places = []
     for run, part in zip(runs, parts[1:], strict=True):
@@ -227,25 +234,31 @@ def share_out(blanks: int, fixed: int, lengths: Sequence[int], each: int | None,
     return [1 + int(more) for more in rng.multinomial(total - fixed - blanks, [1 / blanks] * blanks)]
 
 
+def draw_counts(blanks: int, fixed: int, lengths: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """How many words each blank has: one, two or three, but one where more might not fit."""
+    most = 3 if fixed + 6 * blanks < len(lengths) else 1
+    return [int(count) for count in rng.integers(1, most + 1, blanks)]
+
+
 def draw_words(
     given: Sequence[str],
     firsts: Sequence[Hole | None],
-    words: int,
+    words: Sequence[int],
     fixed: int,
     tokenizer: Tokenizer,
     lengths: Sequence[int],
     rng: np.random.Generator,
 ) -> list[Template]:
-    """Holes for `words` words in each blank, every word as long in tokens as one of the given words.
+    """Holes for so many words in each blank, every word as long in tokens as one of the given words.
 
     Where such words do not fit, or there are none, every word is one token.
 
     Raises:
         InputError: not even these fit.
     """
-    share_out(len(firsts), fixed, lengths, words, rng)
+    draw_length(lengths, fixed + sum(words), rng)
     own = [len(tokenizer.encode(word)) for word in re.findall(r"[^\W_]+", " ".join(given))]
-    counts = [rng.choice(own or [1], words) for _ in firsts]
+    counts = [rng.choice(own or [1], count) for count in words]
     fits = fixed + sum(int(sizes.sum()) for sizes in counts) < len(lengths)
     runs: list[Template] = []
     for first, sizes in zip(firsts, counts, strict=True):
