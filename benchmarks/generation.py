@@ -18,8 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.utils import logging
 
 from runs import RESULTS, training
 from scorelm import ScoreLM, Tokenizer
@@ -43,8 +41,11 @@ def model(tokenizer: Tokenizer, objective: Any) -> ScoreLM:
     return lm
 
 
-def peer(vocabulary: int) -> GPT2LMHeadModel:
+def peer(vocabulary: int) -> Any:
     """A GPT-2 of the same width and depth."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     config = GPT2Config(
         vocab_size=vocabulary,
@@ -58,7 +59,17 @@ def peer(vocabulary: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
-def ways(lm: ScoreLM, ar: ScoreLM, gpts: dict[str, GPT2LMHeadModel]) -> dict[str, Callable[[int, str], Any]]:
+def write(gpt: Any, n: int) -> None:
+    """`n` texts of `LENGTH` tokens by a GPT-2, where it is."""
+    start = torch.zeros(n, 1, dtype=torch.long, device=gpt.device)
+    with torch.inference_mode():
+        gpt.generate(
+            start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=LENGTH - 1,
+            min_new_tokens=LENGTH - 1, pad_token_id=2,
+        )  # fmt: skip
+
+
+def ways(lm: ScoreLM, ar: ScoreLM, gpts: dict[str, Any]) -> dict[str, Callable[[int, str], Any]]:
     """How to write a batch of texts of `LENGTH` tokens, by name."""
 
     def diffusion(path: str, steps: int) -> Callable[[int, str], Any]:
@@ -69,15 +80,7 @@ def ways(lm: ScoreLM, ar: ScoreLM, gpts: dict[str, GPT2LMHeadModel]) -> dict[str
     found |= {f"blocks:{BLOCK} {k} a block": diffusion(f"blocks:{BLOCK}", k * -(-free // BLOCK)) for k in (1, 2, 3, 4)}
     found["autoregressive"] = lambda n, precision: ar.generate(n=n, length=LENGTH, precision=precision)
 
-    def hugging_face(n: int, precision: str) -> Any:
-        start = torch.zeros(n, 1, dtype=torch.long)
-        with torch.inference_mode():
-            return gpts[precision].generate(
-                start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=LENGTH - 1,
-                min_new_tokens=LENGTH - 1, pad_token_id=2,
-            )  # fmt: skip
-
-    found["transformers GPT-2"] = hugging_face
+    found["transformers GPT-2"] = lambda n, precision: write(gpts[precision], n)
     return found
 
 

@@ -1,0 +1,158 @@
+"""How fast scorelm is on a GPU: training beside a plain GPT loop, generation beside Hugging Face's GPT-2.
+
+    python benchmarks/gpu.py [--only NAME,NAME] [--out FILE] [--small] [--limit SECONDS] [--total SECONDS]
+
+Each configuration runs in a process of its own, which is ended after --limit seconds, or when all together have taken
+--total; what it has measured by then is kept, and the next one begins. Figures are added to benchmarks/results/gpu.json
+(on a CPU to a temporary file) as they come; at the end there is a table. `gpu_figures.py` says what is measured.
+
+--small, which a CPU implies, takes sizes that two cores do in two minutes, and only a few of the names: compiling takes
+a CPU half a minute each, but any name can be asked for with --only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_figures import SIZES, SMALL, generation, training, write_text
+from gpu_trace import CUDA
+from runs import RESULTS
+from scorelm.cli import process
+
+NAMES = (
+    "384x6-score", "generate-score", "generate-ar", "generate-gpt2", "256x6-score", "256x6-score-eager", "384x6-ar",
+    "384x6-gpt", "768x12-score", "768x12-ar", "768x12-gpt", "256x6-ar", "256x6-gpt", "256x6-ar-eager",
+    "256x6-gpt-eager",
+)  # fmt: skip
+"""Width x layers and what is trained, compiled unless it says eager; or what generates. The most wanted come first."""
+FEW = (
+    "256x6-ar", "256x6-score-eager", "256x6-ar-eager", "256x6-gpt-eager", "generate-score", "generate-ar",
+    "generate-gpt2",
+)  # fmt: skip
+TRAINING = {
+    "tokens/s": ("tokens_per_second", ",.0f"), "MFU": ("of_peak", ".1%"), "ms": ("step_ms", ".1f"),
+    "host": ("host_ms", ".1f"), "draw": ("draw_ms", ".1f"), "pack": ("pack_ms", ".1f"), "line": ("line_ms", ".1f"),
+    "busy": ("busy", ".0%"), "first": ("first_steps_s", ".1f"), "again": ("first_steps_again_s", ".1f"),
+    "GB": ("memory_gb", ".1f"),
+}  # fmt: skip
+GENERATION = {
+    "tokens/s": ("tokens_per_second", ",.0f"), "evals": ("evaluations", "d"), "ms each": ("evaluation_ms", ".2f"),
+    "kernels": ("launches", ".0f"), "item": ("items", ".1f"), "nonzero": ("nonzeros", ".1f"),
+    "to host": ("copies_to_host", ".1f"), "waits": ("waits", ".1f"), "busy": ("busy", ".0%"),
+}  # fmt: skip
+"""Columns of the two tables, in the figures' names and formats."""
+Row = dict[str, Any]
+
+
+def child(name: str, folder: Path, small: bool, again: bool) -> None:
+    """Measure a configuration; its rows go to a file of its name as they come, and what it says to another."""
+    with (folder / f"{name}.log").open("a") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    rows: dict[str, Row] = {}
+
+    def keep(row: str, **figures: Any) -> None:
+        device = torch.cuda.get_device_name() if CUDA else torch.cpu.get_capabilities().get("cpu_name")
+        rows.setdefault(row, {"device": device, "torch": torch.__version__}).update(figures)
+        draft = folder / f"{name}.writing"
+        draft.write_text(json.dumps(rows))
+        draft.replace(folder / f"{name}.json")
+
+    kind, _, rest = name.partition("-")
+    try:
+        if kind == "generate":
+            generation(rest, folder, small, keep)
+        else:
+            what, _, eager = rest.partition("-")
+            size = (SMALL if small else SIZES)[kind]
+            training(size, what, not eager, folder, again, lambda **figures: keep(name, **figures))
+    except BaseException as error:
+        keep(name, failed=f"{type(error).__name__}: {error}"[:1000])
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def measure(name: str, folder: Path, small: bool, limit: float, again: bool = False) -> dict[str, Row]:
+    """The rows of a configuration, measured in a process of its own; what went wrong is said, and noted in its row."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"kernels-{name}")
+    found, log = folder / f"{name}.json", folder / f"{name}.log"
+    found.unlink(missing_ok=True)
+    work = multiprocessing.get_context("spawn").Process(target=child, args=(name, folder, small, again))
+    work.start()
+    work.join(limit)
+    stopped = work.exitcode is None
+    if stopped:
+        work.kill()
+        work.join(10)
+    rows: dict[str, Row] = json.loads(found.read_text()) if found.exists() else {}
+    if stopped or work.exitcode:
+        row = rows.setdefault(name, {})
+        row.setdefault("failed", f"stopped after {limit:.0f} s" if stopped else f"ended with code {work.exitcode}")
+        print(f"{name}: {row['failed']}\n{log.read_text(errors='replace')[-3000:] if log.exists() else ''}", flush=True)
+    return rows
+
+
+def measured(names: list[str], small: bool, limit: float, total: float) -> Iterator[dict[str, Row]]:
+    """The rows of each configuration; those that compile run twice, the second time with the kernels of the first."""
+    end, rows = time.monotonic() + total, dict[str, Row]()
+    compiled = {name for name in names if not name.startswith("generate") and not name.endswith("eager")}
+    turns = [(name, again) for name in names for again in (False, True) if not again or name in compiled]
+    with tempfile.TemporaryDirectory() as place:
+        write_text(Path(place), SMALL if small else SIZES)
+        for name, again in turns:
+            left = min(limit, end - time.monotonic())
+            if left > 0 and "failed" not in rows.get(name, {}):
+                found = measure(name, Path(place), small, left, again)
+                rows |= {row: rows.get(row, {}) | figures for row, figures in found.items()}
+                yield {row: rows[row] for row in found}
+
+
+def table(rows: Mapping[str, Row]) -> Iterator[str]:
+    """Two tables, one line a configuration, at most 100 columns wide."""
+    for title, columns, first, width in (("training", TRAINING, 18, 7), ("generation", GENERATION, 24, 8)):
+        own = {name: row for name, row in rows.items() if name.startswith("generate") == (title == "generation")}
+        lines = {title: list(columns)} if own else {}
+        for name, row in own.items():
+            lines[name] = [format(row[key], form) if key in row else "-" for key, form in columns.values()]
+        for name, (speed, *cells) in lines.items():
+            yield f"{name:<{first}}{speed:>10}" + "".join(f"{cell:>{width}}" for cell in cells)
+            if "failed" in own.get(name, {}):
+                yield f"  {own[name]['failed'].splitlines()[0]}"[:100]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,NAME", help=", ".join(NAMES))
+    parser.add_argument("--out", type=Path, default=(RESULTS if CUDA else Path(tempfile.gettempdir())) / "gpu.json")
+    parser.add_argument("--small", action="store_true", default=not CUDA)
+    parser.add_argument("--limit", type=float, default=150.0, help="seconds that each process may take")
+    parser.add_argument("--total", type=float, default=3600.0, help="seconds that all together may take")
+    options = parser.parse_args()
+    names = options.only or (FEW if options.small else NAMES)
+    if unknown := [name for name in names if name not in NAMES]:
+        parser.error(f"no {', '.join(unknown)}: there are {', '.join(NAMES)}")
+    process.prepare()
+    rows: dict[str, Row] = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
+    fresh: dict[str, Row] = {}
+    for found in measured(names, options.small, options.limit, options.total):
+        fresh |= found
+        print("\n".join(list(table(found))[1:]), flush=True)
+        result = {"command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]), "rows": rows | fresh}
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print("\n" + "\n".join(table(fresh)))
+
+
+if __name__ == "__main__":
+    main()
