@@ -41,6 +41,7 @@ from scorelm.device import matmul_peak
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.training.data import prepare
 from scorelm.training.loop import measure
+from scorelm.training.run import with_shards
 from scorelm.training.step import draw_step
 from scorelm.training.trainer import Trainer
 from training import done
@@ -107,7 +108,7 @@ def loop(size: Size, kind: str, compiled: bool, folder: Path) -> Trainer | GPT:
         model=ModelConfig(dim=size.dim, layers=size.layers),
         training=TrainingConfig(**options),
     )
-    return Trainer(recipe, data)
+    return Trainer(with_shards(recipe, data, world=1), data)
 
 
 def training(size: Size, kind: str, compiled: bool, folder: Path, again: bool, keep: Callable[..., None]) -> None:
@@ -157,8 +158,7 @@ def speed(run: Trainer | GPT, peak: float, least: float) -> dict[str, float]:
 
 def parts(run: Trainer) -> dict[str, float]:
     """What a step's batch and a line of metrics take, each by itself."""
-    (shard,) = run.shards
-    packed = [replace(shard, batches=repeat(next(shard.batches)))]
+    packed = [replace(shard, batches=repeat(next(shard.batches))) for shard in run.shards]
 
     def line() -> str:
         run.window.seconds = 1.0
@@ -166,7 +166,7 @@ def parts(run: Trainer) -> dict[str, float]:
 
     return {
         "draw_ms": typical_ms(lambda: draw_step(packed, run.data, run.recipe, run.schedule, 0, DEVICE)),
-        "pack_ms": typical_ms(lambda: next(shard.batches)),
+        "pack_ms": typical_ms(lambda: [next(shard.batches) for shard in run.shards]),
         "line_ms": typical_ms(line),
     }
 

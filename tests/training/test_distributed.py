@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import torch
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import to_toml
 from scorelm.errors import InputError
-from scorelm.parallel import Ranks
+from scorelm.parallel import ALONE, Ranks
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import TrainingData, prepare
+from scorelm.training.run import with_shards
 from scorelm.training.run_directory import hold
 
 pytestmark = pytest.mark.thorough  # processes
@@ -255,3 +257,43 @@ def test_a_rank_that_is_killed_is_started_again_by_torchrun(
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     tools.assert_same(out, world.whole(2))
+
+
+def test_processes_pack_what_a_thread_packs_and_go_on_where_they_were(data: TrainingData, recipe: Any) -> None:
+    """Two streams, taken in turn; from the states after three batches the same ones come again."""
+
+    def batches(processes: bool) -> list[Any]:
+        return [shard.batches for shard in data.shards(recipe(2), ALONE, processes)]
+
+    ours, theirs = batches(True), batches(False)
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            assert all(map(np.array_equal, next(one).values(), next(other).values()))
+    states = [json.loads(json.dumps(one.get_state())) for one in ours]
+    assert states == [one.get_state() for one in theirs]
+    expected = [[next(one) for one in theirs] for _ in range(3)]
+    again = batches(True)
+    for taken in (ours, again):
+        next(taken[1])  # and then back
+        for one, state in zip(taken, states, strict=True):
+            one.set_state(state)
+        for row in expected:
+            for one, batch in zip(taken, row, strict=True):
+                assert all(map(np.array_equal, next(one).values(), batch.values()))
+
+
+def test_a_gpu_has_more_shards_as_far_as_rows_and_texts_allow(
+    data: TrainingData, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shards(device: str, rows: int, world: int, examples: int, given: int | None = None) -> int | None:
+        training = recipe(1).training.model_copy(update={"device": device, "rows": rows, "shards": given})
+        text = replace(data, documents=replace(data.documents, train=range(examples)))
+        return with_shards(recipe(1).model_copy(update={"training": training}), text, world).training.shards
+
+    monkeypatch.setattr("scorelm.training.run.pick_device", torch.device)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert [shards("cpu", 64, world, 10**6) for world in (1, 2, 3, 4)] == [1, 2, 1, 4]
+    assert [shards("cuda", 64, world, 10**6) for world in (1, 2, 4)] == [4, 8, 16]
+    assert [shards("cuda", rows, 1, 10**6) for rows in (30, 7, 2)] == [3, 1, 2]
+    assert [shards("cuda", 64, 1, examples) for examples in (10, 140, 200)] == [1, 2, 2]
+    assert shards("cuda", 64, 1, 10**6, given=1) == 1

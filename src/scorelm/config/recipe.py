@@ -161,7 +161,8 @@ class TrainingConfig(Options):
     rows: PositiveInt = 32
     """Packed rows in a batch, over all processes."""
     shards: PositiveInt | None = None
-    """Equal streams that the data is cut into; by default one for each process, as far as they divide --rows evenly."""
+    """Equal streams that the data is cut into, as far as they divide --rows evenly; by default one for each process, or
+    on GPUs four, each of which a process of its own packs into rows."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps a copy of the model in every process, fsdp divides its weights among them."""
     accumulation: PositiveInt = 1

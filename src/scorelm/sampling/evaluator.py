@@ -37,8 +37,9 @@ def rule_out(logits_NV: Tensor, closed_N: Tensor, special: Special, allowed_NV: 
     """
     if allowed_NV is not None:
         logits_NV.masked_fill_(~allowed_NV, -torch.inf)
-    logits_NV[:, [special.bos, special.pad, special.unk]] = -torch.inf
-    logits_NV[closed_N, special.eos] = -torch.inf
+    for token in (special.bos, special.pad, special.unk):  # a list of them would be copied to a GPU each time
+        logits_NV[:, token] = -torch.inf
+    logits_NV[:, special.eos].masked_fill_(closed_N, -torch.inf)
     return logits_NV
 
 

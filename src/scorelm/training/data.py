@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from scorelm.config.recipe import DataConfig, Recipe
 from scorelm.errors import InputError
@@ -63,12 +67,88 @@ class Ahead:
         self._batches.set_state(state)
 
 
+class Packers(IterableDataset[tuple[int, dict[str, np.ndarray], Any]]):
+    """Streams of batches, each packed by a process of its own, which is what a GPU needs to be fed.
+
+    Like `Ahead`, each stream has the state of the batches that were taken from it.
+
+    Args:
+        streams: endless ones, whose iterators have `get_state` and `set_state`.
+    """
+
+    def __init__(self, streams: Sequence[Any]) -> None:
+        self.streams = streams
+        self.states: list[Any] = [None] * len(streams)
+        self._waiting: list[deque[tuple[dict[str, np.ndarray], Any]]] = [deque() for _ in streams]
+        self._loader: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, np.ndarray], Any]]:
+        """In a process: the number of its stream, each batch of it, and the state after that."""
+        info = get_worker_info()
+        assert info is not None
+        batches = iter(self.streams[info.id])
+        if self.states[info.id] is not None:
+            batches.set_state(self.states[info.id])
+        while True:
+            yield info.id, next(batches), batches.get_state()
+
+    def take(self, number: int) -> dict[str, np.ndarray]:
+        """The next batch of a stream."""
+        if self._loader is None:
+            self._loader = iter(
+                DataLoader(
+                    self, batch_size=None, num_workers=len(self.streams), collate_fn=as_it_is,
+                    worker_init_fn=leave_interrupts, multiprocessing_context="fork",
+                )
+            )  # fmt: skip
+        while not self._waiting[number]:
+            of, batch, state = next(self._loader)
+            self._waiting[of].append((batch, state))
+        batch, self.states[number] = self._waiting[number].popleft()
+        return batch
+
+    def go_on_from(self, number: int, state: Any) -> None:
+        """Let a stream go on from a state; all begin anew from what was taken of them."""
+        self.states[number], self._loader = state, None
+        for waiting in self._waiting:
+            waiting.clear()
+
+
+def as_it_is(item: Any) -> Any:
+    """What a process has made, unchanged."""
+    return item
+
+
+def leave_interrupts(number: int) -> None:
+    """Leave Ctrl-C to the process that trains, which saves first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass
+class Turn:
+    """One stream of `Packers`, as `Ahead` has one."""
+
+    packers: Packers
+    number: int
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return self.packers.take(self.number)
+
+    def get_state(self) -> Any:
+        """Where to go on after the batches that were taken."""
+        return self.packers.states[self.number]
+
+    def set_state(self, state: Any) -> None:
+        """Go on from there."""
+        self.packers.go_on_from(self.number, state)
+
+
 @dataclass
 class Shard:
     """One of the equal streams that a global batch is made of, and which of its rows this rank computes."""
 
     index: int
-    batches: Ahead
+    batches: Ahead | Turn
     """Endless packed batches."""
     rows: slice
     owned: bool
@@ -84,12 +164,12 @@ class TrainingData:
     fingerprint: str
     text_fingerprint: str
 
-    def shards(self, recipe: Recipe, ranks: Ranks) -> list[Shard]:
+    def shards(self, recipe: Recipe, ranks: Ranks, processes: bool = False) -> list[Shard]:
         """The shards of the data that a rank reads.
 
         A global batch is the rows of all shards one after the other, whichever rank computes them: rank r of w takes
         rows ``r n / w`` to ``(r + 1) n / w`` of n. So a run is the same on any number of ranks, and no two shards share
-        a document in an epoch.
+        a document in an epoch. With `processes`, each shard is packed by one of its own, and by a thread otherwise.
 
         Raises:
             InputError: rows that cannot be shared out.
@@ -100,15 +180,21 @@ class TrainingData:
         if training.rows < ranks.world:
             raise InputError(f"{training.rows} rows a batch are too few for {ranks.world} ranks")
         each, width = self.row_shape(recipe, training.rows // count)
-        own, found = ranks.part(each * count), list[Shard]()
-        for index in range(own.start // each, -(-own.stop // each)):
-            packed = packed_rows(
-                self.documents.train, max_length=width, rows=each, seed=training.seed,
-                rank=index, world=count, pad=self.tokenizer.special.pad,
-            )  # fmt: skip
+        own = ranks.part(each * count)
+        indices = range(own.start // each, -(-own.stop // each))
+        streams = [
+            packed_rows(
+                self.documents.train, max_length=width, rows=each, seed=training.seed, rank=index, world=count,
+                pad=self.tokenizer.special.pad,
+            )
+            for index in indices
+        ]  # fmt: skip
+        packers, found = Packers(streams), list[Shard]()
+        for number, index in enumerate(indices):
             start = index * each
             rows = slice(max(own.start - start, 0), min(own.stop - start, each))
-            found.append(Shard(index, Ahead(iter(packed)), rows, rows.start == 0))
+            batches = Turn(packers, number) if processes else Ahead(iter(streams[number]))
+            found.append(Shard(index, batches, rows, rows.start == 0))
         return found
 
     def row_shape(self, recipe: Recipe, rows: int) -> tuple[int, int]:

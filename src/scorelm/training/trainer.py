@@ -47,7 +47,7 @@ class Trainer:
             noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max
         )
         self.curve = EntropyCurve(self.schedule, self.learner.device) if isinstance(self.schedule, Gumbel) else None
-        self.shards = data.shards(recipe, ranks)
+        self.shards = data.shards(recipe, ranks, processes=self.learner.device.type != "cpu")
         self.progress = Progress()
         self.unread = Unread.after(self.progress, self.learner.device)
         self.window = Window(self.learner.device)
