@@ -25,7 +25,7 @@ from scorelm import Tokenizer
 from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
 from scorelm.config.toml import load_recipe
 from scorelm.model.denoiser import Denoiser
-from scorelm.model.prediction import CHUNK
+from scorelm.model.prediction import CHUNK_ON_GPU
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import prepare
 
@@ -145,7 +145,7 @@ def memory(run: Run, live: float) -> dict[str, float]:
         "state": state_bytes(count, len(recipe.training.ema), shards),
         "unsharded": working_bytes(run),
         "activations": activation_bytes(recipe.model, rows, length, recipe.noise.streams, alive),
-        "loss": 20 * min(CHUNK, vocab * alive),
+        "loss": 20 * min(CHUNK_ON_GPU, vocab * alive),
     }
     return {name: size / 1e9 for name, size in parts.items()} | {"total": sum(parts.values()) / 1e9}
 

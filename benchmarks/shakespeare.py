@@ -138,7 +138,7 @@ def main() -> None:
     contents = arguments.file.read_bytes()
     text, digest = contents.decode(), hashlib.sha256(contents).hexdigest()
     data, sides = read(text, digest), split(text)
-    words = ["--small"] * small + [f"--seconds {seconds:g}"] * (seconds is not None)
+    words = ["--small"] * small + ([] if seconds is None else [f"--seconds {seconds:g}"])
     run = {
         "command": " ".join(["python benchmarks/shakespeare.py", arguments.file.name, *words]),
         "device": torch.cuda.get_device_name() if gpu else f"CPU, threads: {torch.get_num_threads()}",

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from scorelm import ScoreLM
 from scorelm.cli import VERBS, main
 from scorelm.cli.info import InfoVerb
 from scorelm.cli.output import Output
@@ -29,6 +30,7 @@ from scorelm.cli.process import let_waiting_threads_sleep
 from scorelm.config.generation import Continuation, Infilling
 from scorelm.config.toml import load_recipe
 from scorelm.errors import DiskError, InputError
+from scorelm.model.directory import EMBEDDED, FILES
 from scorelm.objectives.objective import Objective
 from scorelm.sampling.halting import CRITERIA
 from scorelm.sampling.paths import PATHS
@@ -254,6 +256,29 @@ def test_every_option_of_a_request_runs(run: Path, tmp_path: Path) -> None:
     assert known <= {*sample, *in_words, *repair}
 
 
+def test_without_a_name_it_is_the_model_that_comes_along() -> None:
+    lm = ScoreLM.from_pretrained()
+    assert lm.provenance.data == "kjv" and lm.provenance.holdout == 0.02
+    files = list(EMBEDDED.iterdir())
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert {*FILES, "README.md", "recipe.toml"} == {path.name for path in files}
+    code, out, _ = scorelm("sample", "--seed", "3", "-n", "1", "--device", "cpu")
+    assert (code, out.strip()) == (0, lm.generate(seed=3)[0].text)
+    code, out, err = scorelm("infill", "And God said, Let there be ____: and there was light.", "-n", "1")
+    assert code == 0 and out.startswith("And God said, Let there be ") and out.endswith(": and there was light.\n")
+    assert 1 <= len(out.split()) - 10 <= 3 and "one to three words" in err
+    code, out, _ = scorelm("info", "--json")
+    assert (code, json.loads(out)["parameters"]) == (0, lm.parameters_count)
+
+
+@pytest.mark.thorough
+def test_held_out_verses_cost_the_model_that_comes_along_what_its_card_says() -> None:
+    found = json.loads(done("score", "--path", "ordered", "--json", "--device", "cpu"))
+    made = ScoreLM.from_pretrained().provenance
+    assert found["held_out"] and found["nats_per_token"] == pytest.approx(made.prices["ordered"], abs=1e-3)
+    assert f"ordered {made.prices['ordered']:.3f}" in (EMBEDDED / "README.md").read_text()
+
+
 def test_info_describes_a_model(run: Path) -> None:
     assert "parameters" in done("info", str(run))
     facts = json.loads(done("info", str(run / "model"), "--json"))
@@ -386,11 +411,17 @@ def test_a_second_demo_replaces_the_first_only_if_told(tmp_path: Path) -> None:
     words = ("demo", "--out", str(out), "--minutes", "0.005", "--device", "cpu")
     assert "And God said" in done(*words)
     (out / "notes.txt").write_text("mine")
-    before = (out / "film.html").read_bytes()
-    assert scorelm(*words).code == 2 and (out / "film.html").read_bytes() == before
+    films = [tmp_path / "demo-verses.html", tmp_path / "demo-blank.html"]
+    before = [film.read_bytes() for film in films]
+    assert all(b"</html>" in film for film in before) and before[0] != before[1]
+    assert scorelm(*words).code == 2 and [film.read_bytes() for film in films] == before
+    shutil.move(out, tmp_path / "elsewhere")
+    refused = scorelm(*words)
+    assert refused.code == 2 and not refused.out and "demo-verses.html exists" in refused.err
+    shutil.move(tmp_path / "elsewhere", out)
     replaced = scorelm(*words, "--overwrite")
     assert replaced.code == 0 and "what is not its own stays: notes.txt" in replaced.err
-    assert (out / "notes.txt").read_text() == "mine" and (out / "film.html").exists()
+    assert (out / "notes.txt").read_text() == "mine" and [film.read_bytes() for film in films] == before
 
 
 # What a user can cause
@@ -432,7 +463,6 @@ BAD = {
     "prompt too long": (("sample", "{run}", "--prompt", "Ruth " * 50), "tokens"),
     "length too long": (("sample", "{run}", "--length", "99"), "99"),
     "no model": (("sample", "{folder}/nowhere"), "nowhere"),
-    "no default model": (("info",), "scorelm demo"),
     "another shape": (("sample", "{folder}/shape"), "model.safetensors"),
     "damaged weights": (("sample", "{folder}/damaged"), "model.safetensors"),
     "no device": (("sample", "{run}", "--device", "abacus"), "abacus"),

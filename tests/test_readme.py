@@ -24,9 +24,9 @@ def block(start: str) -> str:
 
 
 def commands() -> list[list[str]]:
-    """The commands of the README's screen of use, with less work to do."""
+    """The commands of the README's two screens of use, with less work to do."""
     found = []
-    for line in block("scorelm train").splitlines():
+    for line in (block("scorelm sample") + block("scorelm train")).splitlines():
         words = shlex.split(line.replace("--minutes 60", SHORT).replace("blocks:4", "blocks:16"), comments=True)
         if words[1:2] in (["score"], ["eval"]):
             words += ["--limit", "8", *(["-n", "4", "--steps", "8"] if words[1] == "eval" else [])]

@@ -94,11 +94,12 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         return self.denoiser.embedding.weight.device
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **hub_options: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, path: str | Path | None = None, **hub_options: Any) -> Self:  # type: ignore[override]
         """Load a model.
 
         Args:
-            path: a model directory, the directory of a run, or a name on the Hugging Face hub.
+            path: a model directory, the directory of a run, or a name on the Hugging Face hub; by default the model
+                that comes with the library, which writes verses in the manner of the King James Bible.
             hub_options: passed to `huggingface_hub.snapshot_download` for a hub name (revision, token, ...).
 
         Raises:
@@ -202,7 +203,8 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
             raise InputError("this model's tokenizer has no tokens to make words of: give blank tokens instead")
 
         def draft(text: str, rng: np.random.Generator) -> Draft:
-            return blank_draft(text, self.tokenizer, self._has_spaces, words, self.lengths, request, rng)
+            apart = words and (" " in text or not any(c.isalpha() for c in text))  # not so in Chinese, say
+            return blank_draft(text, self.tokenizer, self._has_spaces, apart, self.lengths, request, rng)
 
         return self._run(texts, draft, n, self.objective.allows(settings), watch, progress)
 

@@ -17,6 +17,7 @@ import pytest
 
 from scorelm.errors import InputError
 from scorelm.training import train
+from scorelm.training.checkpoint import list_checkpoints, seal
 
 pytestmark = pytest.mark.thorough  # processes
 
@@ -268,3 +269,14 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     assert process.stderr is not None
     process.stderr.close()
     assert process.wait() == 2
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(runs: Any, out: Path) -> None:
+    newest = list_checkpoints(out / "checkpoints")[-1]
+    state = json.loads((newest / "state.json").read_text())
+    del state["watch"]
+    (newest / "state.json").write_text(json.dumps(state))
+    (newest / "checksums.json").unlink()
+    seal(newest)
+    with pytest.raises(InputError, match="was written by an older scorelm"):
+        train(runs.recipe, out, resume=True, say=lambda text: None)

@@ -1,10 +1,12 @@
 """What is priced of held-out text while a run goes on, which model is kept, and when a run ends by itself."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def looks(tools: Any, out: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("total", [1e4, 1e6, 1e7, 1e9, 1e11])
 def test_prices_take_no_more_than_their_share_of_the_work(objective: str, total: float) -> None:
     class Text:
-        heldout_tokens = 20_000
+        heldout_lengths = np.full(500, 40)
 
     recipe, watch = Recipe(training=TrainingConfig(objective=objective)), Watch()
     plan(watch, recipe, Text(), total)  # type: ignore[arg-type]
@@ -86,11 +88,13 @@ def test_prices_are_due_at_even_shares_and_at_the_end_also_after_a_longer_budget
 
 def test_the_rows_are_spread_over_the_held_out_text(data: TrainingData) -> None:
     documents = [list(ids) for ids in data.documents.heldout["ids"]]
-    every = choose_rows(data, 6, 10**6)
-    assert every.ids == [ids[:6] for ids in documents]
-    few = choose_rows(data, 32, data.heldout_tokens // 4)
+    windows = [ids[start : start + 6] for ids in documents for start in range(0, len(ids), 6)]
+    assert choose_rows(data, 6, 10**6).ids == windows
+    tokens = sum(map(len, documents))
+    few = choose_rows(data, 32, tokens // 4)
     assert len(few.ids) == pytest.approx(len(documents) / 4, abs=1)
     assert few.ids[0] == documents[0] and few.ids[-1] == documents[-1]
+    assert sum(map(len, choose_rows(data, 5, 200).ids)) == pytest.approx(200, rel=0.2)
 
 
 def test_the_figure_that_decides() -> None:
@@ -114,6 +118,12 @@ def test_what_is_said_of_a_run() -> None:
     ]  # fmt: skip
     assert verdict(watch, 5.0).startswith("epoch 5.0: held-out nats/token ordered 2.800 (±0.020)")
     assert (watch.best, watch.best_step) == (2.5, 20) and watch.keeps(20) and not watch.keeps(50)
+    for odd in (math.nan, math.inf):
+        watch, first = Watch(), Watch()
+        watch.note({"ordered": 2.0}, 2.0, Progress(step=1), 1.0)
+        for one in (watch, first):
+            one.note({"ordered": odd}, odd, Progress(step=2), 2.0)
+        assert (watch.best, watch.best_step, watch.since, first.best) == (2.0, 1, 1, None)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -152,6 +162,15 @@ def test_the_best_model_is_kept_with_its_prices_and_resuming_changes_nothing(
     assert state["watch"]["best_step"] == made.steps
     assert any("is finished" in line for line in tools.train(tools.with_steps(recipe, None), whole, resume=True))
 
+    killed = Path(shutil.copytree(whole, tmp_path / "killed"))  # after the best checkpoint, before its model
+    for path in (killed / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > made.steps:
+            shutil.rmtree(path)
+    shutil.rmtree(killed / "model")
+    chosen = iter([4.0] * 6)
+    tools.train(recipe, killed, resume=True)
+    tools.assert_same(whole, killed)
+
 
 @pytest.mark.thorough
 def test_a_run_that_stops_improving_goes_back_to_its_best_weights_and_ends(
@@ -174,6 +193,9 @@ def test_a_run_that_stops_improving_goes_back_to_its_best_weights_and_ends(
     cooling = Cooling(300, 20, 0.75)
     assert [Progress(step=step, cooling=cooling).share(training) for step in (300, 310, 320)] == [0.75, 0.875, 1.0]
     assert any("is finished" in line for line in tools.train(tools.with_steps(recipe, None), out, resume=True))
+    shutil.rmtree(out / "model")  # as after a kill before it was written
+    assert tools.train(tools.with_steps(recipe, None), out, resume=True)[-1] and tools.log(out)[-1]["step"] == 320
+    assert ScoreLM.from_pretrained(out).provenance.steps == 320
     chosen = iter([1.0] * 9)
     longer = recipe.model_copy(update={"training": training.model_copy(update={"steps": 324})})
     tools.train(longer, out, resume=True)

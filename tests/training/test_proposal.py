@@ -1,5 +1,6 @@
 """What is proposed for a text and a machine: sizes, dropout and time that suit both, and nothing that was given."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from scorelm.cli import main
+from scorelm.cli.train import value
 from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
 from scorelm.config.toml import load_recipe
 from scorelm.text.corpus import load_corpus, tokenise
@@ -48,6 +50,20 @@ def test_dropout_and_whole_documents_follow_how_often_the_text_is_read() -> None
     assert "read 1% through" in lines[-1] and "no sense" in lines[-1]
     few, _ = choose(Recipe(training=TrainingConfig(steps=2000)), ("steps",), text(1e6), LAPTOP)
     assert few.training.dropout == 0.1 and few.training.minutes is None and few.training.steps == 2000
+
+
+def test_readings_are_counted_in_the_time_and_rows_that_are_proposed() -> None:
+    tiny, lines = choose(Recipe(), (), text(2000), LAPTOP)
+    assert tiny.training.minutes == 1 and int(re.search(r"about (\d+) times", lines[-1])[1]) > 100
+    given = Recipe(training=TrainingConfig(steps=60, rows=8))
+    few, lines = choose(given, ("steps", "rows"), text(20_000), LAPTOP)
+    assert few.training.dropout == 0 and "read 154% through" in lines[-1]  # 60 x 8 x 64 of 20,000
+
+
+def test_flags_are_read_however_they_are_written() -> None:
+    for words in (["--max-length", "9"], ["--max_length", "9"], ["--max-length=9"], ["--max_length=9"]):
+        assert value(words, "--max-length") == "9"
+    assert value(["--data", "a_b=c.txt"], "--data") == "a_b=c.txt"
 
 
 @pytest.mark.parametrize(

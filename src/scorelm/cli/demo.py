@@ -14,20 +14,17 @@ from scorelm.cli.train import Overwrite, TrainVerb
 from scorelm.cli.verb import Verb
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
+from scorelm.errors import InputError, exists
 
-SAMPLES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("Word by word, left to right", {"n": 4, "path": "blocks:1", "temperature": 0.7}),
-    ("The surest words first, several at once (the default)", {"n": 3, "path": "bounded", "temperature": 0.7}),
-    ("All words together", {"n": 3, "path": "uniform", "temperature": 0.7}),
-)
-BLANKS = ("And God said, Let there be ____: and there was light.", "And ____ went up to Jerusalem ____.")
+VERSES: dict[str, Any] = {"n": 3, "temperature": 0.7}
+BLANK = "And God said, Let there be ____: and there was light."
 
 
 class DemoVerb(Verb):
     """Options of ``scorelm demo``.
 
-    Prints verses written in three orders and texts with their blanks filled in, and makes a film of the last verses for
-    a browser.
+    First the model that comes with scorelm writes verses and fills in a blank, with a film of each for a browser. Then
+    a model of your own is trained, and what it writes is shown as it gets better.
     """
 
     less_memory: ClassVar[str] = TrainVerb.less_memory.replace("lower", "use scorelm train --recipe demo with lower")
@@ -40,7 +37,21 @@ class DemoVerb(Verb):
     device: Device = "auto"
 
     def run(self) -> int:
-        """Train on the embedded corpus, then show what the model can do."""
+        """Show what the embedded model can do, then train one on the embedded corpus.
+
+        Raises:
+            InputError: there is a run already, or a film of one.
+        """
+        from scorelm.training.run import check_free
+
+        check_free(self.out, self.overwrite)
+        verses, blank = (self.out.with_name(f"{self.out.name}-{name}.html") for name in ("verses", "blank"))
+        for film in (verses, blank):
+            if exists(film) and not self.overwrite:
+                raise InputError(f"{film} exists: add --overwrite to replace it, or choose another --out")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        show_what_comes_along(verses, blank, self.device)
+        show(f"\nNow a small model learns the same text from the beginning, for {self.minutes:g} minutes.\n")
         recipe = demo_recipe(self.minutes, self.device)
         code = TrainVerb(out=self.out, options=recipe, overwrite=self.overwrite).run()
         if code == 0:
@@ -55,25 +66,36 @@ def demo_recipe(minutes: float, device: str) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
 
 
-def show_what_was_learned(out: Path, device: str) -> None:
-    """Verses in three orders, texts with their blanks filled in, and a film."""
+def show_what_comes_along(verses: Path, blank: Path, device: str) -> None:
+    """Verses and a filled blank of the embedded model, with films of both."""
     from scorelm.viz.film import Film
 
-    model, film_file = out / "model", out / "film.html"
-    lm = open_model(model, device)
-    film = Film(lm.tokenizer, norm=lm.norm, title=SAMPLES[-1][0])
-    for title, settings in SAMPLES:
-        show(f"\n{title}\n  scorelm sample {shlex.quote(str(model))} {flags(settings)}")
-        for sample in lm.generate(**settings, watch=film):  # each starts the film over: the last one stays
-            show(f"    {sample.text}")
-    film.save(film_file)
-    show(f"\nFilling in blanks\n  scorelm infill {shlex.quote(str(model))} 'TEXT WITH ____ BLANKS'")
-    for text in BLANKS:
-        show(f"    {text}\n    {lm.infill(text, temperature=0.8)[0].text}")
+    lm = open_model(None, device)
+    command = f"scorelm sample {flags(VERSES)}"
+    film = Film(lm.tokenizer, norm=lm.norm, title="Verses, the surest words first", subtitle=command)
+    show(f"The model that comes with scorelm writes verses, the surest words first:\n  {command}")
+    for sample in lm.generate(**VERSES, watch=film):
+        show(f"    {sample.text}")
+    film.save(verses)
+    command = f"scorelm infill {shlex.quote(BLANK)}"
+    film = Film(lm.tokenizer, norm=lm.norm, title="A blank filled in", subtitle=command)
+    show(f"It fills in blanks:\n  {command}")
+    for sample in lm.infill(BLANK, n=3, watch=film):
+        show(f"    {sample.text}")
+    film.save(blank)
+    show(f"Films of both, for a browser: {verses} and {blank}")
+
+
+def show_what_was_learned(out: Path, device: str) -> None:
+    """Verses of the model that was trained, and what to do next."""
+    model = out / "model"
+    show(f"\nYour own model, after all of that:\n  scorelm sample {shlex.quote(str(model))} {flags(VERSES)}")
+    for sample in open_model(model, device).generate(**VERSES):
+        show(f"    {sample.text}")
     show(
-        f"\nA film of the last {SAMPLES[-1][1]['n']} verses, for a browser: {film_file}\n"
-        f"The model is in {model}. Try:\n  scorelm sample {shlex.quote(str(model))} --prompt 'And God said'\n"
-        f"  scorelm train --out {shlex.quote(str(out))} --resume --minutes 60   # go on training"
+        f"\nTo let it learn for an hour more:\n  scorelm train --out {shlex.quote(str(out))} --resume --minutes 60"
+        "\nTo see what a model of a text of your own would be, and to train it:"
+        "\n  scorelm info my.txt\n  scorelm train --data my.txt --out runs/mine"
     )
 
 

@@ -15,7 +15,7 @@ from scorelm.cli.process import prepare
 from scorelm.errors import InputError, brief
 
 VERBS = {
-    "demo": "Train on the King James Bible for four minutes and show the result.",
+    "demo": "Show verses of the model that comes along, then train one.",
     "train": "Train a model on text of your own.",
     "tokenizer": "Train a tokenizer on text of your own.",
     "sample": "Write texts, from nothing or from a prompt.",
@@ -62,15 +62,14 @@ def run(words: list[str]) -> int:
     if words[0] not in VERBS:
         raise InputError(f"no verb '{brief(words[0])}': choose {', '.join(VERBS)}")
     prepare()
-    from scorelm.cli.verb import parse
+    from scorelm.cli.verb import load, parse
 
-    verb = parse(words[0], VERBS[words[0]], words[1:])
     try:
-        return verb.run()
+        return parse(words[0], VERBS[words[0]], words[1:]).run()
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        fail(f"not enough memory: {verb.less_memory}", 1)
+        fail(f"not enough memory: {load(words[0]).less_memory}", 1)
 
 
 def overview() -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PositiveInt
 from tyro.conf import arg
 
-from scorelm.cli.model import DEFAULT_MODEL, Device, Model, open_model
+from scorelm.cli.model import Device, Model, open_model
 from scorelm.cli.printing import show, tell
 from scorelm.cli.texts import Texts, load_texts
 from scorelm.cli.verb import Verb
@@ -29,7 +29,7 @@ class EvalVerb(Verb):
 
     less_memory: ClassVar[str] = "use a smaller model or judge, or --device cpu if that was a GPU's"
 
-    model: Model = DEFAULT_MODEL
+    model: Model = None
     texts: Annotated[Texts, arg(name="")] = Texts()
     judge: str | None = None
     """Language model that says how likely the written texts are (perplexity, MAUVE): an autoregressive model of

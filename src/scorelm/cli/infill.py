@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from scorelm.cli.listing import generation_help
-from scorelm.cli.model import DEFAULT_MODEL, Device, open_model
+from scorelm.cli.model import Device, open_model
 from scorelm.cli.output import LESS_MEMORY, Output, answer, check, print_json, print_texts
 from scorelm.cli.printing import tell
 from scorelm.cli.verb import Verb
@@ -31,8 +31,8 @@ class InfillVerb(Verb):
     less_memory: ClassVar[str] = LESS_MEMORY
 
     words: Annotated[tuple[str, ...], Positional, arg(metavar="[MODEL] TEXT")]
-    """Model directory, run directory, or name on the Hugging Face hub (runs/demo/model if left out); then the text with
-    its blanks, in quotes."""
+    """Model directory, run directory, or name on the Hugging Face hub (if left out, the model that comes with scorelm);
+    then the text with its blanks, in quotes."""
     mark: Annotated[bool, FlagCreatePairsOff] = False
     """Put what was filled in between [ and ] in what is printed; with --json the text stays as it is."""
     output: Annotated[Output, arg(name="")] = Output()
@@ -50,11 +50,11 @@ class InfillVerb(Verb):
         check(self.how, self.output)
         from scorelm.parallel import launched
 
-        if (self.how.blank_words, self.how.blank_tokens, self.how.repair) == (None, None, None):
-            tell("each blank takes one to three words; for more: --blank-words N or --blank-tokens N")
         with launched() as ranks:
-            lm = open_model(Path(self.words[0]) if len(self.words) == 2 else DEFAULT_MODEL, self.device)
+            lm = open_model(Path(self.words[0]) if len(self.words) == 2 else None, self.device)
             answer(lm, ranks, self.how, self.output, [self.words[-1]], lm.infill, self.print_samples)
+            if ranks.main and (self.how.blank_words, self.how.blank_tokens, self.how.repair) == (None, None, None):
+                tell("for longer or shorter blanks: --blank-words N or --blank-tokens N")
         return 0
 
     def print_samples(self, samples: list[Sample]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from scorelm.cli.model import DEFAULT_MODEL, Device, open_model
+from scorelm.cli.model import NAMES, Device, open_model
 from scorelm.cli.printing import show
 from scorelm.cli.verb import Verb
 from scorelm.errors import brief
@@ -25,9 +25,7 @@ class InfoVerb(Verb):
     file, or a directory of files): how large it is, and what scorelm train would do with it on this machine.
     """
 
-    model: Annotated[Path, Positional, arg(metavar="[MODEL OR TEXT]", help="Model, or text to train on.")] = (
-        DEFAULT_MODEL
-    )
+    model: Annotated[Path | None, Positional, arg(metavar="[MODEL OR TEXT]", help=f"{NAMES}. Or a text.")] = None
     field: Annotated[str, arg(help="Of a text: column that holds it, in files with columns.")] = "text"
     csv_separator: Annotated[str | None, arg(help="Of a text: character between the columns of a .csv file.")] = None
     split: Annotated[str | None, arg(help="Of a text: what is one example, as in scorelm train.")] = None
@@ -37,21 +35,23 @@ class InfoVerb(Verb):
 
     def run(self) -> int:
         """Print the facts."""
-        if is_text(self.model):
-            return self.propose()
+        if self.model is not None and is_text(self.model):
+            return self.propose(str(self.model))
         facts = describe(open_model(self.model))
         show(json.dumps(facts, indent=2) if self.as_json else "\n".join(map(line, facts, facts.values())))
         return 0
 
-    def propose(self) -> int:
+    def propose(self, source: str) -> int:
         """Print what would be trained on the text."""
         from scorelm.config.recipe import DataConfig, Recipe, TrainingConfig
         from scorelm.training.proposal import propose
 
-        source = str(self.model)
         data = DataConfig(source=source, field=self.field, csv_separator=self.csv_separator, split=self.split)
         recipe, lines = propose(Recipe(data=data, training=TrainingConfig(device=self.device)))
-        command = f"scorelm train --data {shlex.quote(source)} --out runs/mine"
+        how = {"--field": self.field if self.field != "text" else None, "--csv-separator": self.csv_separator,
+               "--split": self.split}  # fmt: skip
+        words = [word for flag, value in how.items() if value is not None for word in (flag, value)]
+        command = shlex.join(["scorelm", "train", "--data", source, *words, "--out", "runs/mine"])
         if self.as_json:
             show(json.dumps({"says": lines, "recipe": recipe.model_dump(mode="json")}, indent=2))
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import UseAppendAction, arg
 
 from scorelm.cli.listing import generation_help
-from scorelm.cli.model import DEFAULT_MODEL, Device, Model, open_model
+from scorelm.cli.model import Device, Model, open_model
 from scorelm.cli.output import LESS_MEMORY, Output, answer, check, print_json, print_texts
 from scorelm.cli.verb import Verb
 from scorelm.config.generation import Continuation
@@ -32,7 +32,7 @@ class SampleVerb(Verb):
 
     less_memory: ClassVar[str] = LESS_MEMORY
 
-    model: Model = DEFAULT_MODEL
+    model: Model = None
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """Words that a text begins with; give it again for further prompts. By default texts begin from nothing."""
     prompt_file: Path | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tyro.conf import arg
 
 from scorelm.cli.listing import pricing_help
-from scorelm.cli.model import DEFAULT_MODEL, Device, Model, open_model
+from scorelm.cli.model import Device, Model, open_model
 from scorelm.cli.printing import show, tell
 from scorelm.cli.texts import Texts, load_texts
 from scorelm.cli.verb import Verb
@@ -28,7 +28,7 @@ class ScoreVerb(Verb):
 
     less_memory: ClassVar[str] = "use a smaller model, or --device cpu if that was a GPU's"
 
-    model: Model = DEFAULT_MODEL
+    model: Model = None
     texts: Annotated[Texts, arg(name="")] = Texts()
     device: Device = "auto"
     pricing: Annotated[Pricing, arg(name="")] = Pricing()

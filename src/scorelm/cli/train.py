@@ -36,7 +36,7 @@ class TrainVerb(Verb):
     scorelm info TEXT shows them."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint, with the options of its recipe.toml. The text, the model,
-    the noise, --objective, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema and --seed stay as they are;
+    the noise, --objective, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema, --select and --seed stay;
     other options can be given, and are kept in recipe.toml from the first step on."""
     fall_back: bool = False
     """With --resume: where the newest checkpoint is damaged, go on from the newest sound one, and keep the damaged one
@@ -119,8 +119,9 @@ PROPOSED = {
 
 def value(words: Sequence[str], *names: str) -> str | None:
     """The value of an option, read ahead of the parser."""
-    words = [word.replace("_", "-") if word.startswith("--") and "=" not in word else word for word in words]
-    for k, word in enumerate(words):
+    for k, given in enumerate(words):
+        flag, sign, rest = given.partition("=")
+        word = (flag.replace("_", "-") if flag.startswith("--") else flag) + sign + rest
         for name in names:
             if word == name and k + 1 < len(words):
                 return words[k + 1]

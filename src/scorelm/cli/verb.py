@@ -111,8 +111,10 @@ def make_options(info: StructTypeInfo) -> StructConstructorSpec | None:
     for name, field in kind.model_fields.items():
         default = getattr(info.default, name) if isinstance(info.default, kind) else field.get_default()
         default = tyro.MISSING_NONPROP if default is PydanticUndefined else default
-        text = " ".join((field.description or "").split())
-        shown = [tyro.conf.arg(metavar=metavar(field.annotation), help_behavior_hint=hint(text))]
+        own = [mark for mark in field.metadata if hasattr(mark, "metavar")]
+        text = " ".join((field.description or next((mark.help for mark in own), None) or "").split())
+        sign = next((mark.metavar for mark in own), None) or metavar(field.annotation)
+        shown = [tyro.conf.arg(metavar=sign, help_behavior_hint=hint(text))]
         if field.annotation is bool and issubclass(kind, Verb) and not field.default:
             shown.append(tyro.conf.FlagCreatePairsOff)
         annotated: Any = Annotated[(field.rebuild_annotation(), *shown)]

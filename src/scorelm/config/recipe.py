@@ -184,7 +184,8 @@ class TrainingConfig(Options):
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
     skip_limit: NonNegativeInt = 10
-    """How many steps in a row may be skipped because the loss or the gradient is not finite; one more ends the run."""
+    """How many steps in a row may be skipped because the loss or the gradient is not finite; with more, the run ends.
+    They are counted on the device and looked at every --log-every steps."""
     self_conditioning: Share = 0.5
     """Share of steps that first make an estimate, without gradient, and feed it back (only for score)."""
     likelihood_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -210,7 +211,7 @@ class TrainingConfig(Options):
     save_minutes: PositiveFloat = 2.0
     """Most minutes between checkpoints; the first one comes after half a minute."""
     keep: PositiveInt = 2
-    """How many checkpoints to keep, the newest ones."""
+    """How many checkpoints to keep, the newest ones; that of the model which is kept stays too."""
     async_save: bool = False
     """Go on training while a checkpoint is written, from a copy in memory."""
     log_every: PositiveInt = 10
@@ -223,7 +224,8 @@ class TrainingConfig(Options):
     """End the run when the price has been taken so many times without a better one: then the learning rate falls to 0
     from the best weights, in a tenth of the steps that they took. By default the run goes on to its end."""
     samples: NonNegativeInt = 4
-    """Texts in samples.txt each time that held-out text is priced, after the first minute, and at the end."""
+    """Texts in samples.txt each time that held-out text is priced, after the first minute, and in a run that is too
+    short for prices five times."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the tensorboard extra)."""
 
@@ -243,7 +245,7 @@ class Recipe(Options):
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig()
 
 
-KEPT = ("objective", "rows", "shards", "optimizer", "warmup", "weight_decay", "ema", "seed")
+KEPT = ("objective", "rows", "shards", "optimizer", "warmup", "weight_decay", "ema", "select", "seed")
 """Options of training that a run keeps when it is resumed, as it does its data, model and noise."""
 
 

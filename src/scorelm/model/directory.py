@@ -60,12 +60,18 @@ class Manifest(Options):
     provenance: Provenance = Provenance()
 
 
-def find_directory(path: str | Path, hub_options: dict[str, Any]) -> Path:
-    """The model directory that a path or a hub name stands for; a run directory stands for its model.
+EMBEDDED = Path(__file__).parents[1] / "assets" / "model"
+"""The model that comes with the library."""
+
+
+def find_directory(path: str | Path | None, hub_options: dict[str, Any]) -> Path:
+    """The model directory that a path or a hub name stands for; a run directory stands for its model, None for ours.
 
     Raises:
         InputError: there is none, or a file is missing; names it.
     """
+    if path is None:
+        return EMBEDDED
     directory = Path(path)
     if exists(directory / "model" / "config.json"):
         directory = directory / "model"

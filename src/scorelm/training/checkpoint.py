@@ -248,8 +248,14 @@ def silence_single_process() -> None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `save` was given as `state`."""
+    """What `save` was given as `state`.
+
+    Raises:
+        InputError: an older version has written it.
+    """
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    if "watch" not in state:
+        raise InputError(f"{checkpoint} was written by an older scorelm: start a new run in another --out")
     return state
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,12 +96,13 @@ class Packers(IterableDataset[tuple[int, dict[str, np.ndarray], Any]]):
     def take(self, number: int) -> dict[str, np.ndarray]:
         """The next batch of a stream."""
         if self._loader is None:
-            self._loader = iter(
-                DataLoader(
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "This DataLoader will create")  # where there are fewer cores
+                loader = DataLoader(
                     self, batch_size=None, num_workers=len(self.streams), collate_fn=as_it_is,
-                    worker_init_fn=leave_interrupts, multiprocessing_context="fork",
-                )
-            )  # fmt: skip
+                    worker_init_fn=stand_apart, multiprocessing_context="fork",
+                )  # fmt: skip
+                self._loader = iter(loader)
         while not self._waiting[number]:
             of, batch, state = next(self._loader)
             self._waiting[of].append((batch, state))
@@ -119,9 +121,9 @@ def as_it_is(item: Any) -> Any:
     return item
 
 
-def leave_interrupts(number: int) -> None:
-    """Leave Ctrl-C to the process that trains, which saves first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def stand_apart(number: int) -> None:
+    """Leave signals to a group of processes, such as Ctrl-C, to the one that trains, which saves first."""
+    os.setpgid(0, 0)
 
 
 @dataclass
@@ -231,9 +233,9 @@ class TrainingData:
         return int(self._counts.sum())
 
     @cached_property
-    def heldout_tokens(self) -> int:
-        """Of all held-out documents."""
-        return int(sum(len(ids) for ids in self.documents.heldout["ids"]))
+    def heldout_lengths(self) -> np.ndarray:
+        """Tokens in every held-out document."""
+        return np.array([len(ids) for ids in self.documents.heldout["ids"]], dtype=np.int64)
 
     def token_counts(self) -> Tensor:
         """How often every token occurs in the training documents, [V]."""

@@ -47,18 +47,24 @@ def plan(watch: Watch, recipe: Recipe, data: TrainingData, total: float) -> None
     chosen_among = HELDOUT_BATCHES * (len(training.ema) + 1) * training.rows * recipe.data.max_length
     spend = SHARE * total * TRAINING_WORK
     each = sum(WORK[path] for path in OBJECTIVES[training.objective].watched)
-    tokens = min(max(spend / often / each, least), most, data.heldout_tokens)
+    tokens = min(max(spend / often / each, least), most, int(data.heldout_lengths.sum()))
     times = spend / (tokens * each + chosen_among) if tokens else 0
     watch.times = int(min(times, always)) if times >= rarely else 0
     watch.tokens = int(tokens)
 
 
 def choose_rows(data: TrainingData, max_length: int, tokens: int) -> CutTexts:
-    """Held-out documents, evenly spread over all, with about so many tokens together; each up to a row's length."""
-    heldout = data.documents.heldout
-    count = max(1, min(len(heldout), round(len(heldout) * tokens / max(1, data.heldout_tokens))))
-    chosen = heldout.select(np.linspace(0, len(heldout) - 1, count).astype(int))
-    rows = [[token for token in ids[:max_length] if token != data.tokenizer.special.unk] for ids in chosen["ids"]]
+    """Rows evenly spread over the held-out text, with about so many tokens together; long documents are cut."""
+    lengths, special = data.heldout_lengths, data.tokenizer.special
+    windows = np.maximum(-(-lengths // max_length), 1)
+    first, total = np.cumsum([0, *windows[:-1]]), int(windows.sum())
+    count = max(1, min(total, round(total * tokens / max(1, int(lengths.sum())))))
+    rows = []
+    for window in np.linspace(0, total - 1, count).astype(int):
+        document = int(np.searchsorted(first, window, side="right")) - 1
+        start = int(window - first[document]) * max_length
+        ids = data.documents.heldout[document]["ids"][start : start + max_length]
+        rows.append([token for token in ids if token != special.unk])
     return CutTexts(rows, list(range(count)), [0] * count, [0] * count)
 
 
@@ -98,7 +104,8 @@ def check_select(recipe: Recipe) -> None:
 def verdict(watch: Watch, epoch: float) -> str:
     """How the run goes, in a line."""
     figures = ", ".join(f"{path} {nats:.3f}" for path, nats in watch.prices.items() if path != "stderr")
-    line = f"epoch {epoch:.1f}: held-out nats/token {figures} (±{watch.prices['stderr']:.3f})"
+    error = f" (±{watch.prices['stderr']:.3f})" if watch.prices["stderr"] else ""  # of one text nobody knows
+    line = f"epoch {epoch:.1f}: held-out nats/token {figures}{error}"
     if watch.since == 0:
         return f"{line}; the best so far"
     if watch.since < PATIENT:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scorelm.config.recipe import TrainingConfig
 from scorelm.device import matmul_peak
+from scorelm.errors import InputError, brief
+from scorelm.model.directory import read_manifest
 from scorelm.training.checkpoint import PREFIX, Saver, find_damage, write_model
 from scorelm.training.heldout import decide, plan, verdict
 from scorelm.training.metrics import Window, anisotropy, parameter_norm
+from scorelm.training.progress import Progress
 from scorelm.training.runlog import RunLog, Say, append_samples, speak
 from scorelm.training.signals import Interrupted, deferred_signals
 from scorelm.training.trainer import Trainer
@@ -39,12 +44,12 @@ def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = spe
     log = RunLog(out, progress.step, config.tensorboard, ranks.main, say)
     saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save, config.save_minutes)
     with log, deferred_signals() as received, saver:
-        saver.pinned = progress.watch.best_step if config.patience else None
-        if progress.share(config) >= 1 and progress.watch.keeps(progress.step):  # killed before it was written
-            save_model(trainer, out)
+        saver.pinned = progress.watch.best_step
+        if progress.step and progress.watch.keeps(progress.step) and not holds_model(out / "model", progress.step):
+            save_model(trainer, out)  # killed before it was written
         stopping = False
         while progress.share(config) < 1 and not stopping:
-            started, before = time.perf_counter(), progress.seconds
+            started, before = time.perf_counter(), replace(progress)
             trainer.step()
             stopping, due = agree(trainer, time.perf_counter() - started, len(received), saver.due)
             if ranks.main and log.file is None:
@@ -58,13 +63,20 @@ def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = spe
                 log.write(measure(trainer, peak, looked), share)
             if progress.step % config.save_every == 0 or share >= 1 or due or looked:
                 save(trainer, saver, out)
-            if looked or share >= 1 or before < FIRST_SAMPLES <= progress.seconds:
-                save_samples(trainer, out)
+            if looked or samples_due(before, progress, config):
+                save_samples(trainer, out, log)
         if stopping:
             signum = max(max(ranks.gather(received), default=[]), default=signal.SIGTERM)
             log.say(f"{signal.Signals(signum).name}: saving step {progress.step:,}")
             save(trainer, saver, out)
             raise Interrupted(signum)
+
+
+def samples_due(before: Progress, now: Progress, config: TrainingConfig) -> bool:
+    """Whether texts are shown that no prices go with: after a minute, and at every fifth of a run that has none."""
+    if before.seconds < FIRST_SAMPLES <= now.seconds:
+        return True
+    return not now.watch.times and int(5 * before.share(config)) < int(5 * now.share(config))
 
 
 def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
@@ -78,18 +90,22 @@ def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
     if watch.times is None and share >= PLAN_AT:
         trainer.read()
         plan(watch, trainer.recipe, trainer.data, progress.tokens / share)
+        if config.patience and not watch.times:
+            log.say(
+                "held-out text is not priced (a short run, or nothing held out): --patience does nothing"
+            )
     if not progress.watch_due(config):
         return False
     trainer.look()
-    saver.pinned = watch.best_step if config.patience else None
+    saver.pinned = watch.best_step
     log.show_price(decide(watch.prices, trainer.recipe))
     log.say(verdict(watch, trainer.epoch))
-    if config.patience and watch.since >= config.patience and progress.cooling is None:
-        best = saver.directory / f"{PREFIX}{watch.best_step:08d}"
+    if config.patience and watch.since >= config.patience and progress.cooling is None and share < 1:
         saver.finish()
-        if find_damage(best) is None:
-            log.say(f"going back to epoch {watch.best_epoch:.1f}, the best, to end from there")
-            trainer.cool(best)
+        best = saver.directory / f"{PREFIX}{watch.best_step:08d}"
+        damage = find_damage(best)
+        log.say(damage or f"going back to epoch {watch.best_epoch:.1f}, the best, to end from there")
+        trainer.cool(None if damage else best)
     return True
 
 
@@ -140,6 +156,14 @@ def save(trainer: Trainer, saver: Saver, out: Path) -> None:
         save_model(trainer, out)
 
 
+def holds_model(directory: Path, step: int) -> bool:
+    """Whether a directory has the model as it was after that step."""
+    try:
+        return read_manifest(directory / "config.json").provenance.steps == step
+    except (InputError, OSError):
+        return False
+
+
 def save_model(trainer: Trainer, out: Path) -> None:
     """Put the model as it is now in the place of the last one."""
     lm = trainer.model()
@@ -147,9 +171,10 @@ def save_model(trainer: Trainer, out: Path) -> None:
         write_model(lm, out / "model")
 
 
-def save_samples(trainer: Trainer, out: Path) -> None:
-    """Append a few samples of the model as it is now to samples.txt."""
+def save_samples(trainer: Trainer, out: Path, log: RunLog) -> None:
+    """Append a few samples of the model as it is now to samples.txt, and show one."""
     config, lm = trainer.recipe.training, trainer.model()
     if lm is not None and config.samples:
         texts = lm.generate(n=config.samples, steps=32, precision=config.precision)
         append_samples(out / "samples.txt", trainer.progress.step, [sample.text for sample in texts])
+        log.say(f"a text of step {trainer.progress.step:,}: {brief(texts[0].text, 200)}")

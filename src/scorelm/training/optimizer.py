@@ -59,17 +59,20 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) ->
             group["lr"] = lr * (MUON_LR if isinstance(optimizer, torch.optim.Muon) else 1.0)
 
 
-def learning_rate(config: TrainingConfig, step: int, share: float) -> float:
+def learning_rate(config: TrainingConfig, step: int, share: float, cooled: float = 0.0) -> float:
     """AdamW's rate: linear warm-up, constant, then linear decay to 0 over the last `decay` of the run.
+
+    Where a run is cooled instead, it falls linearly to 0 from what it was at that share of the run.
 
     Args:
         config: peak rate, warm-up and decay.
         step: optimiser steps made.
         share: how much of the run is done, from 0 to 1.
+        cooled: how much of the cooling is done, from 0 to 1.
     """
     warm = min(1.0, (step + 1) / max(1, config.warmup))
     cool = min(1.0, (1 - share) / config.decay) if config.decay else 1.0
-    return config.lr * warm * cool
+    return config.lr * warm * cool * (1 - cooled)
 
 
 def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:

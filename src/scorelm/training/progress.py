@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -35,9 +36,8 @@ class Watch:
     def note(self, prices: dict[str, float], chosen: float, progress: Progress, epoch: float) -> None:
         """Take new prices, of which `chosen` decides."""
         self.prices, self.step, self.seconds = prices, progress.step, progress.seconds
-        if self.best is not None and chosen >= self.best:
-            self.since += 1
-        else:
+        self.since += 1
+        if math.isfinite(chosen) and (self.best is None or chosen < self.best):
             self.best, self.best_step, self.best_epoch, self.since = chosen, progress.step, epoch, 0
 
     def keeps(self, step: int) -> bool:
@@ -86,11 +86,17 @@ class Progress:
         share, before = self.share(config), then.share(config)
         return share >= 1 or share - before >= 1 / self.watch.times
 
+    def cooled(self, config: TrainingConfig) -> tuple[float, float]:
+        """How much of the run was done when its cooling began, or now if it has not; how much of the cooling is."""
+        if self.cooling is None:
+            return self.share(config), 0.0
+        return self.cooling.share, min(1.0, (self.step - self.cooling.begun) / self.cooling.steps)
+
     def share(self, config: TrainingConfig) -> float:
         """How much of the run is done, 0 to 1."""
         if self.cooling is not None:
-            done = (self.step - self.cooling.begun) / self.cooling.steps
-            return min(1.0, self.cooling.share + (1 - self.cooling.share) * done)
+            begun, done = self.cooled(config)
+            return min(1.0, begun + (1 - begun) * done)
         if config.minutes:
             return min(1.0, self.seconds / (60 * config.minutes))
         return self.step / (config.steps or 20_000)

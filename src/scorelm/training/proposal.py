@@ -130,9 +130,9 @@ def make_tokenizer(sample: list[str], config: DataConfig, fixed: bool, character
         try:
             return SentencePieceTokenizer.train(iter(sample), size, byte_fallback=config.byte_fallback)
         except InputError:
-            if isinstance(size, str) or fixed or size < 290:
+            if isinstance(size, str) or fixed or size <= 270:
                 raise
-            size = size * 9 // 10
+            size = size * 29 // 30
 
 
 def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine) -> Proposal:
@@ -161,6 +161,8 @@ def choose_size(
     recipe: Recipe, given: Collection[str], text: Text, machine: Machine, length: int
 ) -> tuple[ModelConfig, float, float, float]:
     """The largest model that the text is enough for and the time too: its minutes, epochs and tokens/s."""
+    rows = recipe.training.rows if "rows" in given else max(1, machine.positions // length)
+    rows *= recipe.training.accumulation
     for dim, layers, wants in LADDER:
         sizes = {"dim": dim, "layers": layers}
         if "dim" in given:
@@ -168,13 +170,12 @@ def choose_size(
         elif "layers" in given:
             sizes = {"dim": dim}
         model = recipe.model.model_copy(update=sizes)
-        work, weights = measure_work(model, recipe, text.vocab_size, int(text.lengths.mean()))
+        work, weights = measure_work(model, recipe, text.vocab_size, min(length, int(text.lengths.mean())))
         speed, worth = REACHED * machine.speed / work, min(PER_WEIGHT * weights, MOST_EPOCHS * text.tokens)
-        minutes = recipe.training.minutes or min(machine.minutes, max(worth, text.tokens) / speed / 60)
-        trained = (recipe.training.steps or 0) * float(machine.positions) or minutes * 60 * speed
+        minutes = recipe.training.minutes or max(1.0, round(min(machine.minutes, max(worth, text.tokens) / speed / 60)))
+        trained = float((recipe.training.steps or 0) * rows * length) or minutes * 60 * speed
         if (text.tokens >= wants and trained >= worth / 2) or "dim" in given:
             break
-    minutes = minutes if "minutes" in given else max(1.0, round(minutes))
     return model, minutes, trained / max(1, text.tokens), speed
 
 

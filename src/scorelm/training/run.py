@@ -18,13 +18,12 @@ from scorelm.config.recipe import Recipe, kept_on_resume
 from scorelm.config.toml import load_recipe, to_toml
 from scorelm.device import pick_device
 from scorelm.errors import InputError, writing
-from scorelm.model.directory import read_manifest
 from scorelm.parallel import ALONE, Ranks
 from scorelm.training.checkpoint import find_checkpoint, list_checkpoints, read_state
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.durable import replace_file
 from scorelm.training.heldout import check_select
-from scorelm.training.loop import run
+from scorelm.training.loop import holds_model, run
 from scorelm.training.progress import Progress, Watch, has_cooled
 from scorelm.training.run_directory import DIRECTORIES, DRAFT, Hold, hold, list_files, remove_run
 from scorelm.training.runlog import Say, drop, speak
@@ -39,6 +38,8 @@ class Start(NamedTuple):
     """Where its tokenizer is, or is to be written."""
     checkpoint: Path | None = None
     finished: bool = False
+    longer: bool = False
+    """Whether it goes on beyond the end that it had."""
     replace: bool = False
     """Whether an earlier run has to go."""
 
@@ -108,7 +109,7 @@ def train(
         start = start._replace(recipe=with_shards(start.recipe, data, ranks.world))
         trainer = Trainer(start.recipe, data, ranks)
         if start.checkpoint is not None:
-            trainer.restore(start.checkpoint)
+            trainer.restore(start.checkpoint, start.longer)
         say(describe(trainer))
         run(trainer, out, lambda: begin(start, out, held[0], say), say)
     return out / "model"
@@ -128,13 +129,17 @@ def from_main(find: Callable[[], Start], ranks: Ranks) -> Start:
     return found
 
 
-def find_new(recipe: Recipe, out: Path, replace: bool) -> Start:
-    """The start of a new run.
+def check_free(out: Path, replace: bool, given: Path | None = None) -> None:
+    """Refuse a run directory with files that a run would replace, unless it may.
+
+    Args:
+        out: the run directory.
+        replace: whether it may.
+        given: a tokenizer, which may be there.
 
     Raises:
-        InputError: the directory has files that a run would replace, and `replace` does not allow it.
+        InputError: it holds such files, or something that is in the way.
     """
-    given = recipe.data.tokenizer
     there = [path for path in list_files(out) if given is None or not (given.exists() and path.samefile(given))]
     if list_checkpoints(out / "checkpoints") and not replace:
         raise InputError(
@@ -150,6 +155,15 @@ def find_new(recipe: Recipe, out: Path, replace: bool) -> Start:
     for path in (out / name for name in DIRECTORIES):
         if path.exists() and not path.is_dir():
             raise InputError(f"cannot write {path}: not a directory")
+
+
+def find_new(recipe: Recipe, out: Path, replace: bool) -> Start:
+    """The start of a new run.
+
+    Raises:
+        InputError: the directory has files that a run would replace, and `replace` does not allow it.
+    """
+    check_free(out, replace, recipe.data.tokenizer)
     home = out / DRAFT
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
@@ -183,7 +197,7 @@ def find_resumed(given: Recipe | None, out: Path, fall_back: bool, say: Say) -> 
             f"the run in {out} is finished, after {done.step:,} steps: nothing is changed. To train on, add "
             f"--minutes 10 (that many more) or --steps {2 * done.step} (in all)"
         )
-    return Start(recipe, out, checkpoint, finished)
+    return Start(recipe, out, checkpoint, finished, longer=bool(asked))
 
 
 def with_budget(recipe: Recipe, old: Recipe, done: Progress) -> Recipe:
@@ -201,14 +215,6 @@ def with_budget(recipe: Recipe, old: Recipe, done: Progress) -> Recipe:
         steps, minutes = old.training.steps, old.training.minutes
     changes = {"steps": steps, "minutes": minutes, "shards": old.training.shards}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
-
-
-def holds_model(directory: Path, step: int) -> bool:
-    """Whether a directory has the model as it was after that step."""
-    try:
-        return read_manifest(directory / "config.json").provenance.steps == step
-    except (InputError, OSError):
-        return False
 
 
 def begin(start: Start, out: Path, held: Hold, say: Say) -> None:

@@ -22,13 +22,13 @@ DRAFT = ".starting"
 """Where a new run keeps its tokenizer until it trains."""
 DIRECTORIES = ("checkpoints", "model", "tensorboard")
 OWN = re.compile(
-    r"""recipe\.toml | tokenizer\.model | metrics\.jsonl | samples\.txt | film\.html | prices\.png
+    r"""recipe\.toml | tokenizer\.model | metrics\.jsonl | samples\.txt | prices\.png
     | model/ (config\.json | model\.safetensors | tokenizer\.model | README\.md)
     | checkpoints/ (step|damaged)-\d{8,}(-\d+)? / (\.metadata | [^/]*\.distcp | state\.json | checksums\.json)
     | tensorboard/events\.out\.tfevents\.[^/]*""",
     re.VERBOSE,
 )
-"""The paths in a run directory that the run, ``scorelm demo`` or ``scorelm plot`` writes."""
+"""The paths in a run directory that the run, or ``scorelm plot``, writes."""
 
 
 def list_files(out: Path) -> list[Path]:

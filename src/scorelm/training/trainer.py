@@ -23,7 +23,7 @@ from scorelm.training.data import TrainingData
 from scorelm.training.heldout import choose_rows, decide, price_heldout
 from scorelm.training.metrics import Sums, Window
 from scorelm.training.optimizer import learning_rate
-from scorelm.training.progress import Cooling, Progress, Unread, Watch, has_cooled
+from scorelm.training.progress import Cooling, Progress, Unread, Watch
 from scorelm.training.step import Learner, draw_first_pass, draw_heldout, draw_step, self_conditions
 
 REFIT_EVERY = 10
@@ -69,7 +69,7 @@ class Trainer:
         )
         found, observed = self._sum(batches, outcomes, first_pass)
         finite = found.loss.isfinite() & norm.isfinite()
-        self.learner.update(learning_rate(config, progress.step, progress.share(config)), finite)
+        self.learner.update(learning_rate(config, progress.step, *progress.cooled(config)), finite)
         self.window.add(found)
         self.unread = self.unread.add(found, norm, finite)
         progress.step += 1
@@ -146,13 +146,14 @@ class Trainer:
         """Passes over the training text so far."""
         return self.progress.tokens / self.data.tokens
 
-    def cool(self, checkpoint: Path) -> None:
-        """Go back to the weights of a checkpoint, the best ones, and let the learning rate fall from there."""
-        tensors, _ = self.snapshot()
-        read_tensors(checkpoint, tensors, self.ranks)
-        self.learner.load_tensors(tensors)
-        config, progress = self.recipe.training, self.progress
-        share = max(1 - config.decay, progress.share(config))
+    def cool(self, checkpoint: Path | None) -> None:
+        """Go back to the weights of a checkpoint, if it is sound, and let the learning rate fall from here."""
+        if checkpoint is not None:
+            tensors, _ = self.snapshot()
+            read_tensors(checkpoint, tensors, self.ranks)
+            self.learner.load_tensors(tensors)
+        progress = self.progress
+        share = progress.share(self.recipe.training)
         progress.cooling = Cooling(progress.step, max(1, progress.watch.best_step // 10), share)
 
     def model(self) -> ScoreLM | None:
@@ -196,8 +197,10 @@ class Trainer:
         }
         return tensors, state
 
-    def restore(self, checkpoint: Path) -> None:
+    def restore(self, checkpoint: Path, longer: bool = False) -> None:
         """Go on from a checkpoint that `find_checkpoint` has found, as if the run had never stopped.
+
+        A run that goes on `longer` than it would have does not end because it had stopped improving before.
 
         Raises:
             InputError: the text is not what the run was started with, or the checkpoint does not fit.
@@ -211,10 +214,12 @@ class Trainer:
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
         skipped, in_a_row = state["skipped"]
-        cooling = None if state["cooling"] is None or has_cooled(state) else Cooling(*state["cooling"])
+        watch = Watch(**state["watch"] | {"times": state["watch"]["times"] or None})
+        watch.since = 0 if longer else watch.since
+        cooling = None if state["cooling"] is None or longer else Cooling(*state["cooling"])
         self.progress = Progress(
             state["step"], state["tokens"], state["seconds"], skipped, in_a_row, state["heldout"],
-            watch=Watch(**state["watch"] | {"times": state["watch"]["times"] or None}), cooling=cooling,
+            watch=watch, cooling=cooling,
         )  # fmt: skip
         self.unread = Unread.after(self.progress, self.learner.device)
         for shard in self.shards:
