@@ -266,7 +266,7 @@ def test_without_a_name_it_is_the_model_that_comes_along() -> None:
     assert (code, out.strip()) == (0, lm.generate(seed=3)[0].text)
     code, out, err = scorelm("infill", "And God said, Let there be ____: and there was light.", "-n", "1")
     assert code == 0 and out.startswith("And God said, Let there be ") and out.endswith(": and there was light.\n")
-    assert 1 <= len(out.split()) - 10 <= 3 and "one to three words" in err
+    assert 1 <= len(out.split()) - 10 <= 3 and "--blank-words N" in err
     code, out, _ = scorelm("info", "--json")
     assert (code, json.loads(out)["parameters"]) == (0, lm.parameters_count)
 
