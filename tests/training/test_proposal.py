@@ -15,15 +15,16 @@ from scorelm.config.toml import load_recipe
 from scorelm.text.corpus import load_corpus, tokenise
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.source import Reading
-from scorelm.training.proposal import LADDER, Machine, Text, choose, measure_text, measure_work
+from scorelm.training.proposal import LADDER, Machine, Text, choose, draw_shares, measure_text, measure_work
 
 LAPTOP = Machine(torch.device("cpu"), torch.bfloat16, 9e11)
 OLD = Machine(torch.device("cpu"), torch.float32, 1e11)
 CARD = Machine(torch.device("cuda"), torch.bfloat16, 8e14)
 
 
-def text(tokens: float, length: int = 40) -> Text:
-    return Text("book", np.full(int(tokens / length), float(length)), 2048)
+def text(tokens: float) -> Text:
+    length = max(40.0, tokens / 1e5)
+    return Text("book", np.full(int(tokens / length), length), 2048)
 
 
 def sizes(machine: Machine, tokens: float) -> tuple[int, float | None, float]:
@@ -90,7 +91,8 @@ def test_the_work_of_a_token_is_that_of_a_hand_count(objective: str, copies: int
     model, vocabulary, length = ModelConfig(dim=128, layers=2, embedding_dim=32), 1000, 64
     weights = 2 * (4 * 128 * 128 + 3 * 128 * model.size.hidden)
     pairs = 4 * 128 * 2 * length
-    work, found = measure_work(model, Recipe(training=TrainingConfig(objective=objective)), vocabulary, length)
+    recipe = Recipe(training=TrainingConfig(objective=objective))
+    work, found = measure_work(model, recipe, vocabulary, length, draw_shares(recipe, length))
     assert found == weights
     least = passes * (2 * copies * weights + copies * pairs + 2 * vocabulary * 128 * 0.4)
     most = passes * (2 * copies * weights + copies * pairs + 2 * vocabulary * (128 + 0.6 * (32 + 128)))

@@ -163,6 +163,8 @@ def choose_size(
     """The largest model that the text is enough for and the time too: its minutes, epochs and tokens/s."""
     rows = recipe.training.rows if "rows" in given else max(1, machine.positions // length)
     rows *= recipe.training.accumulation
+    typical = min(length, int(text.lengths.mean()))
+    shares = draw_shares(recipe, typical)
     for dim, layers, wants in LADDER:
         sizes = {"dim": dim, "layers": layers}
         if "dim" in given:
@@ -170,7 +172,7 @@ def choose_size(
         elif "layers" in given:
             sizes = {"dim": dim}
         model = recipe.model.model_copy(update=sizes)
-        work, weights = measure_work(model, recipe, text.vocab_size, min(length, int(text.lengths.mean())))
+        work, weights = measure_work(model, recipe, text.vocab_size, typical, shares)
         speed, worth = REACHED * machine.speed / work, min(PER_WEIGHT * weights, MOST_EPOCHS * text.tokens)
         minutes = recipe.training.minutes or max(1.0, round(min(machine.minutes, max(worth, text.tokens) / speed / 60)))
         trained = float((recipe.training.steps or 0) * rows * length) or minutes * 60 * speed
@@ -179,18 +181,25 @@ def choose_size(
     return model, minutes, trained / max(1, text.tokens), speed
 
 
-def measure_work(model: ModelConfig, recipe: Recipe, vocab_size: int, length: int) -> tuple[float, int]:
-    """FLOPs of training for a token in documents of a length, as the objective draws them; and the layers' weights."""
+def draw_shares(recipe: Recipe, length: int) -> tuple[float, float, float]:
+    """What is drawn in documents of a length: shares of positions that are learned and that are noisy, and copies."""
+    row_BL = torch.ones(64, length, dtype=torch.long)
+    batch, schedule = Batch(4 * row_BL, row_BL, row_BL.cumsum(1) - 1), Log(0.1, 10.0)
+    learned, rng = OBJECTIVES[recipe.training.objective], torch.Generator().manual_seed(0)
+    draw = learned.draw(batch, recipe.noise, schedule, Special(0, 1, 2, 3), rng)
+    return float(draw.live) / row_BL.numel(), float(draw.noisy) / row_BL.numel(), float(draw.streams)
+
+
+def measure_work(
+    model: ModelConfig, recipe: Recipe, vocab_size: int, length: int, shares: tuple[float, float, float]
+) -> tuple[float, int]:
+    """FLOPs of training for a token in documents of a length, with `draw_shares`; and the layers' weights."""
     with torch.device("meta"):
         denoiser = Denoiser(model, vocab_size)
-    learned, row_BL = OBJECTIVES[recipe.training.objective], torch.ones(256, length, dtype=torch.long)
-    batch, schedule = Batch(4 * row_BL, row_BL, row_BL.cumsum(1) - 1), Log(0.1, 10.0)
-    draw = learned.draw(batch, recipe.noise, schedule, Special(0, 1, 2, 3), torch.Generator().manual_seed(0))
-    tokens = float(row_BL.numel())
-    live, noisy, copies = float(draw.live) / tokens, float(draw.noisy) / tokens, float(draw.streams)
+    live, noisy, copies = shares
     forward = denoiser.flops(copies, copies * length, noisy, live)
     weights = sum(p.numel() for p in denoiser.backbone.layers.parameters())
-    first_pass = recipe.training.self_conditioning if learned.self_conditions else 0.0
+    first_pass = recipe.training.self_conditioning if OBJECTIVES[recipe.training.objective].self_conditions else 0.0
     return forward * (3 + first_pass), weights
 
 
