@@ -77,7 +77,7 @@ def show_what_comes_along(verses: Path, blank: Path, device: str) -> None:
     for sample in lm.generate(**VERSES, watch=film):
         show(f"    {sample.text}")
     film.save(verses)
-    command = f"scorelm infill {shlex.quote(BLANK)}"
+    command = f"scorelm infill {shlex.quote(BLANK)} -n 3"
     film = Film(lm.tokenizer, norm=lm.norm, title="A blank filled in", subtitle=command)
     show(f"It fills in blanks:\n  {command}")
     for sample in lm.infill(BLANK, n=3, watch=film):

@@ -224,8 +224,8 @@ class TrainingConfig(Options):
     """End the run when the price has been taken so many times without a better one: then the learning rate falls to 0
     from the best weights, in a tenth of the steps that they took. By default the run goes on to its end."""
     samples: NonNegativeInt = 4
-    """Texts in samples.txt each time that held-out text is priced, after the first minute, and in a run that is too
-    short for prices five times."""
+    """Texts that are added to samples.txt after the first minute and each time that held-out text is priced; a run that
+    is too short for prices adds them five times."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the tensorboard extra)."""
 

@@ -65,9 +65,8 @@ class AttentionInputs:
         self.rotation_BLK2 = rotation(layout.position_BL, head_dim)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
-        if (
-            not inference and self.past is None and device in FLEX and head_dim >= 16
-        ):  # its kernels take no smaller ones
+        has_kernel = device in FLEX and head_dim >= 16
+        if has_kernel and self.past is None and not inference:
             self.blocks = block_mask(layout)
             return
         mask_B1LL = visibility(layout)[:, None]

@@ -30,7 +30,7 @@ EXPECT = (
     (15e6, "sentences in its manner"), (3e6, "phrases in its manner, and little sense"),
     (0.0, "words of it, and no sense: more time, or more text, will help"),
 )  # fmt: skip
-"""What is written after so many tokens, as seen on the embedded corpus."""
+"""What is written after about so many tokens: a rule of thumb, from models of the embedded corpus."""
 PATIENCE = 8
 REACHED = 0.2
 """Share of the peak of matrix products that training reaches."""

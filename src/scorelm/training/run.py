@@ -229,7 +229,7 @@ def begin(start: Start, out: Path, held: Hold, say: Say) -> None:
 
 
 PACKERS = 4
-"""Most processes that pack rows for a GPU: one packs 200,000 tokens/s or more, and each has its noise drawn apart."""
+"""Most processes that pack rows for a GPU; each has its noise drawn apart, so that more cost more launches."""
 
 
 def with_shards(recipe: Recipe, data: TrainingData, world: int) -> Recipe:
