@@ -100,9 +100,11 @@ def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
     log.say(verdict(watch, trainer.epoch))
     if config.patience and watch.since >= config.patience and progress.cooling is None and share < 1:
         saver.finish()
+        trainer.ranks.wait()  # until the main rank has sealed it
         best = saver.directory / f"{PREFIX}{watch.best_step:08d}"
         damage = find_damage(best)
-        log.say(damage or f"going back to epoch {watch.best_epoch:.1f}, the best, to end from there")
+        back = f"going back to epoch {watch.best_epoch:.1f}, the best, to end from there"
+        log.say(f"{damage}: the run ends from its weights as they are" if damage else back)
         trainer.cool(None if damage else best)
     return True
 
