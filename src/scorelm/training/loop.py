@@ -91,7 +91,7 @@ def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
         trainer.read()
         plan(watch, trainer.recipe, trainer.data, progress.tokens / share)
         if config.patience and not watch.times:
-            log.say("held-out text is not priced (a short run, or nothing held out): --patience does nothing")
+            log.say("held-out text is not priced (a short run, or nothing held out), so the run goes on to its end")
     if not progress.watch_due(config):
         return False
     trainer.look()
