@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from scorelm.config.generation import Continuation, Generation, Infilling, takes
+from scorelm.config.generation import Continuation, Infilling, takes
 from scorelm.config.recipe import ModelConfig, ObjectiveName
 from scorelm.device import pick_device
 from scorelm.errors import InputError
@@ -27,11 +27,15 @@ from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.denoise import StepRecord
 from scorelm.sampling.evaluator import Network
 from scorelm.sampling.loop import Loop, generate_in_batches
+from scorelm.sampling.plan import Plan
 from scorelm.sampling.request import Settings
-from scorelm.sampling.sample import Sample, best_of_each, check_choice
+from scorelm.sampling.sample import Sample
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.templates import Draft, Hole, blank_draft, prompt_template, tokens_for
 from scorelm.text.tokenizer import Tokenizer
+
+Drafter = Callable[[str, np.random.Generator], Draft]
+"""Drafts a text; the generator draws lengths."""
 
 
 class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion", "text-generation"]):
@@ -147,23 +151,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         Raises:
             InputError: a prompt that does not fit, or a bad option.
         """
-        request = Continuation.of(**options)
-        settings = self._settings(request)
-        closed = settings.path.block != 1 or request.length is not None
-        longest = self.max_length if request.max_length is None else request.max_length
-        if longest > self.max_length:
-            if not settings.path.block or not settings.one_pass:
-                raise InputError(
-                    f"the model was trained on at most {self.max_length} tokens: only paths of blocks, without "
-                    "guidance, can write longer texts"
-                )
-            settings = replace(settings, window=self.max_length).checked()
-
-        def draft(prompt: str, rng: np.random.Generator) -> Draft:
-            sizes = self.lengths, request.length, longest
-            return Draft(prompt_template(prompt, self.tokenizer, self._has_spaces, *sizes, closed, rng))
-
-        return self._run(prompts, draft, n, settings, watch, progress)
+        return self._write(self.plan(prompts, n, Continuation.of(**options)), watch, progress)
 
     @takes(Infilling)
     def infill(
@@ -193,11 +181,37 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         Raises:
             InputError: no blank, a text that does not fit, a bad option, or a model that cannot fill in blanks.
         """
-        request = Infilling.of(**options)
+        return self._write(self.plan(texts, n, Infilling.of(**options)), watch, progress)
+
+    def plan(self, texts: str | Sequence[str], n: int, request: Continuation | Infilling) -> Plan:
+        """A request made ready for `loop`, all of it checked; `generate` and `infill` say what is raised."""
+        draft, settings = self._fills(request) if isinstance(request, Infilling) else self._continues(request)
+        return Plan.of([texts] if isinstance(texts, str) else texts, n, draft, settings, self.tokenizer)
+
+    def _continues(self, request: Continuation) -> tuple[Drafter, Settings]:
+        """What drafts the continuation of a prompt, and its settings."""
+        settings = self.objective.allows(Settings.of(request, self.objective.default_path))
+        closed = settings.path.block != 1 or request.length is not None
+        longest = self.max_length if request.max_length is None else request.max_length
+        if longest > self.max_length:
+            if not settings.path.block or not settings.one_pass:
+                raise InputError(
+                    f"the model was trained on at most {self.max_length} tokens: only paths of blocks, without "
+                    "guidance, can write longer texts"
+                )
+            settings = replace(settings, window=self.max_length).checked()
+
+        def draft(prompt: str, rng: np.random.Generator) -> Draft:
+            sizes = self.lengths, request.length, longest
+            return Draft(prompt_template(prompt, self.tokenizer, self._has_spaces, *sizes, closed, rng))
+
+        return draft, settings
+
+    def _fills(self, request: Infilling) -> tuple[Drafter, Settings]:
+        """What drafts a text with blanks, and its settings."""
         path = self.objective.default_path if request.repair is None else self.objective.repair_path
         settings = Settings.of(request, path)
         self.objective.allows_infilling(settings)
-
         words = bool(self._allowed_KV[Hole.WORD.value].any() and self._allowed_KV[Hole.REST.value].any())
         if request.blank_words is not None and not words:
             raise InputError("this model's tokenizer has no tokens to make words of: give blank tokens instead")
@@ -206,7 +220,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
             apart = words and (" " in text or not any(c.isalpha() for c in text))  # not so in Chinese, say
             return blank_draft(text, self.tokenizer, self._has_spaces, apart, self.lengths, request, rng)
 
-        return self._run(texts, draft, n, self.objective.allows(settings), watch, progress)
+        return draft, self.objective.allows(settings)
 
     def loop(self, precision: str = "float32") -> Loop:
         """A loop that requests to this model can join; see `scorelm.sampling.loop.Loop`."""
@@ -221,37 +235,15 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
     def _has_spaces(self) -> bool:
         return bool(self._allowed_KV[Hole.SPACE.value].any())
 
-    def _settings(self, request: Generation) -> Settings:
-        return self.objective.allows(Settings.of(request, self.objective.default_path))
-
-    def _run(
+    def _write(
         self,
-        texts: str | Sequence[str],
-        draft: Callable[[str, np.random.Generator], Draft],
-        n: int,
-        settings: Settings,
+        plan: Plan,
         watch: Callable[[StepRecord], object] | None,
         progress: Callable[[float], object] | None,
     ) -> list[Sample]:
-        """Answer every request `n` times: draft it, generate to the end, read and choose."""
-        options = settings.options
-        check_choice(options)
-        each = n * options.best_of
-        repeated = [text for text in ([texts] if isinstance(texts, str) else texts) for _ in range(each)]
-        if n < 0 or options.seed + len(repeated) > 2**63:
-            raise InputError(f"n must be 0 or more and the seed below 2^63 - n, got {n} and {options.seed}")
-        seeds = [options.seed + i for i in range(len(repeated))]
-        drafts = [draft(text, np.random.default_rng(s)) for text, s in zip(repeated, seeds, strict=True)]
-        templates = [one.template for one in drafts]
-        loop = self.loop(options.precision)
-        made = [
-            Sample(text, ids, seed, nfe, spans)
-            for one, seed, (ids, nfe) in zip(
-                drafts, seeds, generate_in_batches(loop, templates, seeds, settings, watch, progress), strict=True
-            )
-            for text, spans in [one.read(ids, self.tokenizer)]
-        ]
-        return best_of_each(made, options)
+        """Carry a plan out, in as many batches as it takes."""
+        loop = self.loop(plan.settings.options.precision)
+        return plan.read(generate_in_batches(loop, plan.templates, plan.seeds, plan.settings, watch, progress))
 
     def forward(self, *inputs: Any, **options: Any) -> NoReturn:
         """A language model of this kind has no single forward pass.

@@ -5,6 +5,7 @@ The attribute docstrings of these models are the text of ``--help`` and of ``hel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
@@ -54,7 +55,13 @@ def named(name: str, *aliases: str) -> Any:
 
 def explain(error: ValidationError) -> str:
     """The first problem of a validation error in one line: `model.dim: Input should be ... (got 'x')`."""
-    first = error.errors()[0]
-    where = brief(".".join(str(part) for part in first["loc"]))
-    message = brief(first["msg"].removeprefix("Value error, "))
-    return f"{where}: {message} (got {brief(first['input'])})" if where and first["type"] != "value_error" else message
+    return explain_problem(error.errors()[0])
+
+
+def explain_problem(problem: Mapping[str, Any]) -> str:
+    """A problem, as pydantic lists it, in one line."""
+    where = brief(".".join(str(part) for part in problem["loc"]))
+    message = brief(problem["msg"].removeprefix("Value error, "))
+    return (
+        f"{where}: {message} (got {brief(problem['input'])})" if where and problem["type"] != "value_error" else message
+    )

@@ -1,4 +1,4 @@
-"""A request to a trained model, declared once: flags, keyword arguments and (later) the server's JSON are these models.
+"""A request to a trained model, declared once: flags, keyword arguments and the server's JSON are these models.
 
 Paths, solvers and halting criteria are named here as text; `scorelm.sampling` has their registries and reads them.
 """

@@ -9,8 +9,10 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -66,10 +68,10 @@ class HuggingFaceJudge:
 
     A row is the tokenizer's BOS token (or else its EOS token), the text, and its EOS token if it has one: the first
     token and the end are priced too, BOS is not. Rows are cut at the model's longest context. Names of special tokens
-    in a text are plain text. Only safetensors are read, and no code of the model's repository is run.
+    in a text are plain text. Only safetensors and GGUF are read, and no code of the model's repository is run.
 
     Args:
-        name: a directory, or a name on the Hugging Face hub.
+        name: a directory, a name on the Hugging Face hub, or a GGUF file, whose weights are dequantized.
         device: where to compute; CUDA if there is one by default.
 
     Raises:
@@ -79,7 +81,7 @@ class HuggingFaceJudge:
     def __init__(self, name: str, device: str | None = None) -> None:
         self.name = name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with _quiet():
+        with _quiet(), redirect_stderr(StringIO()):  # reading a GGUF file shows a bar whatever transformers is told
             self._tokenizer, self._model = _load(name)
         self._model.to(self.device)
         if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
@@ -191,7 +193,7 @@ def load_judge(name: str, device: str = "auto") -> Judge:
     """The judge of that name: a model of this library, or a causal language model of transformers.
 
     Args:
-        name: a directory or a name on the hub.
+        name: a directory, a name on the hub, or a GGUF file.
         device: where it computes; auto takes a GPU if there is one.
 
     Raises:
@@ -244,14 +246,19 @@ def _nll(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
 
 def _load(name: str) -> tuple[Any, Any]:
     """Tokenizer and model in evaluation mode; transformers raises what it likes at an untrusted directory."""
-    auto = _transformers()
-    if name.startswith(("/", ".")) and not Path(name).is_dir():
+    auto, path = _transformers(), Path(name)
+    place, file = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (name, {})
+    if file and not path.is_file():
+        raise InputError(f"cannot load judge {name}: there is no such file")
+    if file and not (find_spec("gguf") and find_spec("accelerate")):
+        raise InputError(f"cannot load judge {name}: a GGUF file needs two packages: pip install gguf accelerate")
+    if not file and name.startswith(("/", ".")) and not path.is_dir():
         raise InputError(f"cannot load judge {name}: there is no such directory")
     safe = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
-        tokenizer = auto.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
         model, loaded = auto.AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **safe
+            place, dtype=torch.float32, output_loading_info=True, **safe, **file
         )
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

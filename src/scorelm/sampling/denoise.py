@@ -39,6 +39,21 @@ class StepRecord:
     """Length of each row; it falls when an open-ended row writes ``</s>``."""
     nfe_B: Tensor
     """Evaluations that each row has taken part in."""
+    candidates: Candidates | None = None
+    """What the model held likely, where the request asked for it."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The likeliest tokens at every position in a step, the likeliest first; on the CPU."""
+
+    judged_BL: Tensor
+    """Where the step made a posterior; elsewhere the other tensors are 0."""
+    ids_BLK: Tensor
+    probability_BLK: Tensor
+    """Of each of them in the posterior, temperature and guidance included."""
+    logprob_BL: Tensor
+    """Log-probability of the token that the position has now."""
 
 
 class Transition(Protocol):
@@ -89,7 +104,7 @@ def denoise(
         finish(state, transition, seen, moving_BL & (target_BL == 0))
         state.end_rows()
         steps += 1
-        yield record(state, seen, steps)
+        yield record(state, seen, steps, settings.candidates)
 
 
 def judge(state: State, settings: Settings, moving_BL: Tensor) -> Generator[Query, Prediction, Prediction]:
@@ -193,9 +208,22 @@ def finish(state: State, transition: Transition, seen: Prediction, finishing_BL:
     state.put(finishing_BL, state.rows.table_VE[ids_N], 0.0)
 
 
-def record(state: State, seen: Prediction, steps: int) -> StepRecord:
+def record(state: State, seen: Prediction, steps: int, candidates: int = 0) -> StepRecord:
     """The state as it is now, copied to the CPU."""
-    shown = (
-        state.sigma_BL, state.ids_BL, seen.spread(seen.entropy_N), state.change_BL, state.length_B, state.nfe_B,
+
+    def copy(t: Tensor) -> Tensor:
+        return t.cpu().clone()
+
+    return StepRecord(
+        steps, copy(state.sigma_BL), copy(state.ids_BL), copy(seen.spread(seen.entropy_N)), copy(state.change_BL),
+        copy(state.length_B), copy(state.nfe_B), likeliest(state, seen, candidates) if candidates else None,
     )  # fmt: skip
-    return StepRecord(steps, *(t.cpu().clone() for t in shown))
+
+
+def likeliest(state: State, seen: Prediction, count: int) -> Candidates:
+    """The `count` likeliest tokens of every position that was judged, of all tokens if there are fewer."""
+    log_NV = seen.logits_NV.log_softmax(-1)
+    top = log_NV.topk(min(count, log_NV.shape[1]))
+    now_N = log_NV.gather(1, state.ids_BL[seen.open_BL][:, None]).squeeze(1)
+    spread = (seen.spread(t) for t in (top.indices, top.values.exp(), now_N))
+    return Candidates(seen.open_BL.cpu().clone(), *(t.cpu() for t in spread))

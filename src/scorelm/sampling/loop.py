@@ -100,6 +100,10 @@ class Loop:
         self.jobs += [] if job.finished else [job]
         return job
 
+    def leave(self, job: Job) -> None:
+        """Take the rows of a request out before they are finished."""
+        self.jobs.remove(job)
+
     @torch.inference_mode()
     def step(self) -> list[Job]:
         """Take all rows one evaluation further; the requests that this has finished."""

@@ -25,6 +25,7 @@ class Settings:
         solver: rule that makes a step.
         halting: what ends rows early, if anything.
         window: on a path of blocks, how many positions back a block sees; 0 for all.
+        candidates: how many of the likeliest tokens the record of a step has for each position.
     """
 
     options: Generation
@@ -32,6 +33,7 @@ class Settings:
     solver: Solver
     halting: Halting | None = None
     window: int = 0
+    candidates: int = 0
 
     @classmethod
     def of(cls, options: Generation, default_path: str = "bounded", window: int = 0) -> Self:
