@@ -22,6 +22,7 @@ VERBS = {
     "infill": "Fill in the blanks in a text, or repair one that has mistakes.",
     "score": "Measure how well a model predicts text.",
     "eval": "Measure a model in full, in one report.",
+    "play": "Write at a prompt that stays open, and watch.",
     "serve": "Serve a model over HTTP, with a page that shows it at work.",
     "info": "Describe a model, or a text and what to train on it.",
     "plot": "Draw the held-out prices and the training loss of runs.",

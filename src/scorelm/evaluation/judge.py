@@ -251,7 +251,7 @@ def _load(name: str) -> tuple[Any, Any]:
     if file and not path.is_file():
         raise InputError(f"cannot load judge {name}: there is no such file")
     if file and not (find_spec("gguf") and find_spec("accelerate")):
-        raise InputError(f"cannot load judge {name}: a GGUF file needs two packages: pip install gguf accelerate")
+        raise InputError(f"judge {name} is a GGUF file, which takes two more packages: pip install gguf accelerate")
     if not file and name.startswith(("/", ".")) and not path.is_dir():
         raise InputError(f"cannot load judge {name}: there is no such directory")
     safe = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}

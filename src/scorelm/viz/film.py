@@ -6,6 +6,7 @@ The page is one file that plays anywhere, with the frames as JSON; it loads noth
 from __future__ import annotations
 
 import math
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,12 @@ class Film:
                     figure.animate(rows, self.norm, self.title, draft)
                 case ".png":
                     figure.draw_still(rows, self.norm, self.title, draft)
+
+    def _repr_html_(self) -> str:
+        """The film as a notebook shows it: the page that `save` writes, in a frame of its own."""
+        page = escape(fill_page("film.html", film_data(self.rows(), self)))
+        style = "width: 100%; height: 36rem; border: 0"
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="{escape(self.title)}" style="{style}"></iframe>'
 
 
 def check_suffix(path: str | Path) -> None:

@@ -38,6 +38,7 @@ export function showCard(look, i, box) {
     }
     if (look.finished) make("p", "", card, "Likeliest before it was written");
   }
+  if (!look.kept && !look.given) make("p", "", card, "What else it thought of is not kept for so many steps and texts.");
   card.hidden = false;
   const { offsetWidth: width, offsetHeight: height } = card;
   const below = box.bottom + GAP + height < innerHeight || box.top < height + GAP;

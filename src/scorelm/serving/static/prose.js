@@ -61,11 +61,13 @@ export class Prose {
     span.style.setProperty("--sure", finished ? 1 : this.recording.known(certainty));
   }
 
-  /** Keeps the height that the text once took, so that nothing below it jumps; `false` lets it go. */
-  reserve(keep = true) {
-    if (!keep) this.element.style.minHeight = "";
-    const least = Number.parseFloat(this.element.style.minHeight) || 0;
-    if (this.element.offsetHeight > least) this.element.style.minHeight = `${this.element.offsetHeight}px`;
+  get height() {
+    return this.element.getBoundingClientRect().height;
+  }
+
+  /** Takes so much height at least, so that nothing below it jumps; 0 lets it go. */
+  reserve(height) {
+    this.element.style.minHeight = height ? `${height}px` : "";
   }
 
   mark(i) {

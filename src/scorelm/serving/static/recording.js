@@ -5,7 +5,7 @@ import { clamp } from "./dom.js";
 export class Recording {
   /** `norm` is that of an embedding; `vocabulary` is how many tokens there are. */
   constructor({ norm, vocab_size: vocabulary }) {
-    Object.assign(this, { norm, unknown: Math.log(vocabulary), tokens: [], rows: [], steps: [], samples: null });
+    Object.assign(this, { norm, unknown: Math.log(vocabulary), tokens: [], rows: [], steps: [], samples: null, looks: false });
     this.places = new Map();
   }
 
@@ -18,6 +18,7 @@ export class Recording {
     this.steps.push(step);
     rows.forEach((row, r) => {
       const kept = (this.rows[r] ??= { nfe: [], token: [], sigma: [], certainty: [], candidates: [], nats: [], size: 0 });
+      this.looks ||= Boolean(row.candidates);
       kept.nfe.push(row.nfe);
       kept.token.push(row.tokens.map((token) => this.place(token)));
       kept.sigma.push(row.sigma);
@@ -70,6 +71,7 @@ export class Recording {
       given: finished && at === 0,
       candidates: row.candidates[at]?.[i] ?? [],
       step: this.steps[at],
+      kept: this.looks,
     };
   }
 }

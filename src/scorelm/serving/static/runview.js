@@ -6,7 +6,6 @@ import { saveFilm } from "./film.js";
 import { Prose } from "./prose.js";
 import { Trace } from "./trace.js";
 
-const TITLES = { write: "Write", fill: "Fill in" };
 
 /** The settings of a run in a line. */
 function describeRun({ path, solver, steps, temperature, seed, repair }, model) {
@@ -29,8 +28,7 @@ export class RunView {
     const actions = make("div", "", head);
     this.unpin = makeButton("Unpin", actions, onUnpin);
     const film = makeButton("Save film", actions, async () => {
-      const title = `${TITLES[run.settings.mode]}: ${path}`;
-      await saveFilm(run.recording, title, `scorelm Studio, ${model.name}, ${path}, ${rest}`)
+      await saveFilm(run.recording, run.settings.text ?? run.settings.prompt, `${model.name}, ${path}, ${rest}`)
         .then(() => flash(film, "Saved"), () => flash(film, "Server gone"));
     });
     this.film = film;
@@ -70,18 +68,23 @@ export class RunView {
       trace.draw(span, top);
       button.hidden = !recording.samples;
     }
-    this.film.hidden = recording.last < 1;
+    this.film.hidden = this.run.state === "running" || recording.last < 1;
   }
 
   show(k) {
     this.k = k;
     for (const { prose, trace, nfe, r } of this.texts) {
       prose.show(this.at);
-      prose.reserve();
       trace.show(k);
       nfe.textContent = count(this.run.recording.rows[r].nfe[this.at], "evaluation");
     }
-    if (this.looked) this.look(...this.looked);
+    this.lookAgain();
+  }
+
+  /** Brings the card up to date with the step, and with where its token is now. */
+  lookAgain() {
+    const [text, i, anchor] = this.looked ?? [];
+    if (text) this.look(text, this.at, i, anchor);
   }
 
   /** Shows the card of a position next to a token, or to the pointer in the picture. */
@@ -95,14 +98,11 @@ export class RunView {
     }
     const look = this.run.recording.look(r, k, i);
     const point = anchor.clientX === undefined ? null : { left: anchor.clientX + 12, top: anchor.clientY, bottom: anchor.clientY };
-    this.looked = point ? null : [text, this.at, i, anchor];
+    this.looked = point ? null : [text, i, anchor];
     prose.mark(i);
     trace.mark(i);
     if (!point) prose.spans[i].setAttribute("aria-label", describe(look));
     showCard(look, i, point ?? anchor.getBoundingClientRect());
   }
 
-  release() {
-    for (const { prose } of this.texts) prose.reserve(false);
-  }
 }

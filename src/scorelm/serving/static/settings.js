@@ -16,7 +16,9 @@ export class Settings {
       select.addEventListener("change", () => { $(`${name}-number`).value = ""; this.explain(name); });
     }
     const { limits } = model;
-    for (const name of ["steps", "n", "length"]) $(name).max = limits[name];
+    $("steps").max = limits.steps;
+    $("n").max = limits.texts;
+    $("length").max = limits.length;
     if (!model.infills) $("mode-fill").disabled = true;
     $("repair").addEventListener("change", () => this.repairs());
     for (const mode of ["write", "fill"]) $(`mode-${mode}`).addEventListener("change", () => this.turn());
@@ -24,7 +26,7 @@ export class Settings {
       range.addEventListener("input", () => this.tell(range));
     }
     const { prompts: [prompt = ""], blanks: [text = ""] } = model.examples;
-    this.write({ ...model.defaults, mode: "write", prompt, text });
+    this.write({ ...model.defaults, n: 1, mode: "write", prompt, text });
   }
 
   get mode() {
@@ -67,6 +69,7 @@ export class Settings {
     for (const id of ["fill", "blank-row"]) $(id).hidden = !fill;
     for (const id of ["write", "length-row"]) $(id).hidden = fill;
     $("go").textContent = !fill ? "Write" : $("repair").checked ? "Repair" : "Fill in";
+    $("start").textContent = fill ? "Fill in the blanks" : "Write something";
     $("doubt").hidden = !$("repair").checked;
     this.board.off = $("repair").checked;
     for (const option of $("path").options) {

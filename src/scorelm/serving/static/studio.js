@@ -19,7 +19,7 @@ let pinned = false;
 let abort = null;
 
 const player = new Player(
-  (k) => { for (const { view } of runs) view.show(k); },
+  (k) => { for (const { view } of runs) view.show(k); reserve(); },
   () => ({
     last: Math.max(-1, ...runs.map(({ recording }) => recording.last)),
     steps: Math.max(1, ...runs.map((run) => run.settings.steps)),
@@ -35,6 +35,20 @@ function draw() {
   for (const { view } of drawn) view.draw(span, top);
 }
 
+/** A text keeps the height that it once took, and so does the one beside it; from a new width on, all begin anew. */
+let width = 0;
+function reserve() {
+  const now = $("runs").clientWidth / runs.length;
+  const texts = runs.flatMap(({ view }) => view.texts);
+  if (now !== width) for (const { prose } of texts) prose.reserve(0);
+  width = now;
+  for (const { r } of runs[0].view.texts) {
+    const beside = texts.filter((text) => text.r === r);
+    const height = Math.max(...beside.map(({ prose }) => prose.height));
+    for (const { prose } of beside) prose.reserve(height);
+  }
+}
+
 let drawing = 0;
 function drawSoon() {
   drawing ||= requestAnimationFrame(() => { drawing = 0; draw(); player.grow(); });
@@ -44,8 +58,7 @@ function place() {
   $("runs").replaceChildren(...runs.map(({ view }) => view.element));
   $("runs").classList.toggle("pair", runs.length > 1);
   runs.forEach((run, i) => { run.view.pinned = pinned && i === 0; });
-  $("locked").hidden = $("pin").hidden = !pinned;
-  $("pin").hidden = pinned;
+  $("locked").hidden = !pinned;
   for (const id of ["words", "seed"]) $(id).disabled = pinned;
 }
 
@@ -63,12 +76,16 @@ function offer() {
   $("player").hidden = $("legend").hidden = !run || run.recording.last < 0;
   const other = OTHER_PATH[run?.settings.path] ?? "uniform";
   $("compare").textContent = `Compare with ${other}`;
-  $("compare").onclick = () => { unpin(); pin(); write({ ...run.settings, path: other }); };
+  $("compare").onclick = () => { pin(); write({ ...run.settings, path: other }); };
   $("another").onclick = () => write({ ...run.settings, seed: run.settings.seed + run.settings.n });
-  $("another").hidden = pinned;
+  for (const id of ["compare", "another", "pin"]) $(id).hidden = pinned;
   for (const id of ["compare", "another", "pin"]) $(id).disabled = running;
   $("compare").disabled ||= !run?.recording.samples;
   $("pin").disabled ||= !run?.recording.samples;
+  const { activeElement: focused } = document;
+  if (focused === document.body || focused.disabled || focused.closest("[hidden]")) {
+    $(running ? "cancel" : "go").focus({ preventScroll: true });
+  }
 }
 
 function pin() {
@@ -109,7 +126,7 @@ async function start() {
   $("welcome").hidden = true;
   place();
   offer();
-  status("Asking the server…");
+  status("Waiting for the server…");
   if ($("stage").getBoundingClientRect().top > innerHeight / 2) {
     $("stage").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth" });
   }
@@ -185,10 +202,10 @@ function open() {
 }
 
 function present() {
-  const parameters = model.parameters >= 1e6 ? `${(model.parameters / 1e6).toFixed(1)} million` : count(model.parameters, "");
-  $("model").textContent = `${model.name} · ${parameters.trim()} parameters`;
-  $("model").title = model.title;
-  $("about").textContent = `The model is ${model.name}, with ${parameters.trim()} parameters. ${model.about}`;
+  const millions = `${(model.parameters / 1e6).toFixed(1)} million`;
+  const size = `${model.parameters >= 1e6 ? millions : model.parameters.toLocaleString("en")} parameters`;
+  $("model").textContent = `${model.name} · ${size}`;
+  $("about").textContent = `${[`The model here is ${model.name}: ${size}`, model.about].filter(Boolean).join(", ")}.`;
   settings = new Settings(model, new Board(() => share()));
   offerExamples("write", ["", ...model.examples.prompts], (prompt) => { $("prompt").value = prompt; });
   $("write").querySelector(".example").textContent = "from nothing";
@@ -219,14 +236,8 @@ function listen() {
   $("share").addEventListener("click", async () => { share(); await copy(location.href); flash($("share"), "Copied"); });
   addEventListener("hashchange", () => { if (settings) open(); });
   addEventListener("keydown", (event) => { if (event.key === "Escape") hideCard(); });
-  addEventListener("scroll", hideCard, { passive: true });
-  let width = innerWidth;
-  addEventListener("resize", () => {
-    if (width === innerWidth || !runs.length) return;
-    width = innerWidth;
-    for (const { view } of runs) view.release();
-    player.go(player.k);
-  });
+  addEventListener("scroll", () => { for (const { view } of runs) view.lookAgain(); }, { passive: true, capture: true });
+  addEventListener("resize", () => { if (runs.length) player.go(player.k); });
   onTheme(() => { if (runs.length) draw(); });
 }
 

@@ -3,6 +3,7 @@
 import { clamp, make } from "./dom.js";
 
 const WARMTH = 0.85;
+const LEAST_WIDTH = 16;
 const NAMES = ["noise", "half", "clean", "given", "sure"];
 let palette = null;
 
@@ -26,7 +27,7 @@ const mix = (a, b, share) => a.map((value, c) => value + share * (b[c] - value))
 export class Trace {
   /** `onSeek(k)` follows the pointer when it is down, `onLook(k, i, event)` when it only points; i is -1 when it leaves. */
   constructor(parent, recording, r, onSeek, onLook) {
-    Object.assign(this, { recording, r, span: 1, top: 1 });
+    Object.assign(this, { recording, r, span: 1, top: 1, painted: 0, palette: null });
     this.element = make("figure", "trace", parent);
     this.plot = make("div", "plot", this.element);
     this.map = make("div", "map", this.plot);
@@ -76,22 +77,32 @@ export class Trace {
     this.fill.setAttribute("d", `${path}L${nats.length - 0.5} 100L0.5 100Z`);
   }
 
+  /** Paints the steps that are new, or all of them where the size or the colours have changed. */
   paint() {
     const row = this.recording.rows[this.r];
     const { noise, half, clean, given, sure } = colours();
-    const [width, height] = [this.span, row.size];
-    Object.assign(this.canvas, { width, height });
+    const [width, height] = [Math.max(LEAST_WIDTH, 2 ** Math.ceil(Math.log2(this.span))), row.size];
+    if (this.palette !== palette || this.canvas.width !== width || this.canvas.height !== height) {
+      Object.assign(this.canvas, { width, height });
+      Object.assign(this, { palette, painted: 0 });
+    }
+    this.canvas.style.width = `${100 * width / this.span}%`;
     this.canvas.setAttribute("aria-label", `Noise at ${height} positions over ${this.recording.last} steps`);
     this.map.style.height = `${clamp(5 * height, 56, 220)}px`;
-    const image = this.canvas.getContext("2d").createImageData(width, height);
-    row.sigma.forEach((levels, k) => levels.slice(0, height).forEach((sigma, i) => {
-      const signal = sigma === null ? 0 : this.recording.norm / (this.recording.norm + sigma);
-      const base = signal < 0.5 ? mix(noise, half, 2 * signal) : mix(half, clean, 2 * signal - 1);
-      const warm = this.recording.known(row.certainty[k][i]) * (1 - signal) * WARMTH;
-      const colour = row.sigma[0][i] === 0 && sigma === 0 ? given : mix(base, sure, warm);
-      image.data.set([...colour, 255], 4 * (i * width + k));
-    }));
-    this.canvas.getContext("2d").putImageData(image, 0, 0);
+    const from = this.painted;
+    this.painted = row.sigma.length;
+    if (from === this.painted) return;
+    const image = this.canvas.getContext("2d").createImageData(this.painted - from, height);
+    for (let k = from; k < this.painted; k += 1) {
+      row.sigma[k].slice(0, height).forEach((sigma, i) => {
+        const signal = sigma === null ? 0 : this.recording.norm / (this.recording.norm + sigma);
+        const base = signal < 0.5 ? mix(noise, half, 2 * signal) : mix(half, clean, 2 * signal - 1);
+        const warm = this.recording.known(row.certainty[k][i]) * (1 - signal) * WARMTH;
+        const colour = row.sigma[0][i] === 0 && sigma === 0 ? given : mix(base, sure, warm);
+        image.data.set([...colour, 255], 4 * (i * image.width + k - from));
+      });
+    }
+    this.canvas.getContext("2d").putImageData(image, from, 0);
   }
 
   show(k) {
