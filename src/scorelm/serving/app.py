@@ -44,7 +44,9 @@ HEADERS = {
     "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
 }  # fmt: skip
 OPTIONS = {name for kind in (GenerateRequest, InfillRequest, ScoreRequest) for name in kind.model_fields}
-PRICED_AT_A_TIME = 1024
+MOST_DRAWS = 64
+"""Noise levels or orders that a price averages over."""
+PRICED_AT_A_TIME = 256
 """Positions; between two such parts of a price the texts of others go on."""
 
 
@@ -91,7 +93,7 @@ def add_model(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
     described = describe(lm, name, desk.limits)
 
     async def write(request: Request, asked: GenerateRequest | InfillRequest, texts: str | list[str]) -> Any:
-        plan = desk.check(lm.plan(texts, asked.n, asked))
+        plan = desk.plan(lm, texts, asked.n, asked)
         if not asked.stream:
             return {"samples": [asdict(sample) for sample in await desk.answer(request, plan)]}
         steps = Steps(lm.tokenizer)
@@ -125,6 +127,8 @@ def add_model(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
         texts = [asked.text] if isinstance(asked.text, str) else asked.text
         if not 0 < len(texts) <= desk.limits.most_texts:
             raise InputError(f"give 1 to {desk.limits.most_texts:,} texts, not {len(texts):,}")
+        if asked.draws > MOST_DRAWS or (asked.steps or 0) > desk.limits.most_steps:
+            raise InputError(f"this server allows {MOST_DRAWS} draws and {desk.limits.most_steps:,} steps")
         options = {option: getattr(asked, option) for option in Pricing.model_fields}
 
         def work(pause: Callable[[], object]) -> list[dict[str, Any]]:

@@ -70,10 +70,11 @@ class Completions:
     Args:
         lm: the model.
         name: under which clients know it.
+        desk: knows the limits.
     """
 
-    def __init__(self, lm: ScoreLM, name: str) -> None:
-        self.lm, self.name = lm, name
+    def __init__(self, lm: ScoreLM, name: str, desk: Desk) -> None:
+        self.lm, self.name, self.desk = lm, name, desk
 
     def plan(self, asked: CompletionRequest) -> Plan:
         """The request made ready.
@@ -86,12 +87,14 @@ class Completions:
             raise Refusal(404, "invalid_request_error", f"there is no such model here, only {self.name}")
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
+        if not 0 < len(prompts) * asked.n <= self.desk.limits.most_texts:
+            raise InputError(f"ask for 1 to {self.desk.limits.most_texts:,} texts, not {len(prompts) * asked.n:,}")
         plans = [
-            self.lm.plan(self._text(asked, prompt), asked.n, self._request(asked, prompt, seed + i * asked.n))
+            self.desk.plan(
+                self.lm, self._text(asked, prompt), asked.n, self._request(asked, prompt, seed + i * asked.n)
+            )
             for i, prompt in enumerate(prompts)
         ]
-        if not plans:
-            raise InputError("give a prompt; it may be empty")
         joined = replace(
             plans[0], drafts=[d for plan in plans for d in plan.drafts], seeds=[s for plan in plans for s in plan.seeds]
         )
@@ -241,12 +244,12 @@ class Text:
 
 def add(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
     """The routes of OpenAI's interface."""
-    service = Completions(lm, name)
+    service = Completions(lm, name, desk)
 
     @app.post("/v1/completions", responses=ERRORS)
     async def complete(request: Request, asked: CompletionRequest) -> Any:
         """Write texts, as OpenAI's clients ask for them."""
-        plan = desk.check(service.plan(asked))
+        plan = service.plan(asked)
         texts = [Text(lm, draft, asked.logprobs, plan.settings.path.forgets) for draft in plan.drafts]
         number = f"cmpl-{secrets.token_hex(12)}"
 

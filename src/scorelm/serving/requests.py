@@ -12,8 +12,10 @@ from fastapi import Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
+from scorelm.config.generation import Continuation, Infilling
 from scorelm.config.serving import Serving
-from scorelm.errors import InputError
+from scorelm.errors import InputError, brief
+from scorelm.lm import ScoreLM
 from scorelm.sampling.denoise import StepRecord
 from scorelm.sampling.plan import Plan
 from scorelm.serving.worker import Done, Event, Refusal, Ticket, Work, Worker
@@ -30,22 +32,22 @@ class Desk:
     def __init__(self, worker: Worker, limits: Serving) -> None:
         self.worker, self.limits = worker, limits
 
-    def check(self, plan: Plan) -> Plan:
-        """The plan, if it is within the limits.
+    def plan(self, lm: ScoreLM, texts: str | list[str], n: int, request: Continuation | Infilling) -> Plan:
+        """A request made ready, if it is within the limits; they are asked first, since plans take memory.
 
         Raises:
-            InputError: it is not; says which and where the limit is.
+            InputError: it is not, and says where the limit is; or it is bad in itself.
         """
-        limits, options = self.limits, plan.settings.options
-        longest = max((len(template) for template in plan.templates), default=0)
+        limits, count = self.limits, 1 if isinstance(texts, str) else len(texts)
+        lengths = (request.length, request.max_length) if isinstance(request, Continuation) else ()
         for what, asked, most in (
-            ("texts", len(plan.drafts), limits.most_texts),
-            ("steps", options.steps, limits.most_steps),
-            ("tokens in a text", longest, limits.most_length),
+            ("texts", count * n * request.best_of, limits.most_texts),
+            ("steps", request.steps, limits.most_steps),
+            ("tokens in a text", max((length for length in lengths if length), default=0), limits.most_length),
         ):
             if asked > most:
-                raise InputError(f"{asked:,} {what} are too many: this server allows {most:,}")
-        return plan
+                raise InputError(f"{brief(f'{asked:,}', 40)} {what} are too many: this server allows {most:,}")
+        return lm.plan(texts, n, request)
 
     def submit(self, work: Work, steps: bool = False) -> tuple[Ticket, asyncio.Queue[Event]]:
         """Hand work to the worker; its events come in the queue.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
 from scorelm.config.generation import Continuation, Infilling, Pricing
 
@@ -45,20 +45,26 @@ class ScoreRequest(Pricing):
     """A text, or a list of texts that are priced one by one."""
 
 
+class Trouble(BaseModel):
+    """What went wrong."""
+
+    message: str
+    """In a sentence, for people."""
+    type: str
+    """In a word, for programs."""
+
+
+class Problem(BaseModel):
+    """The answer to a request that could not be answered."""
+
+    error: Trouble
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": meaning,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    "default": {
+        "model": Problem,
+        "description": "400: a value is wrong. 401: a token is needed. 404: no such model. 413: the request is too "
+        "large. 429 and 503: come back after Retry-After seconds. 504: it took too long. 500: a fault of the server.",
     }
-    for status, meaning in {
-        400: "A value is wrong; the message says which and why.",
-        401: "A token is needed.",
-        404: "No such model.",
-        413: "The request is too large.",
-        429: "Too many requests are waiting; Retry-After says when to try again.",
-        500: "A fault of the server.",
-        503: "The server is about to stop.",
-        504: "The request took too long.",
-    }.items()
 }
 """What can go wrong on a route that runs the model."""
