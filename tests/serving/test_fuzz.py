@@ -52,7 +52,8 @@ LIKELY = {
     "guidance": st.sampled_from([1.0, 1.0, 2.0]), "score_temperature": st.sampled_from([1.0, 1.0, 0.5]),
     "blank_tokens": st.none() | st.integers(1, 9), "blank_words": st.none() | st.integers(1, 4),
     "repair": st.none() | st.floats(0.1, 0.9), "draws": st.integers(1, 4), "choose": st.just("vote"),
-    "precision": st.sampled_from(["float32", "auto"]), "text": st.just("and god ____ be") | st.text("and ____\\gode", max_size=40),
+    "precision": st.sampled_from(["float32", "auto"]),
+    "text": st.just("and god ____ be") | st.text("and ____\\gode", max_size=40),
     "prompt": st.text("and gode", max_size=40), "suffix": st.none() | st.text("and gode", max_size=20),
 }  # fmt: skip
 """Values that have a chance of being right; those of the schema alone nearly never are."""

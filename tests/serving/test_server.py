@@ -153,11 +153,16 @@ def test_a_waiting_stream_is_told_how_many_are_before_it(lm):
 
 
 def test_a_server_that_is_about_to_stop_finishes_what_it_has_begun(lm):
+    body = {"path": "uniform", "steps": 150, "n": 8, "length": 40}
     with serving(lm) as client, ThreadPoolExecutor(2) as pool:
         worker = client.app.state.worker
-        begun = pool.submit(client.post, "/v1/generate", json={"path": "uniform", "steps": 150, "n": 8})
+        worker.most = 8 * 40
+        begun = pool.submit(client.post, "/v1/generate", json=body)
         wait_for(lambda: worker.under_way)
+        waits = pool.submit(client.post, "/v1/generate", json=body)
+        wait_for(lambda: worker.waiting)
         worker.drain()
+        assert waits.result().status_code == 503
         refused = client.post("/v1/generate", json={})
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
         assert client.get("/healthz").status_code == 503

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, ClassVar
 
@@ -63,7 +65,9 @@ class ServeVerb(Verb):
         )
         host, port = listener.getsockname()[:2]
         tell(f"{name} at http://{f'[{host}]' if ':' in host else host}:{port}   (Ctrl-C ends it)")
-        Server(config).run(sockets=[listener])
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises what it was sent once more at its end
+        with suppress(KeyboardInterrupt):
+            Server(config).run(sockets=[listener])
         return 0
 
 
