@@ -230,11 +230,14 @@ def test_only_who_has_the_token_comes_in(lm):
             assert client.get(path, headers={"Authorization": "Bearer open sesam"}).status_code == 401
             assert client.get(path, headers={"Authorization": "Bearer open sesame"}).status_code == 200
         assert client.post("/v1/generate", json={}).headers["www-authenticate"] == "Bearer"
+        assert client.get("/v1/model", headers={"Authorization": b"Bearer \xe9"}).status_code == 401
 
 
 def test_pages_of_other_sites_get_nothing(client, lm):
     evil = {"Host": "evil.example", "Origin": "https://evil.example"}
     assert client.get("/v1/model", headers=evil).status_code == 421
+    for host, status in (("[::1]:8000", 200), ("localhost", 200), ("[", 421), ("", 421), ("127.0.0.1.evil:1", 421)):
+        assert client.get("/v1/model", headers={"Host": host}).status_code == status, host
     answer = client.get("/v1/model", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in answer.headers
     with serving(lm, origin=("https://good.example",)) as open_client:

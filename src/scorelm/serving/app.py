@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable
@@ -68,7 +69,7 @@ def make_app(lm: ScoreLM, limits: Serving | None = None, name: str = "scorelm") 
         worker.start()
         yield
         worker.drain()
-        worker.join(limits.timeout)
+        await asyncio.to_thread(worker.join, limits.timeout)
 
     app = FastAPI(
         title="scorelm", version=__version__, summary="A diffusion language model.", lifespan=run_worker,
@@ -211,13 +212,14 @@ class Gate:
         """
         limits, path = self.limits, request.url.path
         if limits.token is None:
-            known = {"localhost", "127.0.0.1", "::1", limits.host}
-            if limits.local and request.url.hostname not in known:
+            host = request.headers.get("host", "")
+            name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+            if limits.local and name not in ("localhost", "127.0.0.1", "::1", limits.host):
                 return Refusal(421, "invalid_request_error", "this server answers to localhost only")
             return None
+        given = request.headers.get("authorization", "").encode()
         guarded = path.startswith("/v1/") or path in ("/metrics", "/openapi.json")
-        given = request.headers.get("authorization", "")
-        if guarded and request.method != "OPTIONS" and not hmac.compare_digest(given, f"Bearer {limits.token}"):
+        if guarded and not hmac.compare_digest(given, f"Bearer {limits.token}".encode()):
             return Refusal(401, "unauthorized", "send the header Authorization: Bearer TOKEN")
         return None
 

@@ -117,7 +117,7 @@ class Worker(Thread):
         if isinstance(ticket.work, Plan) and self._positions(ticket.work) > self.most:
             raise InputError(f"these texts have more than {self.most:,} tokens together: ask for fewer at a time")
         with self.changed:
-            if self.draining:
+            if self.draining or not self.is_alive():
                 raise Refusal(503, "overloaded", "the server is about to stop: try again in a moment", 5)
             if len(self.waiting) >= self.queue:
                 raise Refusal(429, "overloaded", f"{self.queue:,} requests are waiting already: try again later", 2)

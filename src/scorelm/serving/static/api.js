@@ -14,6 +14,8 @@ export function saveToken(token) {
   sessionStorage.setItem(KEY, token);
 }
 
+export const hasToken = () => Boolean(sessionStorage.getItem(KEY));
+
 async function ask(path, options = {}) {
   const headers = { ...options.headers };
   const token = sessionStorage.getItem(KEY);

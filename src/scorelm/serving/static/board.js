@@ -23,15 +23,15 @@ function split(text) {
 
 export class Board {
   constructor(onChange) {
-    Object.assign(this, { element: $("board"), area: $("text"), onChange, pieces: [], typing: false, repairing: false });
-    this.drag = null;
+    Object.assign(this, { element: $("board"), area: $("text"), onChange });
+    Object.assign(this, { pieces: [], typing: false, repairing: false, drag: null });
     $("edit").addEventListener("click", () => (this.typing ? this.choose() : this.type()));
-    this.area.addEventListener("input", () => this.onChange());
     this.area.addEventListener("keydown", (event) => { if (event.key === "Escape") this.choose(); });
     this.element.addEventListener("click", (event) => this.click(event));
     this.element.addEventListener("keydown", (event) => this.key(event));
     this.element.addEventListener("pointerdown", (event) => this.press(event));
     this.element.addEventListener("pointermove", (event) => this.move(event));
+    document.addEventListener("pointerup", () => { if (this.drag?.moved) this.onChange(); });
     this.show();
   }
 
@@ -207,6 +207,5 @@ export class Board {
     const within = (i) => i >= Math.min(drag.from, to) && i <= Math.max(drag.from, to);
     this.pieces.forEach((_, i) => this.set(i, within(i) ? drag.blank : drag.before[i]));
     this.paint();
-    this.onChange();
   }
 }

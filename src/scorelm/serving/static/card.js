@@ -4,6 +4,7 @@ import { $, clamp, make } from "./dom.js";
 
 const GAP = 8;
 const percent = (share) => (share >= 0.995 ? "100 %" : share >= 0.01 ? `${Math.round(100 * share)} %` : "< 1 %");
+const sure = (certainty) => (certainty < 0.01 ? "below 0.01" : certainty.toFixed(2));
 const name = (text) => text.trim() || "a space";
 
 /** What a token is, as a sentence. */
@@ -11,7 +12,7 @@ function state({ token, sigma, certainty, finished, given, step }) {
   if (given) return "Given";
   if (finished) return `Written in step ${step}`;
   const noise = sigma === null ? "no evidence yet" : `noise σ ${Number(sigma).toPrecision(2)}`;
-  return token.kind === "blank" ? "Not looked at yet" : `A guess, certainty ${certainty.toFixed(2)}, ${noise}`;
+  return token.kind === "blank" ? "Not looked at yet" : `A guess, certainty ${sure(certainty)}, ${noise}`;
 }
 
 /** All of a card as one sentence. */
@@ -38,7 +39,7 @@ export function showCard(look, i, box) {
     }
     if (look.finished) make("p", "", card, "Likeliest before it was written");
   }
-  if (!look.kept && !look.given) make("p", "", card, "What else it thought of is not kept for so many steps and texts.");
+  if (!look.kept && !look.given && look.token.kind !== "blank") make("p", "", card, "What else it thought of is not kept for so many steps and texts.");
   card.hidden = false;
   const { offsetWidth: width, offsetHeight: height } = card;
   const below = box.bottom + GAP + height < innerHeight || box.top < height + GAP;

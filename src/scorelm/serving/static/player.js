@@ -5,12 +5,13 @@ import { $, calm, clamp } from "./dom.js";
 const STEPS_A_SECOND = 10;
 const SECONDS_AT_MOST = 8;
 const CALM_MS = 500;
+const GAP_MS = 100;
 const SHAPES = { play: "M3 1.5v13L14 8z", pause: "M3 2h4v12H3zM9 2h4v12H9z" };
 
 export class Player {
   /** `show(k)` shows a step; `source()` says how many there are: {last, steps, ended}. */
   constructor(show, source) {
-    Object.assign(this, { show, source, k: 0, playing: false, following: false, due: 0 });
+    Object.assign(this, { show, source, k: 0, playing: false, following: false, due: 0, owed: 0 });
     $("play").addEventListener("click", () => this.toggle());
     $("back").addEventListener("click", () => this.seek(this.k - 1));
     $("next").addEventListener("click", () => this.seek(this.k + 1));
@@ -66,7 +67,7 @@ export class Player {
 
   play() {
     if (!this.playing) this.frame = requestAnimationFrame((time) => this.tick(time, time));
-    this.playing = true;
+    Object.assign(this, { playing: true, owed: 0 });
     this.draw();
   }
 
@@ -76,15 +77,16 @@ export class Player {
     this.draw();
   }
 
-  /** Goes on by the steps that are due since `since`; waits at the end if more are to come. */
-  tick(time, since) {
+  /** Goes on by the steps that are due; waits at the end if more are to come. A page that was away does not catch up. */
+  tick(time, before) {
     const { last, steps, ended } = this.source();
     const pace = Math.max(STEPS_A_SECOND, steps / SECONDS_AT_MOST) * Number($("speed").value);
-    const due = Math.floor((time - since) / 1000 * pace);
+    this.owed += Math.min(time - before, GAP_MS) / 1000 * pace;
+    const due = Math.floor(this.owed);
+    this.owed -= due;
     if (due > 0 && this.k < last) this.go(this.k + due);
     if (this.k >= last && ended) return this.pause();
-    const from = due > 0 ? (this.k < last ? since + due / pace * 1000 : time) : since;
-    this.frame = requestAnimationFrame((next) => this.tick(next, from));
+    this.frame = requestAnimationFrame((next) => this.tick(next, time));
   }
 
   draw() {

@@ -24,15 +24,23 @@ export class Recording {
       kept.sigma.push(row.sigma);
       kept.certainty.push(row.certainty);
       kept.candidates.push(row.candidates ?? []);
-      kept.nats.push(row.certainty.reduce((sum, c, i) => sum + (row.sigma[i] === 0 ? 0 : this.doubt(c)), 0));
       kept.size = Math.max(kept.size, row.sigma.length);
+      kept.nats.push(this.doubts(kept, kept.nats.length));
     });
   }
 
   /** No more is to come; `samples` are the finished texts, null if there are none. */
   finish(samples) {
     this.samples = samples;
-    for (const row of this.rows) row.size = row.sigma.at(-1).length;
+    for (const row of this.rows) {
+      row.size = row.sigma.at(-1).length;
+      row.nats = row.nats.map((_, k) => this.doubts(row, k));
+    }
+  }
+
+  /** Uncertainty in nats of all open positions of a text together. */
+  doubts({ certainty, sigma, size }, k) {
+    return certainty[k].slice(0, size).reduce((sum, c, i) => sum + (sigma[k][i] === 0 ? 0 : this.doubt(c)), 0);
   }
 
   /** Uncertainty in nats; of a position that was never looked at, that of any token at all. */

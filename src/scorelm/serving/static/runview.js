@@ -41,7 +41,8 @@ export class RunView {
   }
 
   add(r) {
-    const section = make("section", "sample", this.element);
+    const section = make("div", "sample", this.element);
+    section.setAttribute("role", "group");
     section.setAttribute("aria-label", `Text ${r + 1}`);
     const text = { section };
     const look = (i, anchor) => this.look(text, this.at, i, anchor);
@@ -68,6 +69,7 @@ export class RunView {
       trace.draw(span, top);
       button.hidden = !recording.samples;
     }
+    this.element.classList.toggle("many", this.texts.length > 4);
     this.film.hidden = this.run.state === "running" || recording.last < 1;
   }
 
@@ -90,7 +92,7 @@ export class RunView {
   /** Shows the card of a position next to a token, or to the pointer in the picture. */
   look(text, k, i, anchor) {
     const { prose, trace, r } = text;
-    if (i < 0) {
+    if (i < 0 || i >= this.run.recording.shown(r, k)) {
       this.looked = null;
       prose.mark(-1);
       trace.mark(-1);

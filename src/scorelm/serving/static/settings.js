@@ -19,7 +19,8 @@ export class Settings {
     $("steps").max = limits.steps;
     $("n").max = limits.texts;
     $("length").max = limits.length;
-    if (!model.infills) $("mode-fill").disabled = true;
+    $("mode-fill").disabled = !model.infills;
+    if (!model.infills) document.querySelector("label[for=mode-fill]").title = "This model cannot fill in blanks";
     $("repair").addEventListener("change", () => this.repairs());
     for (const mode of ["write", "fill"]) $(`mode-${mode}`).addEventListener("change", () => this.turn());
     for (const range of document.querySelectorAll("input[type=range][step='0.05']")) {
@@ -68,8 +69,10 @@ export class Settings {
     const fill = this.mode === "fill";
     for (const id of ["fill", "blank-row"]) $(id).hidden = !fill;
     for (const id of ["write", "length-row"]) $(id).hidden = fill;
-    $("go").textContent = !fill ? "Write" : $("repair").checked ? "Repair" : "Fill in";
-    $("start").textContent = fill ? "Fill in the blanks" : "Write something";
+    const [go, start] = !fill ? ["Write", "Write something"]
+      : $("repair").checked ? ["Repair", "Repair the text"] : ["Fill in", "Fill in the blanks"];
+    $("go").textContent = go;
+    $("start").textContent = start;
     $("doubt").hidden = !$("repair").checked;
     this.board.off = $("repair").checked;
     for (const option of $("path").options) {

@@ -13,7 +13,7 @@ import { clearTrouble, showTrouble } from "./trouble.js";
 
 const OTHER_PATH = { uniform: "bounded" };
 let model, settings;
-/** The runs on the page, {settings, recording, state, note, view}; of two, the first is pinned. */
+/** The runs on the page, {settings, recording, state, view}; of two, the first is pinned. */
 let runs = [];
 let pinned = false;
 let abort = null;
@@ -42,11 +42,9 @@ function reserve() {
   const texts = runs.flatMap(({ view }) => view.texts);
   if (now !== width) for (const { prose } of texts) prose.reserve(0);
   width = now;
-  for (const { r } of runs[0].view.texts) {
-    const beside = texts.filter((text) => text.r === r);
-    const height = Math.max(...beside.map(({ prose }) => prose.height));
-    for (const { prose } of beside) prose.reserve(height);
-  }
+  const heights = [];
+  for (const { prose, r } of texts) heights[r] = Math.max(heights[r] ?? 0, prose.height);
+  for (const { prose, r } of texts) prose.reserve(heights[r]);
 }
 
 let drawing = 0;
@@ -79,6 +77,7 @@ function offer() {
   $("compare").onclick = () => { pin(); write({ ...run.settings, path: other }); };
   $("another").onclick = () => write({ ...run.settings, seed: run.settings.seed + run.settings.n });
   for (const id of ["compare", "another", "pin"]) $(id).hidden = pinned;
+  $("compare").hidden ||= model.objective === "autoregressive";
   for (const id of ["compare", "another", "pin"]) $(id).disabled = running;
   $("compare").disabled ||= !run?.recording.samples;
   $("pin").disabled ||= !run?.recording.samples;
@@ -88,8 +87,10 @@ function offer() {
   }
 }
 
+/** The newest run stays, and so do its text and seed in the form. */
 function pin() {
   pinned = true;
+  settings.write(runs.at(-1).settings);
   place();
   offer();
   status("Pinned. The next run stands beside it, with the same text and seed.");
@@ -113,10 +114,10 @@ function write(values) {
 
 async function start() {
   clearTrouble();
+  announce("");
   const wrong = settings.wrong();
   if (wrong) return showTrouble({ message: wrong.validationMessage, field: wrong });
   const values = settings.read();
-  if (pinned) Object.assign(values, { seed: runs[0].settings.seed });
   history.replaceState(null, "", toHash(values));
   const run = { settings: values, recording: new Recording(model), state: "running" };
   run.view = new RunView(run, model, (k) => player.seek(k), unpin);
@@ -159,9 +160,10 @@ function begin(run) {
 function finish(run, samples, ms) {
   run.recording.finish(samples);
   run.state = "done";
+  width = 0;
   const texts = samples.map(({ text }) => text);
   status(`Written in ${(ms / 1000).toFixed(1)} s, with ${evaluations(samples)}.`);
-  announce(texts.length === 1 ? `Finished: ${texts[0]}` : `${texts.length} texts are finished. ${texts.join(" — ")}`);
+  announce(texts.length === 1 ? `Finished: ${texts[0]}` : `${texts.length} texts are finished. ${texts.join(" ")}`);
 }
 
 function evaluations(samples) {
@@ -171,20 +173,25 @@ function evaluations(samples) {
 }
 
 function fail(run, error) {
+  const steps = run.recording.last;
+  const cancelled = error.name === "AbortError";
   run.recording.finish(null);
   run.state = "failed";
-  const steps = run.recording.last;
-  if (!(error instanceof Trouble) && error.name !== "AbortError") console.error(error);
-  if (error.name === "AbortError") return status(steps < 0 ? "Cancelled." : `Cancelled after ${count(steps, "step")}.`);
-  if (steps < 0) {
-    runs = runs.filter((one) => one !== run);
-    place();
-    $("bar").hidden = !runs.length;
-    $("welcome").hidden = runs.length > 0;
-    if (runs.length) player.go(player.k);
-  }
-  status(steps < 0 ? "" : `Stopped after ${count(steps, "step")}.`);
+  if (steps < 0) drop(run);
+  else status(`${cancelled ? "Cancelled" : "Stopped"} after ${count(steps, "step")}.`);
+  if (cancelled) return announce("Cancelled.");
+  if (!(error instanceof Trouble)) console.error(error);
   showTrouble(error, start);
+}
+
+/** Takes a run away that has shown nothing, and goes back to what was there before. */
+function drop(run) {
+  runs = runs.filter((one) => one !== run);
+  place();
+  $("welcome").hidden = runs.length > 0;
+  status("");
+  $("bar").hidden = !runs.length;
+  if (runs.length) player.go(player.k);
 }
 
 /** Buttons that put an example into a field. */
@@ -207,6 +214,7 @@ function present() {
   $("model").textContent = `${model.name} · ${size}`;
   $("about").textContent = `${[`The model here is ${model.name}: ${size}`, model.about].filter(Boolean).join(", ")}.`;
   settings = new Settings(model, new Board(() => share()));
+  for (const line of document.querySelectorAll(".noisy")) line.hidden = model.objective === "autoregressive";
   offerExamples("write", ["", ...model.examples.prompts], (prompt) => { $("prompt").value = prompt; });
   $("write").querySelector(".example").textContent = "from nothing";
   offerExamples("fill", model.examples.blanks, (text) => settings.write({ ...settings.read(), repair: 0, text }));
@@ -234,7 +242,11 @@ function listen() {
   $("start").addEventListener("click", () => $("form").requestSubmit());
   $("pin").addEventListener("click", pin);
   $("share").addEventListener("click", async () => { share(); await copy(location.href); flash($("share"), "Copied"); });
-  addEventListener("hashchange", () => { if (settings) open(); });
+  addEventListener("hashchange", () => {
+    if (!settings) return;
+    if (pinned) unpin();
+    open();
+  });
   addEventListener("keydown", (event) => { if (event.key === "Escape") hideCard(); });
   addEventListener("scroll", () => { for (const { view } of runs) view.lookAgain(); }, { passive: true, capture: true });
   addEventListener("resize", () => { if (runs.length) player.go(player.k); });

@@ -88,7 +88,7 @@ export class Trace {
     }
     this.canvas.style.width = `${100 * width / this.span}%`;
     this.canvas.setAttribute("aria-label", `Noise at ${height} positions over ${this.recording.last} steps`);
-    this.map.style.height = `${clamp(5 * height, 56, 220)}px`;
+    this.map.style.height = `${clamp(5 * height, 56, this.recording.rows.length > 2 ? 120 : 220)}px`;
     const from = this.painted;
     this.painted = row.sigma.length;
     if (from === this.painted) return;

@@ -1,6 +1,6 @@
 // What went wrong, said at the form, with a way on.
 
-import { saveToken } from "./api.js";
+import { hasToken, saveToken } from "./api.js";
 import { $, count, make, makeButton } from "./dom.js";
 
 const TITLES = {
@@ -23,9 +23,10 @@ export function clearTrouble() {
 export function showTrouble({ message, kind, retryAfter = 0, field = named(message) }, again) {
   clearTrouble();
   $("trouble").hidden = false;
+  const title = kind === "unauthorized" && hasToken() ? "This token does not open it." : TITLES[kind];
   const label = field && document.querySelector(`label[for="${field.id.replace("-number", "")}"]`)?.textContent;
-  make("b", "", $("wrong"), TITLES[kind] ?? (label ? `${label} cannot be so.` : "That cannot be done."));
-  make("p", "", $("wrong"), message);
+  make("b", "", $("wrong"), title ?? (label ? `Check “${label}”.` : "That cannot be done."));
+  make("p", "", $("wrong"), sentence(message));
   if (field) {
     field.setAttribute("aria-invalid", "true");
     const folded = field.closest("details");
@@ -36,10 +37,12 @@ export function showTrouble({ message, kind, retryAfter = 0, field = named(messa
   if (["overloaded", "gone", "timeout", "server_error"].includes(kind)) offerAgain(again, retryAfter);
 }
 
-/** The field that a message of the server names. */
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/[^.!?]$/, "$&.")}`;
+
+/** The field that a message of the server names, in its own words rather than in those that it quotes. */
 function named(message) {
   const fields = [...$("form").querySelectorAll("input[id], select[id], textarea[id]")];
-  const words = new Set(message.toLowerCase().match(/[a-z_]+/g));
+  const words = new Set(message.replace(/'[^']*'/g, "").match(/[a-z_]+/g));
   return fields.find((field) => words.has(field.id) && !field.closest("[hidden]"));
 }
 
