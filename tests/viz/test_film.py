@@ -4,6 +4,7 @@ import io
 import math
 import sys
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -178,6 +179,13 @@ def test_a_hostile_text_stays_text(bytewise, tmp_path):
     assert (found.data["title"], found.data["subtitle"]) == (HOSTILE, HOSTILE + "\ud800")
     shown = "".join(found.data["tokens"][t]["text"] for t in found.data["rows"][0]["token"][-1])
     assert shown == "<s> </script><script>&lt; " + HOSTILE
+
+
+def test_a_notebook_shows_the_page_in_a_frame(lm):
+    film, _, _ = shoot(lm, title=f'"{HOSTILE}')
+    frame = ElementTree.fromstring(film._repr_html_())
+    assert frame.tag == "iframe" and frame.get("sandbox") == "allow-scripts"
+    assert frame.get("srcdoc") == fill_page("film.html", film_data(film.rows(), film)).replace("\n", " ")
 
 
 def test_files_are_small_and_pictures_open_and_have_their_frames(lm, tmp_path):
