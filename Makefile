@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo check test test-all clean
+.PHONY: demo check test test-all docs clean
 
 demo: .venv/installed
 	$(BIN)/scorelm demo
@@ -19,6 +19,11 @@ test: .venv/installed lint
 test-all: .venv/installed lint
 	$(BIN)/pytest
 
+# The documentation, into docs/_build; any warning is an error.
+docs: .venv/docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+	@echo docs/_build/index.html
+
 .PHONY: lint
 lint: .venv/installed
 	$(BIN)/ruff check
@@ -31,5 +36,9 @@ lint: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build

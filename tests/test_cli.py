@@ -261,7 +261,7 @@ def test_without_a_name_it_is_the_model_that_comes_along() -> None:
     assert lm.provenance.data == "kjv" and lm.provenance.holdout == 0.02
     files = list(EMBEDDED.iterdir())
     assert sum(path.stat().st_size for path in files) < 20e6
-    assert {*FILES, "README.md", "recipe.toml"} == {path.name for path in files}
+    assert {*FILES, "tokenizer.model", "README.md", "recipe.toml"} == {path.name for path in files}
     code, out, _ = scorelm("sample", "--seed", "3", "-n", "1", "--device", "cpu")
     assert (code, out.strip()) == (0, lm.generate(seed=3)[0].text)
     code, out, err = scorelm("infill", "And God said, Let there be ____: and there was light.", "-n", "1")

@@ -20,8 +20,10 @@ from scorelm.config.generation import Continuation, Infilling, takes
 from scorelm.config.recipe import ModelConfig, ObjectiveName
 from scorelm.device import pick_device
 from scorelm.errors import InputError
+from scorelm.model.card import model_card
 from scorelm.model.denoiser import Denoiser
-from scorelm.model.directory import Manifest, Provenance, find_directory, read_manifest, read_weights
+from scorelm.model.directory import Manifest, Provenance, find_directory, read_manifest, read_recipe, read_weights
+from scorelm.model.hub import push
 from scorelm.noise.schedule import Schedule, schedule_from_dict, schedule_to_dict
 from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.denoise import StepRecord
@@ -30,9 +32,9 @@ from scorelm.sampling.loop import Loop, generate_in_batches
 from scorelm.sampling.plan import Plan
 from scorelm.sampling.request import Settings
 from scorelm.sampling.sample import Sample
-from scorelm.text.sentencepiece import SentencePieceTokenizer
+from scorelm.text.normalization import normalizing
 from scorelm.text.templates import Draft, Hole, blank_draft, prompt_template, tokens_for
-from scorelm.text.tokenizer import Tokenizer
+from scorelm.text.tokenizer import FILES, Tokenizer, find_tokenizer, load_tokenizer
 
 Drafter = Callable[[str, np.random.Generator], Draft]
 """Drafts a text; the generator draws lengths."""
@@ -75,6 +77,8 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         self.schedule = schedule
         self.lengths = list(lengths)
         self.provenance = provenance or Provenance()
+        self.recipe = ""
+        """The options of the run that it comes from, as TOML; "" where they are not known."""
         self.denoiser = Denoiser(config, tokenizer.vocab_size)
 
     @property
@@ -102,8 +106,9 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         """Load a model.
 
         Args:
-            path: a model directory, the directory of a run, or a name on the Hugging Face hub; by default the model
-                that comes with the library, which writes verses in the manner of the King James Bible.
+            path: a model directory, the directory of a run, or a name on the Hugging Face hub, with a branch, tag or
+                commit behind an @ if need be; by default the model that comes with the library, which writes verses in
+                the manner of the King James Bible.
             hub_options: passed to `huggingface_hub.snapshot_download` for a hub name (revision, token, ...).
 
         Raises:
@@ -115,15 +120,14 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
             schedule = schedule_from_dict(manifest.schedule)
         except ValueError as error:
             raise InputError(f"{directory / 'config.json'}: {error}") from None
-        tokenizer = SentencePieceTokenizer.load(directory / "tokenizer.model")
+        place = find_tokenizer(directory)
+        tokenizer = normalizing(load_tokenizer(place), manifest.provenance.normalize)
         if tokenizer.vocab_size != manifest.vocab_size:
-            raise InputError(
-                f"{directory / 'tokenizer.model'} has {tokenizer.vocab_size} tokens, "
-                f"config.json says {manifest.vocab_size}"
-            )
+            raise InputError(f"{place} has {tokenizer.vocab_size} tokens, config.json says {manifest.vocab_size}")
         weights = read_weights(directory / "model.safetensors", manifest)
         model = cls(manifest.model, tokenizer, schedule, manifest.lengths, manifest.provenance, manifest.objective)
         model.denoiser.load_state_dict(weights)
+        model.recipe = read_recipe(directory)
         return model.eval()
 
     @takes(Continuation)
@@ -293,8 +297,55 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         """See `type`."""
         return self.type(torch.float64)
 
+    def push_to_hub(  # type: ignore[override]
+        self,
+        name: str,
+        *,
+        licence: str | None = None,
+        private: bool | None = None,
+        branch: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Put the model on the Hugging Face hub, with its card; see `scorelm.model.hub.push`.
+
+        Args:
+            name: ``user/name``.
+            licence: identifier of the model's licence, as the hub has them: mit, cc0-1.0, ...
+            private: whether a new repository is for its owner only.
+            branch: to commit to, made if there is none; main by default.
+            message: of the commit.
+            token: that allows it; by default HF_TOKEN, or what ``hf auth login`` has kept.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: no name for a repository, no token or one that does not allow it, or no network.
+        """
+
+        def save(directory: Path) -> None:
+            self.save_pretrained(directory)
+            (directory / "README.md").write_text(self.card(name, licence), encoding="utf-8")
+
+        return push(save, name, private=private, branch=branch, message=message, token=token)
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        manifest = Manifest(
+        (save_directory / "config.json").write_text(self.manifest.model_dump_json(indent=2) + "\n")
+        weights = {name: t.detach().cpu().contiguous() for name, t in self.denoiser.state_dict().items()}
+        save_file(weights, save_directory / "model.safetensors")
+        shutil.copymode(save_directory / "config.json", save_directory / "model.safetensors")  # not the owner's only
+        for name in FILES:  # that of an older model there may be of another kind
+            (save_directory / name).unlink(missing_ok=True)
+        self.tokenizer.save(save_directory / self.tokenizer.file_name)
+        (save_directory / "README.md").write_text(self.card(), encoding="utf-8")
+        if self.recipe:
+            (save_directory / "recipe.toml").write_text(self.recipe, encoding="utf-8")
+
+    @property
+    def manifest(self) -> Manifest:
+        """What config.json says."""
+        return Manifest(
             objective=self.objective.name,
             model=self.config,
             vocab_size=self.tokenizer.vocab_size,
@@ -302,30 +353,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
             schedule=schedule_to_dict(self.schedule),
             provenance=self.provenance,
         )
-        (save_directory / "config.json").write_text(manifest.model_dump_json(indent=2) + "\n")
-        weights = {name: t.detach().cpu().contiguous() for name, t in self.denoiser.state_dict().items()}
-        save_file(weights, save_directory / "model.safetensors")
-        shutil.copymode(save_directory / "config.json", save_directory / "model.safetensors")  # not the owner's only
-        self.tokenizer.save(save_directory / "tokenizer.model")
-        (save_directory / "README.md").write_text(self.card())
 
-    def card(self) -> str:
-        """The model card, in Markdown."""
-        size, made = self.config.size, self.provenance
-        heldout = "" if made.heldout_loss is None else f", held-out loss {made.heldout_loss:.3f} nats"
-        prices = ", ".join(f"{path} {nats:.3f}" for path, nats in made.prices.items() if path != "stderr")
-        priced = (
-            f"Held-out text costs it, in nats per token by path: {prices} (±{made.prices['stderr']:.3f}).\n"
-            if prices
-            else ""
-        )
-        return (
-            "---\nlibrary_name: scorelm\npipeline_tag: text-generation\ntags: [diffusion, score-based]\n---\n"
-            f"# {self.objective.title} language model\n\n"
-            f"Trained with scorelm on `{made.data}`: {made.steps:,} steps, {made.tokens:,} tokens{heldout}.\n{priced}"
-            f"{self.parameters_count:,} parameters: width {size.dim}, {size.layers} layers, {size.heads} heads, "
-            f"embeddings of size {self.config.embedding_dim}, vocabulary {self.tokenizer.vocab_size:,}, "
-            f"length up to {self.max_length}.\n\n"
-            '```python\nfrom scorelm import ScoreLM\n\nlm = ScoreLM.from_pretrained("PATH")\n'
-            "for sample in lm.generate(n=4):\n    print(sample.text)\n```\n"
-        )
+    def card(self, name: str = "PATH", licence: str | None = None) -> str:
+        """The model card, in Markdown; see `scorelm.model.card`."""
+        return model_card(self.manifest, self.objective.title, self.parameters_count, self.recipe, name, licence)

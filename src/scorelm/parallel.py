@@ -45,6 +45,13 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
+    def share(self, value: Any) -> Any:
+        """The main rank's value, on every rank; it must be picklable."""
+        shared = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(shared)
+        return shared[0]
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Run the body on the main rank first, and then on the others, which find what it has left."""

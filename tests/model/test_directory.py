@@ -60,6 +60,17 @@ def test_saving_again_writes_the_same_bytes(saved, tmp_path):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
 
 
+def test_a_recipe_goes_along_and_one_that_is_none_does_not_matter(broken, tmp_path):
+    (broken / "recipe.toml").write_text('[data]\nsource = "a.txt"\n')
+    lm = ScoreLM.from_pretrained(broken)
+    lm.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "recipe.toml").read_text() == lm.recipe == '[data]\nsource = "a.txt"\n'
+    assert lm.recipe in lm.card()
+    for other in (b"BEGIN PRIVATE KEY", b"\xff", b"a" * (1 << 21)):
+        (broken / "recipe.toml").write_bytes(other)
+        assert ScoreLM.from_pretrained(broken).recipe == ""
+
+
 def test_a_run_directory_stands_for_its_model(original, saved, tmp_path):
     """``runs/kjv`` and ``runs/kjv/model`` are one; what else the run has does not matter."""
     run = tmp_path / "run"

@@ -166,7 +166,7 @@ def test_a_model_whose_replacement_was_killed_keeps_files_of_the_user(make_lm: A
 def test_only_later_lines_and_a_torn_one_are_dropped_from_the_metrics(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"note": "warmer"}\nseen\n{"step": 3}\n{"step": 2}\n{"step": 2, "lo')
-    with RunLog(tmp_path, 2, say=print) as log:
+    with RunLog(tmp_path, 2, Recipe(), say=print) as log:
         log.open()
     assert path.read_text() == '{"step": 1}\n{"note": "warmer"}\nseen\n{"step": 2}\n'
 
@@ -336,7 +336,7 @@ def test_checkpoints_come_by_time_too_and_change_nothing(
 def test_files_have_the_rights_that_the_umask_leaves(tools: Any, recipe: Recipe, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        tools.train(changed(recipe, steps=2, tensorboard=True), tmp_path / "run")
+        tools.train(changed(recipe, steps=2, track=("tensorboard",)), tmp_path / "run")
     finally:
         os.umask(before)
     found = {p: p.stat().st_mode & 0o777 for p in [tmp_path / "run", *(tmp_path / "run").rglob("*")]}

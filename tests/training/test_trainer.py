@@ -58,7 +58,9 @@ def test_a_run_directory_has_what_the_design_says(tools: Any, finished: Path) ->
     assert tools.checkpoints(finished) == [28, 35, 40]
     samples = (finished / "samples.txt").read_text()
     assert re.findall(r"^step (\d+)$", samples, re.M) == ["8", "16", "24", "32", "40"] and samples.count("\n  ") == 10
-    made = ScoreLM.from_pretrained(finished / "model").provenance
+    lm = ScoreLM.from_pretrained(finished / "model")
+    made = lm.provenance
+    assert lm.recipe == (finished / "recipe.toml").read_text()
     assert (made.steps, made.tokens) == (STEPS, tools.log(finished)[-1]["tokens"]) and made.heldout_loss > 0
 
 

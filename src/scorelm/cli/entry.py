@@ -26,6 +26,7 @@ VERBS = {
     "serve": "Serve a model over HTTP, with a page that shows it at work.",
     "info": "Describe a model, or a text and what to train on it.",
     "plot": "Draw the held-out prices and the training loss of runs.",
+    "push": "Put a model on the Hugging Face hub.",
 }
 """Every verb with its summary; `scorelm.cli.verb.load` finds its options and its action."""
 

@@ -54,6 +54,7 @@ class EvalVerb(Verb):
         """Measure, write the report and print the tables."""
         from scorelm.evaluation.judge import load_judge
         from scorelm.evaluation.report import evaluate
+        from scorelm.text.normalization import normalize
         from scorelm.viz.progress import progress
         from scorelm.viz.report import check_report, save_report
 
@@ -61,7 +62,8 @@ class EvalVerb(Verb):
         lm = open_model(self.model, self.device)
         judge = load_judge(self.judge, self.device) if self.judge is not None else None
         measured = load_texts(lm.provenance, self.texts)
-        training = None if measured.training is None else list(measured.training["text"])
+        made, learned = lm.provenance, measured.training
+        training = None if learned is None else [normalize(text, made.normalize) for text in learned["text"]]
         tell(f"{measured.what}; {'no judge' if judge is None else 'judge: ' + judge.name}")
         with progress("measuring") as watch:
             found = evaluate(

@@ -79,7 +79,7 @@ def describe(lm: ScoreLM) -> dict[str, Any]:
         "schedule": type(lm.schedule).__name__.lower(),
         "sigma_min": lm.schedule.sigma_min,
         "sigma_max": lm.schedule.sigma_max,
-        **lm.provenance.model_dump(exclude={"prices"}),
+        **lm.provenance.model_dump(exclude={"prices", "before"}),
         **{f"heldout_{name}": value for name, value in lm.provenance.prices.items()},
     }
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from scorelm.cli.printing import tell
+from scorelm.errors import exists
+
 if TYPE_CHECKING:
     from scorelm.lm import ScoreLM
 
 NAMES = (
-    "Model directory, run directory, or name on the Hugging Face hub; by default the model that comes with scorelm, "
-    "which writes verses in the manner of the King James Bible"
+    "Model directory, run directory, or name on the Hugging Face hub (user/name, or user/name@revision for a branch, "
+    "tag or commit); by default the model that comes with scorelm, which writes verses in the manner of the King James "
+    "Bible"
 )
 Model = Annotated[Path | None, Positional, arg(metavar="[MODEL]", help=f"{NAMES}.")]
 Device = Annotated[
@@ -28,6 +32,9 @@ def open_model(path: Path | None, device: str = "cpu") -> ScoreLM:
     """
     from scorelm.device import pick_device
     from scorelm.lm import ScoreLM
+    from scorelm.model.hub import is_hub_name
 
     place = pick_device(device)
+    if path is not None and not exists(path) and is_hub_name(str(path)):
+        tell(f"asking the Hugging Face hub for {path}, which is no directory here")
     return ScoreLM.from_pretrained(path).to(place)

@@ -13,7 +13,8 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from scorelm.cli.printing import show, tell
 from scorelm.config import Options, named
-from scorelm.config.generation import Generation
+from scorelm.config.generation import Generation, Infilling
+from scorelm.errors import brief
 
 if TYPE_CHECKING:
     from scorelm.lm import ScoreLM
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from scorelm.viz.film import Film
 
 LESS_MEMORY = "lower -n, --best-of or the length of the texts, or use a smaller model"
+
+
+MOST_SAID = 3
+"""Texts that are read otherwise than they were given, of which it is said one by one."""
 
 
 class Output(Options):
@@ -76,6 +81,8 @@ def answer(
     from scorelm.viz.progress import progress
     from scorelm.viz.watch import Watch
 
+    if ranks.main:
+        say_what_is_read(lm, texts, how)
     rows = [text for text in texts for _ in range(output.n)]
     own, title = ranks.part(len(rows)), f"writing {len(rows):,} text{'s' * (len(rows) != 1)}"
     film = None if output.film is None else make_film(lm, how, texts)
@@ -94,6 +101,25 @@ def answer(
             save_film(film, output.film, len(rows) * how.best_of)
     finally:
         print_samples([sample for part in parts for sample in part])
+
+
+def say_what_is_read(lm: ScoreLM, texts: Sequence[str], how: Generation) -> None:
+    """Say which texts the model reads otherwise than they were given, but for spaces, and how."""
+    from scorelm.text.normalization import in_words
+    from scorelm.text.templates import split_blanks
+
+    changed, steps = [], lm.provenance.normalize
+    for text in texts:
+        parts = split_blanks(text, how.blank) if isinstance(how, Infilling) else [text]
+        ids = [lm.tokenizer.encode(parts[0]), *map(lm.tokenizer.encode_inside, parts[1:])]
+        found = [lm.tokenizer.decode(part) for part in ids]
+        if any(read.split() != part.split() for read, part in zip(found, parts, strict=True)):
+            read = " ____ ".join(part.strip() for part in found).strip()
+            changed.append(f"the model reads {brief(repr(read))} for {brief(repr(text))}")
+    for line in changed[:MOST_SAID]:
+        tell(f"{line}: its text was put {in_words(steps)}" if steps else line)
+    if len(changed) > MOST_SAID:
+        tell(f"and so it is with {len(changed) - MOST_SAID:,} more texts")
 
 
 def make_film(lm: ScoreLM, how: Generation, texts: Sequence[str]) -> Film:

@@ -72,14 +72,18 @@ def load_texts(made: Provenance, which: Texts) -> Measured:
     Raises:
         InputError: no such text, none is left, or what was not held out is to be called so.
     """
+    from scorelm.text.normalization import in_words, normalize
+
+    read = f", read {in_words(made.normalize)}" if made.normalize else ""
     if which.text:
         if others := [name for name, value in which if name != "text" and value is not None]:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in others)
             raise InputError(f"give either --text or {flags}, not both")
-        return Measured(list(which.text), f"{len(which.text):,} given text{'s' * (len(which.text) != 1)}", None)
+        texts = [normalize(text, made.normalize) for text in which.text]
+        return Measured(texts, f"{len(texts):,} given text{'s' * (len(texts) != 1)}{read}", None)
     found = find_text(made, which)
     side = found.corpus.heldout if found.share else found.corpus.train
-    texts: list[str] = side[: which.limit]["text"]
+    texts = [normalize(text, made.normalize) for text in side[: which.limit]["text"]]
     if not texts:
         raise InputError(f"{found.name} has no held-out text to measure: give another --holdout or --data")
     part = f"{len(texts):,}" if len(texts) == len(side) else f"the first {len(texts):,}"
@@ -87,13 +91,13 @@ def load_texts(made: Provenance, which: Texts) -> Measured:
     if found.training is None:
         share = f" (a share of {found.share:g})" if found.share else ""
         known = ", which is not what the model was trained on" if made.fingerprint else ""
-        return Measured(texts, f"{part} {examples} of {found.name}{share}{known}", None)
+        return Measured(texts, f"{part} {examples} of {found.name}{share}{known}{read}", None)
     if found.share:
-        what = f"{part} held-out {examples} of {found.name}, none seen in training"
+        what = f"{part} held-out {examples} of {found.name}, none seen in training{read}"
         return Measured(texts, what, True, found.training)
     whole = len(found.training) == len(side)
     seen = "trained on" if whole else f"{len(found.training):,} of all {len(side):,} trained on"
-    what = f"{'all ' * part[0].isdigit()}{part} {examples} of {found.name}: {seen}"
+    what = f"{'all ' * part[0].isdigit()}{part} {examples} of {found.name}: {seen}{read}"
     return Measured(texts, what, False, found.training)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import tyro
 from tyro.conf import arg
@@ -12,7 +12,10 @@ from tyro.conf import arg
 from scorelm.cli.verb import Verb, asks_for_help, read
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
-from scorelm.errors import InputError, exists
+from scorelm.errors import InputError, at_home, exists
+
+if TYPE_CHECKING:
+    from scorelm.lm import ScoreLM
 
 Overwrite = Annotated[
     bool, arg(help="Replace the run that --out holds. Files in there that are no part of a run stay.")
@@ -36,8 +39,8 @@ class TrainVerb(Verb):
     scorelm info TEXT shows them."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint, with the options of its recipe.toml. The text, the model,
-    the noise, --objective, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema, --select and --seed stay;
-    other options can be given, and are kept in recipe.toml from the first step on."""
+    the noise, --objective, --init-from, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema, --select and
+    --seed stay; other options can be given, and are kept in recipe.toml from the first step on."""
     fall_back: bool = False
     """With --resume: where the newest checkpoint is damaged, go on from the newest sound one, and keep the damaged one
     as checkpoints/damaged-STEP."""
@@ -46,10 +49,10 @@ class TrainVerb(Verb):
 
     @classmethod
     def before(cls, words: Sequence[str]) -> Self | None:
-        """The options of --recipe, or of the run that --resume goes on with.
+        """The options of --recipe, or of the run that --resume goes on with, and what the model of --init-from decides.
 
         Raises:
-            InputError: no such recipe or run.
+            InputError: no such recipe, run or model, or a recipe that contradicts the model.
         """
         out, source = value(words, "--out", "-mdir"), value(words, "--recipe")
         resume = out is not None and "--resume" in words
@@ -61,31 +64,43 @@ class TrainVerb(Verb):
                 raise InputError(f"nothing to resume: {out} has no recipe.toml")
         if source is None:
             return None if asks_for_help(words) else cls.proposed(words)
-        recipe = load_recipe(source)
+        recipe = load_recipe(source) if resume else cls.initial(words, load_recipe(source))
         replaced = {"--steps": "minutes", "--minutes": "steps"}
         dropped = {other: None for flag, other in replaced.items() if resume or value(words, flag) is not None}
         training = recipe.training.model_copy(update=dropped)
         return cls.model_construct(out=tyro.MISSING, options=recipe.model_copy(update={"training": training}))
 
     @classmethod
-    def proposed(cls, words: Sequence[str]) -> Self | None:
-        """Options that suit the text and the machine, wherever the words give none; None under torchrun.
+    def initial(cls, words: Sequence[str], recipe: Recipe) -> Recipe:
+        """A recipe with the sizes and the tokenizer of the model that a run starts from, if it starts from one."""
+        name = value(words, "--init-from")
+        start = recipe.training.init_from if name is None else at_home(Path(name))
+        if start is None:
+            return recipe
+        from scorelm.training.initial import adopt, describe_model
 
-        Also None where the run will be refused, for the reason that training itself gives.
+        return adopt(recipe, describe_model(recipe, start))
+
+    @classmethod
+    def proposed(cls, words: Sequence[str]) -> Self:
+        """Options that suit the text and the machine, wherever the words give none.
+
+        The defaults under torchrun, and where the run will be refused, for the reason that training itself gives.
         """
         from scorelm.parallel import were_launched
         from scorelm.training.checkpoint import list_checkpoints
         from scorelm.training.proposal import propose
         from scorelm.training.runlog import speak
 
-        plain = read(cls, words, None)
+        defaults = cls.model_construct(out=tyro.MISSING, options=cls.initial(words, Recipe()))
+        plain = read(cls, words, defaults)
         if were_launched() or (list_checkpoints(plain.out / "checkpoints") and not plain.overwrite):
-            return None
+            return defaults
         given = [name for name, flag in PROPOSED.items() if value(words, flag) is not None]
         try:
             proposal = propose(plain.options, given)
         except InputError:
-            return None
+            return defaults
         speak("\n".join(proposal.lines))
         return cls.model_construct(out=tyro.MISSING, options=proposal.recipe)
 
@@ -100,13 +115,22 @@ class TrainVerb(Verb):
             try:
                 model = train(
                     self.options, self.out, resume=self.resume, fall_back=self.fall_back, overwrite=self.overwrite,
-                    ranks=ranks,
+                    ranks=ranks, film=film,
                 )  # fmt: skip
             except Interrupted as stop:
                 say(f"{stop}; go on with: scorelm train --out {self.out} --resume")
                 return 128 + stop.signum
             say(f"model: {model}   (try: scorelm sample {model})")
         return 0
+
+
+def film(lm: ScoreLM) -> str:
+    """A web page on which the model writes four texts."""
+    from scorelm.viz.film import Film
+
+    made = Film(lm.tokenizer, norm=lm.norm, title="From nothing", subtitle=f"after {lm.provenance.steps:,} steps")
+    lm.generate(n=4, watch=made)
+    return made.page()
 
 
 PROPOSED = {

@@ -14,11 +14,13 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, Posi
 from pydantic import model_validator as validator
 
 from scorelm.config import Options, named
+from scorelm.config.network import Network
 from scorelm.errors import brief
 
 Share = Annotated[float, Field(ge=0, le=1)]
 MOST_TOKENS = 32_768  # of a document: the mask of attention holds their square
 ObjectiveName = Literal["score", "autoregressive", "masked"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]
 
 
@@ -49,19 +51,28 @@ class TextOptions(Options):
     text file, and the whole record in files with columns."""
 
 
+NormalStep = Literal["lower", "nfc", "nfkc", "numbers", "symbols"]
+"""What can be done to a text before its tokens are looked up; see `scorelm.text.normalization`."""
+
+
 class DataConfig(TextOptions):
     """The text, and how it becomes rows of tokens."""
 
     holdout: Annotated[float, Field(ge=0, lt=1), named("holdout", "--data.holdout")] = 0.02
     """Share of the examples, chosen by a hash of their text without case and spaces, that no training step sees."""
     tokenizer: Annotated[Path | None, named("tokenizer", "-spm")] = None
-    """A SentencePiece .model file; by default one is trained on the data."""
+    """A SentencePiece .model file, or a tokenizer.json of Hugging Face's library (of the GPT-2, BERT or Llama family);
+    by default one is trained on the data."""
     vocab_size: Annotated[VocabSize, named("vocab-size")] = 2048
     """Size of the vocabulary, when a tokenizer is trained; or characters, for a token for each character of the text
     and no others."""
     byte_fallback: Annotated[bool, named("byte-fallback", "--data.byte-fallback")] = True
     """Spell unknown characters in bytes, so that any text comes back as it was, when a tokenizer of that size is
     trained."""
+    normalize: Annotated[tuple[NormalStep, ...], named("normalize")] = ()
+    """What is done to the text, and later to whatever the model is given, by default nothing: lower (to lower case),
+    nfc or nfkc (Unicode's forms), numbers (to English words; needs the extra numbers) and symbols (left out); several
+    may be given. The model keeps it."""
     max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
     """Tokens in a packed row; longer examples are cut into windows, at other places in every epoch."""
 
@@ -90,6 +101,8 @@ class ModelConfig(Options):
     """Size E of the token embeddings that the noise is added to."""
     noise_conditioning: Literal["none", "film"] = "none"
     """none: a position's evidence tells its noise level; film: per-position FiLM of log sigma as well."""
+    network: Annotated[Network | None, tyro.conf.Suppress] = None
+    """The pretrained network whose weights a model started from; None for our own."""
 
     @property
     def size(self) -> Size:
@@ -100,6 +113,8 @@ class ModelConfig(Options):
 
     @validator(mode="after")
     def _heads_divide_dim(self) -> Self:
+        if self.network is not None and (self.size.heads % self.network.kv_heads or self.noise_conditioning != "none"):
+            raise ValueError("a pretrained network has heads in groups of one size, and no noise conditioning")
         if self.dim % (2 * self.size.heads):
             raise ValueError(f"dim {self.dim} must be an even multiple of the number of heads, {self.size.heads}")
         return self
@@ -153,6 +168,9 @@ class TrainingConfig(Options):
 
     objective: ObjectiveName = "score"
     """What is learned: score (the diffusion model), or a peer in the same network, autoregressive or masked."""
+    init_from: Path | None = None
+    """Start from the weights of this model (a directory, a run directory, or a name on the Hugging Face hub), with its
+    tokenizer and its sizes, and fit the noise schedule on from its own; by default a run starts from nothing."""
     steps: PositiveInt | None = None
     """Steps of training, instead of --minutes. With --resume, those already made count."""
     minutes: PositiveFloat | None = None
@@ -226,8 +244,10 @@ class TrainingConfig(Options):
     samples: NonNegativeInt = 4
     """Texts that are added to samples.txt after the first minute and each time that held-out text is priced; a run that
     is too short for prices adds them five times."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files (needs the tensorboard extra)."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that the run is told to as well, by default none: tensorboard (files in the run directory), wandb (an
+    account, or without a key files in the run directory) and trackio (on this machine); several may be given. Each
+    needs the extra of its name."""
 
     @validator(mode="after")
     def _one_budget(self) -> Self:
@@ -245,7 +265,7 @@ class Recipe(Options):
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig()
 
 
-KEPT = ("objective", "rows", "shards", "optimizer", "warmup", "weight_decay", "ema", "select", "seed")
+KEPT = ("objective", "init_from", "rows", "shards", "optimizer", "warmup", "weight_decay", "ema", "select", "seed")
 """Options of training that a run keeps when it is resumed, as it does its data, model and noise."""
 
 

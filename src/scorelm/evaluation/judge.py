@@ -248,12 +248,11 @@ def _load(name: str) -> tuple[Any, Any]:
     """Tokenizer and model in evaluation mode; transformers raises what it likes at an untrusted directory."""
     auto, path = _transformers(), Path(name)
     place, file = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (name, {})
-    if file and not path.is_file():
-        raise InputError(f"cannot load judge {name}: there is no such file")
+    missing = not path.is_file() if file else name.startswith(("/", ".")) and not path.is_dir()
+    if missing:
+        raise InputError(f"cannot load judge {name}: there is no such {'file' if file else 'directory'}")
     if file and not (find_spec("gguf") and find_spec("accelerate")):
         raise InputError(f"judge {name} is a GGUF file, which takes two more packages: pip install gguf accelerate")
-    if not file and name.startswith(("/", ".")) and not path.is_dir():
-        raise InputError(f"cannot load judge {name}: there is no such directory")
     safe = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
         tokenizer = auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)

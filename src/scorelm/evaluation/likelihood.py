@@ -131,14 +131,26 @@ def bound(
 def left_to_right(objective: Objective, network: Network, batch: RowBatch) -> Priced:
     """Exact NLL of every token given those before it, in one evaluation; ``</s>`` ends the text."""
     free_BL = batch.free(closed=False)
+    nats_N = F.cross_entropy(next_logits(objective, network, batch), batch.ids_BL[free_BL], reduction="none")
+    return Priced({"reconstruction": batch.totals(nats_N, free_BL)}, every(batch, 1))
+
+
+def are_likeliest(objective: Objective, network: Network, batch: RowBatch) -> Tensor:
+    """Whether every token of a row is the likeliest one after those before it, in one evaluation: [B] bool."""
+    free_BL = batch.free(closed=False)
+    other_N = next_logits(objective, network, batch).argmax(-1) != batch.ids_BL[free_BL]
+    return batch.totals(other_N, free_BL) == 0
+
+
+def next_logits(objective: Objective, network: Network, batch: RowBatch) -> Tensor:
+    """Logits of every token that is priced given those before it, [N, V]."""
+    free_BL = batch.free(closed=False)
     with network.autocast:
         seen = objective.next_tokens(
             network.denoiser, batch.ids_BL, batch.real_BL, batch.position_BL, free_BL, batch.special
         )
         logits_NV = seen.logits_NV
-    rule_out(logits_NV, torch.zeros(len(logits_NV), dtype=torch.bool, device=logits_NV.device), batch.special)
-    nats_N = F.cross_entropy(logits_NV, batch.ids_BL[free_BL], reduction="none")
-    return Priced({"reconstruction": batch.totals(nats_N, free_BL)}, every(batch, 1))
+    return rule_out(logits_NV, torch.zeros(len(logits_NV), dtype=torch.bool, device=logits_NV.device), batch.special)
 
 
 def right_to_left(network: Network, batch: RowBatch, passes: int) -> Priced:

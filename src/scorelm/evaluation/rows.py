@@ -13,6 +13,8 @@ from scorelm.errors import InputError
 from scorelm.noise.levels import GOLDEN
 from scorelm.sampling.state import shuffle
 from scorelm.text.batching import by_length, pad
+from scorelm.text.normalization import as_read
+from scorelm.text.templates import Template
 from scorelm.text.tokenizer import Special, Tokenizer, count_lost
 
 POSITIONS, LOGITS = 4096, 1 << 23
@@ -70,7 +72,7 @@ def cut(texts: Sequence[str], tokenizer: Tokenizer, max_length: int, lossy: bool
         spelled = [token for token in document if token != tokenizer.special.unk]
         back, document = tokenizer.decode(spelled), spelled if lossy else document
         rows.characters.append(len(back))
-        rows.unknown.append(count_lost(text, back))
+        rows.unknown.append(count_lost(as_read(text, tokenizer), back))
         for start in range(0, len(document), max_length):
             rows.ids.append(document[start : start + max_length])
             rows.text.append(number)
@@ -90,6 +92,8 @@ class RowBatch:
     """1 where a row has a token, 0 where it is padded."""
     position_BL: Tensor
     special: Special
+    given_B1: Tensor | None = None
+    """Tokens at the beginning of each row that are given and have no price; by default ``<s>`` only."""
 
     @property
     def begins_B1(self) -> Tensor:
@@ -97,9 +101,18 @@ class RowBatch:
         return (self.ids_BL[:, :1] == self.special.bos).long()
 
     def free(self, closed: bool) -> Tensor:
-        """Positions whose tokens are priced, [B, L] bool: all but ``<s>`` and, where the length is known, ``</s>``."""
-        free_BL = (self.real_BL > 0) & (self.position_BL >= self.begins_B1)
+        """Positions whose tokens are priced, [B, L] bool: all but what is given and, for known lengths, ``</s>``."""
+        given_B1 = self.begins_B1 if self.given_B1 is None else self.given_B1
+        free_BL = (self.real_BL > 0) & (self.position_BL >= given_B1)
         return free_BL & (self.ids_BL != self.special.eos) if closed else free_BL
+
+    def templates(self, closed: bool) -> list[Template]:
+        """The rows with a hole for each token that is priced."""
+        free_BL, found = self.free(closed), list[Template]()
+        for row, length in enumerate(self.real_BL.sum(1).tolist()):
+            pairs = zip(self.ids_BL[row, :length].tolist(), free_BL[row, :length].tolist(), strict=True)
+            found.append([None if free else token for token, free in pairs])
+        return found
 
     def totals(self, value_N: Tensor, at_BL: Tensor) -> Tensor:
         """Sums over each row of values that stand at the true positions of `at_BL`, in reading order: [B] float64."""
@@ -140,14 +153,27 @@ def most_positions(vocab_size: int, device: torch.device) -> int:
 
 
 def batches(
-    rows: Sequence[Sequence[int]], device: torch.device, special: Special, positions: int = POSITIONS
+    rows: Sequence[Sequence[int]],
+    device: torch.device,
+    special: Special,
+    positions: int = POSITIONS,
+    given: Sequence[int] | None = None,
 ) -> Iterator[RowBatch]:
-    """All rows, the shortest first, in batches of at most `positions` positions with padding, at least one row."""
+    """All rows, the shortest first, in batches of at most `positions` positions with padding, at least one row.
+
+    Args:
+        rows: token ids.
+        device: where the tensors are to be.
+        special: ids of the special tokens.
+        positions: most positions in a batch.
+        given: how many tokens at the beginning of each row are given; by default ``<s>`` only.
+    """
     for index in by_length([len(row) for row in rows], positions):
         ids_BL, length_B = map(torch.from_numpy, pad([rows[i] for i in index], special.pad))
         position_BL = torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
         real_BL = (position_BL < length_B[:, None]).long()
-        yield RowBatch(index, ids_BL.to(device), real_BL.to(device), position_BL.to(device), special)
+        given_B1 = None if given is None else torch.tensor([[given[i]] for i in index], device=device)
+        yield RowBatch(index, ids_BL.to(device), real_BL.to(device), position_BL.to(device), special, given_B1)
 
 
 def length_nats(lengths: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:

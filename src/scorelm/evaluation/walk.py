@@ -14,7 +14,6 @@ from scorelm.sampling.loop import Loop
 from scorelm.sampling.request import Settings
 from scorelm.sampling.solvers import Step, towards
 from scorelm.sampling.state import State
-from scorelm.text.templates import Template
 
 
 @torch.inference_mode()
@@ -31,13 +30,8 @@ def walk(loop: Loop, batch: RowBatch, settings: Settings, seed: int) -> Priced:
     not even in a row that goes on.
     """
     closed = settings.path.block != 1
-    free_BL = batch.free(closed)
-    templates: list[Template] = []
-    for row, length in enumerate(batch.real_BL.sum(1).tolist()):
-        pairs = zip(batch.ids_BL[row, :length].tolist(), free_BL[row, :length].tolist(), strict=True)
-        templates.append([None if free else token for token, free in pairs])
     told = Told(batch.ids_BL)
-    job = loop.join(templates, batch.seeds(seed, 0), settings, told)
+    job = loop.join(batch.templates(closed), batch.seeds(seed, 0), settings, told)
     job.state.rows.closed_B.fill_(closed)
     while not job.finished:
         loop.step()

@@ -45,10 +45,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def attention_inputs(layout: Layout, head_dim: int) -> AttentionInputs:
+def attention_inputs(layout: Layout, head_dim: int, base: float = 10_000.0) -> AttentionInputs:
     """What all layers of all passes over a layout share, computed once."""
     inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # which can't be traced
-    key = head_dim, inference
+    key = head_dim, inference, base
     if key not in layout.computed:
         layout.computed[key] = AttentionInputs(layout, *key)
     found: AttentionInputs = layout.computed[key]
@@ -61,8 +61,8 @@ class AttentionInputs:
     Who sees whom is a mask of FlexAttention, one of the fused attention, or a bias for batched products.
     """
 
-    def __init__(self, layout: Layout, head_dim: int, inference: bool = True) -> None:
-        self.rotation_BLK2 = rotation(layout.position_BL, head_dim)
+    def __init__(self, layout: Layout, head_dim: int, inference: bool = True, base: float = 10_000.0) -> None:
+        self.rotation_BLK2 = rotation(layout.position_BL, head_dim, base)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
         has_kernel = device in FLEX and head_dim >= 16
@@ -77,9 +77,11 @@ class AttentionInputs:
             self.mask_B1LL = mask_B1LL
 
     def attend(self, q_BLHK: Tensor, k_BLHK: Tensor, v_BLHK: Tensor) -> Tensor:
-        """``softmax(q k / sqrt(K)) v`` over what is visible, [B, L, H, K]."""
+        """``softmax(q k / sqrt(K)) v`` over what is visible, [B, L, H, K]; a key may serve several queries' heads."""
         if self.past is not None:
             k_BLHK, v_BLHK = self.past.before(k_BLHK, v_BLHK)
+        if (shared := q_BLHK.shape[2] // k_BLHK.shape[2]) > 1:
+            k_BLHK, v_BLHK = (t.repeat_interleave(shared, dim=2) for t in (k_BLHK, v_BLHK))
         q, k, v = (t.transpose(1, 2) for t in (q_BLHK, k_BLHK, v_BLHK))
         if self.blocks is not None:
             seen: Tensor = flex()(q, k, v, block_mask=self.blocks)

@@ -20,6 +20,7 @@ from scorelm.model.embedding import Embedding, evidence, nearest_token
 from scorelm.model.kernels import different_rows
 from scorelm.model.layout import Layout
 from scorelm.model.prediction import Prediction, in_chunks
+from scorelm.model.pretrained import FAMILIES
 
 
 class Places(NamedTuple):
@@ -72,10 +73,14 @@ class Denoiser(nn.Module):
         self.embedding = Embedding(vocab_size, config.embedding_dim)
         self.token_in = nn.Parameter(torch.randn(vocab_size, dim))
         self.self_condition = nn.Linear(config.embedding_dim, dim, bias=False)
-        self.trunk: Backbone = Transformer(config, self.embedding.norm)
-        self.context = nn.Linear(dim, vocab_size, bias=False)
+        network = config.network
+        self.trunk: Backbone = (
+            Transformer(config, self.embedding.norm) if network is None else FAMILIES[network.family](config, network)
+        )
+        self.context = nn.Linear(dim, vocab_size, bias=network is not None)
         self.prior = nn.Parameter(torch.zeros(vocab_size))
-        nn.init.zeros_(self.context.weight)
+        for parameter in self.context.parameters():
+            nn.init.zeros_(parameter)
         nn.init.zeros_(self.self_condition.weight)
 
     @property
@@ -88,6 +93,17 @@ class Denoiser(nn.Module):
         frequency_V = (counts_V.double() + 0.5) / (counts_V.sum() + 0.5 * len(counts_V))
         with torch.no_grad():
             self.prior.copy_(frequency_V.log())
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Take over the weights of a model, or those that a pretrained network has; the rest stays.
+
+        What such a network says of a position is then what is said of it where there is no evidence: its logits, if it
+        has any, are without the prior that is added to them.
+        """
+        self.load_state_dict(weights, strict="prior" in weights)
+        if "prior" not in weights and "context.weight" in weights:
+            with torch.no_grad():
+                self.context.bias.sub_(self.prior)
 
     def predict(
         self,

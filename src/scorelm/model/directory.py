@@ -1,4 +1,6 @@
-"""Model directories: ``config.json``, ``model.safetensors``, ``tokenizer.model`` and ``README.md``.
+"""Model directories: ``config.json``, ``model.safetensors``, a tokenizer, ``README.md`` and ``recipe.toml``.
+
+The tokenizer is ``tokenizer.model`` or ``tokenizer.json``.
 
 A directory is untrusted input: nothing in it is unpickled, and sizes are checked before anything is allocated.
 """
@@ -6,21 +8,25 @@ A directory is untrusted input: nothing in it is unpickled, and sizes are checke
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
 from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from scorelm.config import Options, explain
-from scorelm.config.recipe import MOST_TOKENS, ModelConfig, ObjectiveName
+from scorelm.config.recipe import MOST_TOKENS, ModelConfig, NormalStep, ObjectiveName
+from scorelm.config.toml import MOST_RECIPE_BYTES
 from scorelm.errors import InputError, brief, exists, read_bounded
 from scorelm.model.denoiser import Denoiser
+from scorelm.model.hub import fetch
+from scorelm.text import tokenizer
 
 REAL = ("F16", "BF16", "F32", "F64")
-FILES = ("config.json", "model.safetensors", "tokenizer.model")
+FILES = ("config.json", "model.safetensors")
+RECIPE = "recipe.toml"
 MOST_MANIFEST_BYTES = 1 << 22
 MOST_HEADER_BYTES = 1 << 23
 LARGEST_WEIGHT = 1e6  # products of larger ones may not be finite in float32
@@ -37,6 +43,8 @@ class Provenance(Options):
     csv_separator: str | None = None
     split: str | None = None
     """What an example is; see `scorelm.text.splits`."""
+    normalize: tuple[NormalStep, ...] = ()
+    """What was done to the text, and is done to whatever the model reads; see `scorelm.text.normalization`."""
     holdout: float | None = None
     """Share of the examples that training never saw; None where that is not known."""
     fingerprint: str = ""
@@ -46,6 +54,10 @@ class Provenance(Options):
     heldout_loss: float | None = None
     prices: dict[str, float] = Field(default_factory=dict)
     """What held-out text cost, in nats per token by path, and the largest standard error, where it was priced."""
+    init_from: str | None = None
+    """The model that training started from, by the name that was given; None where it started from nothing."""
+    before: Provenance | None = None
+    """How that model came about."""
 
 
 class Manifest(Options):
@@ -76,20 +88,11 @@ def find_directory(path: str | Path | None, hub_options: dict[str, Any]) -> Path
     if exists(directory / "model" / "config.json"):
         directory = directory / "model"
     elif not (exists(directory) and directory.is_dir()):
-        directory = download(str(path), hub_options)
-    for name in FILES:
+        directory = fetch(str(path), [*FILES, *tokenizer.FILES, "README.md", RECIPE], hub_options)
+    for name in (*FILES, tokenizer.find_tokenizer(directory).name):
         if not (directory / name).is_file():
             raise InputError(f"{directory} is not a model directory: it has no {name}")
     return directory
-
-
-def download(name: str, options: dict[str, Any]) -> Path:
-    """Fetch the files of a model from the hub."""
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*FILES, "README.md"], **options))
-    except Exception as error:  # the hub's client raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no model at {name!r}: it is no directory, and the hub says: {reason}") from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -100,6 +103,16 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}: {explain(error)}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {brief(str(error))}") from None
+
+
+def read_recipe(directory: Path) -> str:
+    """The options of the run that a model comes from, as TOML, for people to read; "" where there are none."""
+    try:
+        text = read_bounded(directory / RECIPE, MOST_RECIPE_BYTES).decode("utf-8")
+        tomllib.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return text
 
 
 def read_weights(path: Path, manifest: Manifest) -> dict[str, torch.Tensor]:

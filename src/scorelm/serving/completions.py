@@ -162,7 +162,7 @@ class Text:
         self.stop = free[-1] + 1 if free else len(template)
         self.before = lm.tokenizer.decode([t for t in template[: self.start] if isinstance(t, int)])
         self.spaced = bool(free) and template[free[0]] in (Hole.SPACE, Hole.WORD)
-        if draft.given and not draft.given[0].endswith(" "):
+        if draft.given and not draft.given[0]:
             self.spaced = False
         self.ids: list[int] = []
         self.done = self.start

@@ -20,6 +20,7 @@ import numpy as np
 
 from scorelm.errors import InputError, brief, exists, writing
 from scorelm.text.files import digest_of
+from scorelm.text.normalization import as_read
 from scorelm.text.records import Counts, listed
 from scorelm.text.sides import Writer, new_folder, read_sides, write_counts
 from scorelm.text.source import AS_IT_IS, Reading, Source, open_source
@@ -238,6 +239,7 @@ def _encode(side: datasets.Dataset, tokenizer: Tokenizer, processes: int | None)
 def _encode_batch(batch: dict[str, list[str]], tokenizer: Tokenizer) -> dict[str, list[Any]]:
     texts = batch["text"]
     ids = [tokenizer.encode_document(text) for text in texts]
+    texts = [as_read(text, tokenizer) for text in texts]
     lost = [count_lost(text, tokenizer.decode(tokens)) for text, tokens in zip(texts, ids, strict=True)]
     return {"ids": ids, "lost": lost, "characters": [len(text) for text in texts]}
 

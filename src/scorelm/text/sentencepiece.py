@@ -7,7 +7,6 @@ tokenizer is its model bytes.
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,8 +16,8 @@ from typing import Any, Literal
 
 import sentencepiece
 
-from scorelm.errors import InputError, brief, read_bounded, writing
-from scorelm.text.tokenizer import Special
+from scorelm.errors import InputError, read_bounded
+from scorelm.text.tokenizer import Special, check_ids, check_unicode, encode_behind_a_sign, write_whole
 
 _SPECIAL = Special(bos=0, eos=1, pad=2, unk=3)
 _DIGITS = "0123456789"
@@ -42,6 +41,8 @@ class SentencePieceTokenizer:
 
     special = _SPECIAL
     """Ids of the special tokens."""
+    file_name = "tokenizer.model"
+    """What the file is called in a directory."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
         """Wrap a loaded SentencePiece model; `train`, `load` and `from_bytes` call this.
@@ -82,7 +83,7 @@ class SentencePieceTokenizer:
             InputError: there is no text, it is not Unicode, or it cannot support this vocabulary size (the message
                 names the nearest that works).
         """
-        texts = [_check_unicode(line).translate(_RESERVED) for line in lines if line.strip()]
+        texts = [check_unicode(line).translate(_RESERVED) for line in lines if line.strip()]
         if not texts:
             raise InputError("there is no text to train a tokenizer on")
         if vocab_size == "characters":
@@ -143,14 +144,7 @@ class SentencePieceTokenizer:
         Raises:
             InputError: the file cannot be written.
         """
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with writing(target):
-            try:
-                partial.write_bytes(self.to_bytes())
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
+        write_whole(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the SentencePiece model, which are the whole tokenizer."""
@@ -169,7 +163,7 @@ class SentencePieceTokenizer:
         Raises:
             InputError: the text has lone surrogates, as a command-line argument that is not UTF-8 has.
         """
-        first, *later = _check_unicode(text).split(_SPACE_SIGN)
+        first, *later = check_unicode(text).split(_SPACE_SIGN)
         ids: list[int] = self._processor.encode(first)
         for part in later:
             ids += [*self._space_sign, *self.encode_inside(part)]
@@ -182,12 +176,7 @@ class SentencePieceTokenizer:
         model trained elsewhere may merge a digit with what follows: then other signs are tried, and if it merges them
         all, the space stays.
         """
-        for sign in "019.-|":
-            ids = self.encode(sign + text)
-            for before in (1, 2):
-                if "".join(self.pieces(ids[:before])) in (sign, f"▁{sign}"):
-                    return ids[before:]
-        return self.encode(text)
+        return encode_behind_a_sign(self, text)
 
     def encode_document(self, text: str) -> list[int]:
         """Return the token ids of a text between ``<s>`` and ``</s>``."""
@@ -202,7 +191,7 @@ class SentencePieceTokenizer:
             InputError: an id outside the vocabulary.
         """
         silent = (self.special.bos, self.special.eos, self.special.pad)
-        text: str = self._processor.decode([token for token in self._check(ids) if token not in silent])
+        text: str = self._processor.decode([token for token in check_ids(ids, self.vocab_size) if token not in silent])
         return text
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
@@ -211,26 +200,11 @@ class SentencePieceTokenizer:
         Raises:
             InputError: an id outside the vocabulary.
         """
-        return [self._processor.id_to_piece(token) for token in self._check(ids)]
+        return [self._processor.id_to_piece(token) for token in check_ids(ids, self.vocab_size)]
 
     def __reduce__(self) -> tuple[Callable[[bytes], SentencePieceTokenizer], tuple[bytes]]:
         """Pickle as model bytes, so that worker processes and cache fingerprints see nothing else."""
         return SentencePieceTokenizer.from_bytes, (self.to_bytes(),)
-
-    def _check(self, ids: Iterable[int]) -> list[int]:
-        tokens, size = list(map(int, ids)), self.vocab_size
-        if tokens and not 0 <= min(tokens) <= max(tokens) < size:
-            wrong = next(token for token in tokens if not 0 <= token < size)
-            raise InputError(f"token id {wrong} is outside the vocabulary of {size}")
-        return tokens
-
-
-def _check_unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"not Unicode text: {brief(text)}") from None
-    return text
 
 
 def _describe(ids: Special) -> str:

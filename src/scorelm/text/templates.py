@@ -58,8 +58,8 @@ class Draft:
         for blank, behind in zip(self.blanks, self.given[1:], strict=True):
             before = tokenizer.decode(ids[: blank.start])
             filled = tokenizer.decode(ids[: blank.stop])[len(before) :]
-            if text.endswith(" ") and self.template[blank.start] in (Hole.SPACE, Hole.WORD):
-                filled = filled.removeprefix(" ")  # the given text has it
+            if text and self.template[blank.start] in (Hole.SPACE, Hole.WORD):
+                filled = filled.removeprefix(" ")  # the given text has it, or is to have none
             spans.append((len(text), len(text) + len(filled)))
             text += filled + behind
         return text, spans
@@ -206,16 +206,22 @@ def blank_draft(
 def encode_given(given: Sequence[str], tokenizer: Tokenizer, spaces: bool) -> tuple[list[list[int]], list[Hole | None]]:
     """Token ids of the text around blanks, and the condition on the first token of each blank.
 
-    Where a blank begins the text, its first token has the space that every text's first token has and no one sees.
+    Where a blank begins the text, its first token has the space that every text's first token has and no one sees; and
+    so it is behind signs, where the tokenizer puts a space between all words and signs.
     """
-    unseen = tokenizer.encode_inside(" ") if not tokenizer.decode(tokenizer.encode_inside(" ")) else []
+    space = tokenizer.encode_inside(" ")
+    unseen = not tokenizer.decode(space)
     spaced = [spaces and piece.endswith(" ") for piece in given[:-1]]
     kept = [piece[:-1] if space else piece for piece, space in zip(given, [*spaced, False], strict=True)]
     parts = [tokenizer.encode(kept[0]), *map(tokenizer.encode_inside, kept[1:])]
     if spaced and spaces and unseen and kept[0] == "":
         if given[0]:
-            parts[0] = unseen
+            parts[0] = space
         spaced[0] = True
+    apart = [
+        spaces and bool(text) and tokenizer.pieces(tokenizer.encode(f"{text}a"))[-1:] == ["▁a"] for text in kept[:-1]
+    ]
+    spaced = [space or always for space, always in zip(spaced, apart, strict=True)]
     return parts, [Hole.SPACE if space else None for space in spaced]
 
 

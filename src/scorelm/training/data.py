@@ -21,10 +21,11 @@ from scorelm.config.recipe import DataConfig, Recipe
 from scorelm.errors import InputError
 from scorelm.parallel import ALONE, Ranks
 from scorelm.text.corpus import Corpus, length_histogram, load_corpus, tokenise
+from scorelm.text.normalization import in_words, normalize, normalizing
 from scorelm.text.packing import packed_rows
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.source import Reading
-from scorelm.text.tokenizer import Tokenizer
+from scorelm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from scorelm.training.runlog import Say
 
 WIDTH_MULTIPLE = 64
@@ -261,22 +262,24 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks 
         InputError: text or tokenizer that cannot be used.
         DiskError: the tokenizer could not be written.
     """
-    kept = out / "tokenizer.model"
     with ranks.main_first():
-        given = kept if resume or not ranks.main else config.tokenizer
-        tokenizer = None if given is None else SentencePieceTokenizer.load(given)
+        given = find_tokenizer(out) if resume or not ranks.main else config.tokenizer
+        tokenizer = None if given is None else normalizing(load_tokenizer(given), config.normalize)
         say(f"reading {config.source}")
         corpus = load_corpus(config.source, Reading.of(config), holdout=config.holdout)
         say("\n".join(corpus.notes))
+        if config.normalize:
+            say(f"texts are read {in_words(config.normalize)}, in training and whenever the model is given one")
         if tokenizer is None:
             size = config.vocab_size
             tokens = size if isinstance(size, str) else f"{size:,} tokens"
             say(f"training a tokenizer of {tokens} on {len(corpus.train):,} examples")
-            texts = (text for batch in corpus.train.iter(1000) for text in batch["text"])
-            tokenizer = SentencePieceTokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
+            texts = (normalize(t, config.normalize) for batch in corpus.train.iter(1000) for t in batch["text"])
+            made = SentencePieceTokenizer.train(texts, config.vocab_size, byte_fallback=config.byte_fallback)
+            tokenizer = normalizing(made, config.normalize)
         documents = tokenise(corpus, tokenizer, max_length=config.max_length)
         for note in documents.notes:
             say(note)
         if ranks.main and not resume:
-            tokenizer.save(kept)
+            tokenizer.save(out / tokenizer.file_name)
     return TrainingData(tokenizer, documents, documents.fingerprint, corpus.fingerprint)

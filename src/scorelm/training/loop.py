@@ -14,25 +14,31 @@ import torch
 from scorelm.config.recipe import TrainingConfig
 from scorelm.device import matmul_peak
 from scorelm.errors import InputError, brief
+from scorelm.lm import ScoreLM
 from scorelm.model.directory import read_manifest
 from scorelm.training.checkpoint import PREFIX, Saver, find_damage, write_model
 from scorelm.training.heldout import decide, plan, verdict
 from scorelm.training.metrics import Window, anisotropy, parameter_norm
 from scorelm.training.progress import Progress
-from scorelm.training.runlog import RunLog, Say, append_samples, speak
+from scorelm.training.runlog import RunLog, Say, speak
 from scorelm.training.signals import Interrupted, deferred_signals
 from scorelm.training.trainer import Trainer
 
+MakeFilm = Callable[[ScoreLM], str]
+"""Shows a model at work, on a web page."""
 PLAN_AT = 0.02
 """Share of a run after which it is clear how many tokens it will train on, and prices can be planned."""
 FIRST_SAMPLES = 60.0
 """Seconds of training before the first texts in samples.txt."""
 
 
-def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = speak) -> None:
+def run(
+    trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = speak, film: MakeFilm | None = None
+) -> None:
     """Train to the end of the budget; write metrics, samples, checkpoints and the model to a run directory.
 
-    The main rank calls `begin` after the first step, before anything is written.
+    The main rank calls `begin` after the first step, before anything is written, and `film` at the end, if there are
+    trackers to show it.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
@@ -41,7 +47,7 @@ def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = spe
     """
     config, ranks, progress, learner = trainer.recipe.training, trainer.ranks, trainer.progress, trainer.learner
     peak = matmul_peak(learner.device, learner.dtype) * ranks.world
-    log = RunLog(out, progress.step, config.tensorboard, ranks.main, say)
+    log = RunLog(out, progress.step, trainer.recipe, ranks.main, say)
     saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save, config.save_minutes)
     with log, deferred_signals() as received, saver:
         saver.pinned = progress.watch.best_step
@@ -64,12 +70,20 @@ def run(trainer: Trainer, out: Path, begin: Callable[[], object], say: Say = spe
             if progress.step % config.save_every == 0 or share >= 1 or due or looked:
                 save(trainer, saver, out)
             if looked or samples_due(before, progress, config):
-                save_samples(trainer, out, log)
+                save_samples(trainer, log)
+        if film is not None and log.feeds and not stopping:
+            show(film, trainer, out, log)
         if stopping:
             signum = max(max(ranks.gather(received), default=[]), default=signal.SIGTERM)
             log.say(f"{signal.Signals(signum).name}: saving step {progress.step:,}")
             save(trainer, saver, out)
             raise Interrupted(signum)
+
+
+def show(film: MakeFilm, trainer: Trainer, out: Path, log: RunLog) -> None:
+    """Let trackers have a film of the model that is kept."""
+    step, page = trainer.progress.step, film(ScoreLM.from_pretrained(out / "model").to(trainer.learner.device))
+    log.tell(lambda tracker: tracker.page(step, "film", page))
 
 
 def samples_due(before: Progress, now: Progress, config: TrainingConfig) -> bool:
@@ -171,10 +185,10 @@ def save_model(trainer: Trainer, out: Path) -> None:
         write_model(lm, out / "model")
 
 
-def save_samples(trainer: Trainer, out: Path, log: RunLog) -> None:
+def save_samples(trainer: Trainer, log: RunLog) -> None:
     """Append a few samples of the model as it is now to samples.txt, and show one."""
     config, lm = trainer.recipe.training, trainer.model()
     if lm is not None and config.samples:
         texts = lm.generate(n=config.samples, steps=32, precision=config.precision)
-        append_samples(out / "samples.txt", trainer.progress.step, [sample.text for sample in texts])
+        log.write_samples(trainer.progress.step, [sample.text for sample in texts])
         log.say(f"a text of step {trainer.progress.step:,}: {brief(texts[0].text, 200)}")

@@ -22,7 +22,7 @@ def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.op
     arXiv 2502.16982), the rest by AdamW, which comes first. All state is there from the start, so that every
     checkpoint has it.
     """
-    layers = [p for p in denoiser.backbone.layers.parameters() if config.optimizer == "muon"]
+    layers = [p for p in denoiser.backbone.layers.parameters() if config.optimizer == "muon" and p.ndim == 2]
     done = {id(p) for p in layers}
     matrices = [p for p in denoiser.backbone.parameters() if p.ndim == 2 and id(p) not in done]
     done |= {id(p) for p in matrices}

@@ -16,9 +16,11 @@ from scorelm.noise.schedule import Log
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
 from scorelm.text.corpus import Corpus, load_corpus
+from scorelm.text.normalization import normalize
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.source import Reading
-from scorelm.text.tokenizer import Special
+from scorelm.text.tokenizer import Special, Tokenizer, load_tokenizer
+from scorelm.training.initial import adopt, describe_model
 
 SAMPLE = 1_000_000
 """Characters that tokens are counted in."""
@@ -89,11 +91,15 @@ def propose(recipe: Recipe, given: Collection[str] = ()) -> Proposal:
     Args:
         recipe: what has been said, and defaults elsewhere.
         given: names of the options that stay as they are: ``vocab_size``, ``max_length``, ``dim``, ``layers``,
-            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``patience``, ``minutes``, ``steps``.
+            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``patience``, ``minutes``, ``steps``. Where the run
+            starts from a model, the sizes stay in any case.
 
     Raises:
-        InputError: text that cannot be used.
+        InputError: text, or a model to start from, that cannot be used.
     """
+    name = recipe.training.init_from
+    if name is not None:
+        recipe, given = adopt(recipe, describe_model(recipe, name)), {*given, "vocab_size", "dim", "layers"}
     corpus = load_corpus(recipe.data.source, Reading.of(recipe.data), holdout=recipe.data.holdout)
     text = measure_text(corpus, recipe.data, "vocab_size" in given)
     machine = measure_machine(recipe.training.device, recipe.training.precision)
@@ -110,21 +116,21 @@ def measure_text(corpus: Corpus, config: DataConfig, fixed: bool) -> Text:
     """
     every = corpus.train["text"]
     sizes = np.array([len(text) for text in every])
-    sample = list(every[:: max(1, int(sizes.sum()) // SAMPLE)])
+    sample = [normalize(text, config.normalize) for text in every[:: max(1, int(sizes.sum()) // SAMPLE)]]
     tokenizer = make_tokenizer(sample, config, fixed, int(sizes.sum()))
     counted = sum(len(tokenizer.encode_document(text)) - 2 for text in sample)
     lengths = np.ceil(sizes * (counted / max(1, sum(map(len, sample))))) + 2
     return Text(corpus.name, lengths, tokenizer.vocab_size)
 
 
-def make_tokenizer(sample: list[str], config: DataConfig, fixed: bool, characters: int) -> SentencePieceTokenizer:
+def make_tokenizer(sample: list[str], config: DataConfig, fixed: bool, characters: int) -> Tokenizer:
     """The given tokenizer, or one with a vocabulary that suits so many characters, or the largest below it that works.
 
     Raises:
         InputError: the vocabulary is fixed and does not suit the text, or no tokenizer can be made of it.
     """
     if config.tokenizer is not None:
-        return SentencePieceTokenizer.load(config.tokenizer)
+        return load_tokenizer(config.tokenizer)
     size = config.vocab_size if fixed else round_power(2048 * (characters / 4e6) ** 0.5, 512, 32_768)
     while True:
         try:

@@ -1,6 +1,6 @@
 """A run from a recipe to a model: what `scorelm.train` and ``scorelm train`` do in a run directory.
 
-A run directory holds ``recipe.toml``, ``tokenizer.model``, ``metrics.jsonl``, ``samples.txt``, ``checkpoints/`` and
+A run directory holds ``recipe.toml``, a tokenizer, ``metrics.jsonl``, ``samples.txt``, ``checkpoints/`` and
 ``model/``. What was there before changes only when the first step has been made.
 """
 
@@ -19,14 +19,17 @@ from scorelm.config.toml import load_recipe, to_toml
 from scorelm.device import pick_device
 from scorelm.errors import InputError, writing
 from scorelm.parallel import ALONE, Ranks
+from scorelm.text.tokenizer import find_tokenizer
 from scorelm.training.checkpoint import find_checkpoint, list_checkpoints, read_state
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.durable import replace_file
 from scorelm.training.heldout import check_select
-from scorelm.training.loop import holds_model, run
+from scorelm.training.initial import Initial, adopt, check_held_out, read_initial
+from scorelm.training.loop import MakeFilm, holds_model, run
 from scorelm.training.progress import Progress, Watch, has_cooled
 from scorelm.training.run_directory import DIRECTORIES, DRAFT, Hold, hold, list_files, remove_run
 from scorelm.training.runlog import Say, drop, speak
+from scorelm.training.trackers import check_trackers
 from scorelm.training.trainer import Trainer
 
 
@@ -37,6 +40,8 @@ class Start(NamedTuple):
     home: Path
     """Where its tokenizer is, or is to be written."""
     checkpoint: Path | None = None
+    initial: Initial | None = None
+    """The model that a new run starts from."""
     finished: bool = False
     longer: bool = False
     """Whether it goes on beyond the end that it had."""
@@ -53,6 +58,7 @@ def train(
     overwrite: bool = False,
     ranks: Ranks = ALONE,
     say: Say = speak,
+    film: MakeFilm | None = None,
 ) -> Path:
     """Train a model on text, from the start or from the newest checkpoint of an earlier run.
 
@@ -73,6 +79,7 @@ def train(
         overwrite: replace an earlier run in `out`; files that are no part of it stay.
         ranks: who takes part, from `scorelm.parallel.launched`.
         say: takes lines for people; by default they go to stderr, with a progress bar in a terminal.
+        film: shows the model at work on a web page, which trackers get at the end of the run.
 
     Returns:
         The model directory, for `ScoreLM.from_pretrained`.
@@ -86,6 +93,7 @@ def train(
     out, say = Path(out), say if ranks.main else drop
     pick_device(recipe.training.device)  # refused before the text is read
     check_select(recipe)
+    check_trackers(recipe.training.track)
     if not resume and fall_back:
         raise InputError("--fall-back needs --resume")
     if resume and overwrite:
@@ -107,11 +115,13 @@ def train(
             return out / "model"
         data = prepare(start.recipe.data, start.home, start.checkpoint is not None, say, ranks)
         start = start._replace(recipe=with_shards(start.recipe, data, ranks.world))
-        trainer = Trainer(start.recipe, data, ranks)
+        if start.initial is not None:
+            check_held_out(start.recipe, data.text_fingerprint, start.initial.provenance)
+        trainer = Trainer(start.recipe, data, ranks, start.initial)
         if start.checkpoint is not None:
             trainer.restore(start.checkpoint, start.longer)
         say(describe(trainer))
-        run(trainer, out, lambda: begin(start, out, held[0], say), say)
+        run(trainer, out, lambda: begin(start, out, held[0], say), say, film)
     return out / "model"
 
 
@@ -123,7 +133,7 @@ def from_main(find: Callable[[], Start], ranks: Ranks) -> Start:
             found = find()
         except InputError as refused:
             found = refused
-    found = ranks.gather(found)[0]
+    found = ranks.share(found)
     if not isinstance(found, Start):
         raise found
     return found
@@ -161,13 +171,17 @@ def find_new(recipe: Recipe, out: Path, replace: bool) -> Start:
     """The start of a new run.
 
     Raises:
-        InputError: the directory has files that a run would replace, and `replace` does not allow it.
+        InputError: the directory has files that a run would replace, and `replace` does not allow it; or a model to
+            start from that does not suit.
     """
     check_free(out, replace, recipe.data.tokenizer)
+    initial, name = None, recipe.training.init_from
+    if name is not None:
+        recipe, initial = read_initial(recipe, name)
     home = out / DRAFT
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
-    return Start(recipe, home, replace=replace)
+    return Start(recipe, home, initial=initial, replace=replace)
 
 
 def find_resumed(given: Recipe | None, out: Path, fall_back: bool, say: Say) -> Start:
@@ -180,6 +194,8 @@ def find_resumed(given: Recipe | None, out: Path, fall_back: bool, say: Say) -> 
     if not list_checkpoints(out / "checkpoints"):
         raise InputError(f"nothing to resume: {out} has no checkpoint yet")
     old = load_recipe(str(kept))
+    if given is not None and given.training.init_from is not None:
+        given = adopt(given, old)
     if given is not None and (changed := kept_on_resume(old, given)):
         raise InputError(
             f"{', '.join(changed)} can't change when a run is resumed, and {kept} has another value: leave it out, or "
@@ -197,7 +213,7 @@ def find_resumed(given: Recipe | None, out: Path, fall_back: bool, say: Say) -> 
             f"the run in {out} is finished, after {done.step:,} steps: nothing is changed. To train on, add "
             f"--minutes 10 (that many more) or --steps {2 * done.step} (in all)"
         )
-    return Start(recipe, out, checkpoint, finished, longer=bool(asked))
+    return Start(recipe, out, checkpoint, finished=finished, longer=bool(asked))
 
 
 def with_budget(recipe: Recipe, old: Recipe, done: Progress) -> Recipe:
@@ -223,7 +239,8 @@ def begin(start: Start, out: Path, held: Hold, say: Say) -> None:
         remove_run(out, say)
     with writing(out):
         if start.checkpoint is None:
-            (start.home / "tokenizer.model").rename(out / "tokenizer.model")
+            made = find_tokenizer(start.home)
+            made.rename(out / made.name)
     replace_file(out / "recipe.toml", to_toml(start.recipe))
     held.begin()
 

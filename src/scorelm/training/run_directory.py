@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
-from itertools import chain
 from pathlib import Path
 
 from scorelm.errors import InputError, brief, exists, writing
@@ -20,12 +19,13 @@ from scorelm.training.runlog import Say
 LOCK = ".lock"
 DRAFT = ".starting"
 """Where a new run keeps its tokenizer until it trains."""
-DIRECTORIES = ("checkpoints", "model", "tensorboard")
+DIRECTORIES = ("checkpoints", "model", "tensorboard", "wandb")
 OWN = re.compile(
-    r"""recipe\.toml | tokenizer\.model | metrics\.jsonl | samples\.txt | prices\.png
-    | model/ (config\.json | model\.safetensors | tokenizer\.model | README\.md)
+    r"""recipe\.toml | tokenizer\.(model|json) | metrics\.jsonl | samples\.txt | prices\.png | run_id
+    | model/ (config\.json | model\.safetensors | tokenizer\.(model|json) | README\.md | recipe\.toml)
     | checkpoints/ (step|damaged)-\d{8,}(-\d+)? / (\.metadata | [^/]*\.distcp | state\.json | checksums\.json)
-    | tensorboard/events\.out\.tfevents\.[^/]*""",
+    | tensorboard/events\.out\.tfevents\.[^/]*
+    | wandb/ ((offline-)?run-\d+_\d+-[\w-]+/.* | debug(-internal)?\.log | latest-run)""",
     re.VERBOSE,
 )
 """The paths in a run directory that the run, or ``scorelm plot``, writes."""
@@ -33,8 +33,9 @@ OWN = re.compile(
 
 def list_files(out: Path) -> list[Path]:
     """The files of a run that a directory holds, and none that somebody else has put there."""
-    found = chain(out.glob("*"), *(out.glob(f"{name}/*") for name in DIRECTORIES), out.glob("checkpoints/*/*"))
-    return sorted(p for p in found if OWN.fullmatch(p.relative_to(out).as_posix()) and p.is_file())
+    found = {*out.glob("*"), *(p for name in DIRECTORIES for p in out.glob(f"{name}/**/*"))}
+    own = (p for p in found if OWN.fullmatch(p.relative_to(out).as_posix()))
+    return sorted(p for p in own if p.is_file() or p.is_symlink())
 
 
 def remove_run(out: Path, say: Say) -> None:
@@ -43,7 +44,8 @@ def remove_run(out: Path, say: Say) -> None:
     with writing(out):
         for path in files:
             path.unlink()
-        for place in sorted({p for path in files for p in path.parents if out in p.parents}, reverse=True):
+        emptied = {p for path in files for p in path.parents if out in p.parents}
+        for place in sorted(emptied | {p for p in out.glob("wandb/**/*") if p.is_dir()}, reverse=True):
             with suppress(OSError):  # something is left in it
                 place.rmdir()
         others = (p.relative_to(out) for p in sorted(out.rglob("*")) if p.is_file())

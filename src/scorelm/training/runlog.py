@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, lines and a progress bar on stderr, samples.txt, and TensorBoard if asked."""
+"""What a run tells: metrics.jsonl, lines and a progress bar on stderr, samples.txt, and trackers if asked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import select
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from scorelm.errors import InputError, writing
+from scorelm.config.recipe import Recipe
+from scorelm.errors import writing
 from scorelm.training.durable import replace_file
+from scorelm.training.trackers import Feed, Followed, Tracker, figures, follow, run_id
 
 Say = Callable[[str], object]
 
@@ -44,16 +46,15 @@ class RunLog:
     Args:
         out: the run directory.
         step: where the run starts, or goes on from a checkpoint; later lines of metrics.jsonl are dropped.
-        tensorboard: also write TensorBoard's event files.
+        recipe: of the run, which names the trackers that are told of it too.
         main: whether this rank writes and shows anything.
         say: takes lines for people; with the default there is a bar as well where stderr is a terminal.
     """
 
-    def __init__(self, out: Path, step: int, tensorboard: bool = False, main: bool = True, say: Say = speak) -> None:
-        self.path, self.step, self.main = out / "metrics.jsonl", step, main
+    def __init__(self, out: Path, step: int, recipe: Recipe, main: bool = True, say: Say = speak) -> None:
+        self.out, self.path, self.step, self.main = out, out / "metrics.jsonl", step, main
         self.file: TextIO | None = None
-        self.tensorboard: Any = None
-        self.writer = tensorboard_writer() if main and tensorboard else None
+        self.recipe, self.feeds = recipe, list[Feed]()
         console = Console(stderr=True, quiet=not main)
         self.show_bar = main and say is speak and console.is_terminal
         self.progress = Progress(
@@ -76,8 +77,8 @@ class RunLog:
         self.progress.stop()
         if self.file is not None:
             self.file.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        for feed in self.feeds:
+            feed.close()
 
     def open(self) -> None:
         """Begin to write files; before that, those of an earlier run are as they were."""
@@ -85,7 +86,9 @@ class RunLog:
             with writing(self.path):
                 drop_lines_after(self.path, self.step)
                 self.file = self.path.open("a", encoding="utf-8")
-            self.tensorboard = self.writer and self.writer(str(self.path.with_name("tensorboard")))
+            if names := self.recipe.training.track:
+                options = self.recipe.model_dump(mode="json")
+                self.feeds = follow(names, Followed(self.out, self.step, options, run_id(self.out), self.say))
 
     def advance(self, step: int, share: float) -> None:
         """Move the bar to `share` (0 to 1) of the run."""
@@ -111,10 +114,17 @@ class RunLog:
                 f"loss {'none' if loss is None else f'{loss:.3f}'}{self.heldout}  {speed:,.0f} tokens/s  "
                 f"packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}"
             )
-        if self.tensorboard is not None:
-            for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    self.tensorboard.add_scalar(name, value, metrics["step"])
+        self.tell(lambda tracker: tracker.scalars(metrics["step"], figures(metrics)))
+
+    def write_samples(self, step: int, texts: Sequence[str]) -> None:
+        """Append the samples of a step to samples.txt."""
+        append_samples(self.out / "samples.txt", step, texts)
+        self.tell(lambda tracker: tracker.texts(step, texts))
+
+    def tell(self, what: Callable[[Tracker], object]) -> None:
+        """Let every tracker take something, when it comes to it."""
+        for feed in self.feeds:
+            feed.put(what)
 
     def say(self, text: str) -> None:
         """Say a line, above the bar if there is one."""
@@ -148,16 +158,3 @@ def append_samples(path: Path, step: int, texts: Iterable[str]) -> None:
     """Append the samples of a step to samples.txt."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(f"step {step}\n" + "".join(f"  {text}\n" for text in texts))
-
-
-def tensorboard_writer() -> Any:
-    """TensorBoard's class of writers.
-
-    Raises:
-        InputError: the extra is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("tensorboard is not installed: pip install 'scorelm[tensorboard]'") from None
-    return SummaryWriter

@@ -146,9 +146,12 @@ class Learner:
         recipe: sizes of the model and how it is trained.
         data: for its tokenizer, and for how often each token occurs.
         ranks: who takes part.
+        weights: of the denoiser, or as many as a pretrained network has, to start from; None for random ones.
     """
 
-    def __init__(self, recipe: Recipe, data: TrainingData, ranks: Ranks) -> None:
+    def __init__(
+        self, recipe: Recipe, data: TrainingData, ranks: Ranks, weights: dict[str, Tensor] | None = None
+    ) -> None:
         self.config, self.special, self.ranks = recipe.training, data.tokenizer.special, ranks
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.precision, self.device)
@@ -159,6 +162,8 @@ class Learner:
             if isinstance(module, nn.Dropout):
                 module.p = self.config.dropout
         self.denoiser.set_prior(data.token_counts())
+        if weights is not None:
+            self.denoiser.start_from(weights)
         self.denoiser.to(self.device)
         self.averages = make_averages(self.denoiser, self.config.ema)
         self.losses = {name: self._spread(average, trained=False) for name, average in self.averages.items()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scorelm.config.recipe import Recipe
+from scorelm.config.toml import to_toml
 from scorelm.errors import DivergedError, InputError
 from scorelm.lm import ScoreLM
 from scorelm.model.directory import Provenance
@@ -21,6 +22,7 @@ from scorelm.parallel import ALONE, Ranks
 from scorelm.training.checkpoint import read_state, read_tensors
 from scorelm.training.data import TrainingData
 from scorelm.training.heldout import choose_rows, decide, price_heldout
+from scorelm.training.initial import Initial
 from scorelm.training.metrics import Sums, Window
 from scorelm.training.optimizer import learning_rate
 from scorelm.training.progress import Cooling, Progress, Unread, Watch
@@ -37,15 +39,22 @@ class Trainer:
         recipe: what to do.
         data: tokenised text and its tokenizer.
         ranks: who takes part; every rank has a trainer of its own.
+        initial: the model to start from; None where there is none, or a checkpoint is restored.
     """
 
-    def __init__(self, recipe: Recipe, data: TrainingData, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, recipe: Recipe, data: TrainingData, ranks: Ranks = ALONE, initial: Initial | None = None
+    ) -> None:
         self.recipe, self.data, self.ranks = recipe, data, ranks
-        self.learner = Learner(recipe, data, ranks)
+        self.before = None if initial is None else initial.provenance
+        """How the model came about that the run has started from."""
+        self.learner = Learner(recipe, data, ranks, None if initial is None else initial.weights)
         noise, size = recipe.noise, recipe.model.embedding_dim
         self.schedule: Schedule = make_schedule(
             noise.schedule, size, data.tokenizer.vocab_size, noise.sigma_min, noise.sigma_max
         )
+        if initial is not None:
+            self.schedule = initial.start_schedule(self.schedule, noise)
         self.curve = EntropyCurve(self.schedule, self.learner.device) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks, processes=self.learner.device.type != "cpu")
         self.progress = Progress()
@@ -164,16 +173,18 @@ class Trainer:
         weights = self.learner.weights(best)
         if not self.ranks.main:
             return None
-        text, watch = self.recipe.data, self.progress.watch
+        text, watch, start = self.recipe.data, self.progress.watch, self.recipe.training.init_from
         prices = watch.prices if watch.step == self.progress.step else {}
         made = Provenance(
             data=text.source, field=text.field, csv_separator=text.csv_separator, split=text.split,
-            holdout=text.holdout, fingerprint=self.data.text_fingerprint, steps=self.progress.step,
-            tokens=self.progress.tokens, heldout_loss=heldout.get(best), prices=prices,
+            normalize=text.normalize, holdout=text.holdout, fingerprint=self.data.text_fingerprint,
+            steps=self.progress.step, tokens=self.progress.tokens, heldout_loss=heldout.get(best), prices=prices,
+            init_from=None if start is None else str(start), before=self.before,
         )  # fmt: skip
         lengths, objective = self.data.lengths(self.recipe), self.recipe.training.objective
         lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, lengths, made, objective)
         lm.denoiser.load_state_dict(weights)
+        lm.recipe = to_toml(self.recipe)
         return lm.to(self.learner.device).eval()
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -194,6 +205,7 @@ class Trainer:
             "schedule": schedule_to_dict(self.schedule),
             "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
             "fingerprint": self.data.fingerprint,
+            "before": None if self.before is None else self.before.model_dump(),
         }
         return tensors, state
 
@@ -211,6 +223,8 @@ class Trainer:
         read_tensors(checkpoint, tensors, self.ranks)
         self.learner.load_tensors(tensors)
         self.schedule = schedule_from_dict(state["schedule"])
+        before = state.get("before")  # which checkpoints of earlier versions have not
+        self.before = None if before is None else Provenance.model_validate(before)
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
         skipped, in_a_row = state["skipped"]

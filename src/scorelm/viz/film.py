@@ -78,16 +78,24 @@ class Film:
         with replacing(target) as draft:
             match target.suffix.lower():
                 case ".html":
-                    draft.write_text(fill_page("film.html", film_data(rows, self)), encoding="utf-8")
+                    draft.write_text(self.page(), encoding="utf-8")
                 case ".gif":
                     figure.animate(rows, self.norm, self.title, draft)
                 case ".png":
                     figure.draw_still(rows, self.norm, self.title, draft)
 
+    def page(self) -> str:
+        """The film as a web page that stands by itself.
+
+        Raises:
+            InputError: nothing was recorded.
+        """
+        return fill_page("film.html", film_data(self.rows(), self))
+
     def _repr_html_(self) -> str:
         """The film as a notebook shows it: the page that `save` writes, in a frame of its own."""
-        page = escape(fill_page("film.html", film_data(self.rows(), self)))
-        style = "width: 100%; height: 36rem; border: 0"
+        page = escape(self.page())
+        style = "width: 100%; height: 40rem; border: 1px solid #8886; border-radius: 6px"
         return f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="{escape(self.title)}" style="{style}"></iframe>'
 
 

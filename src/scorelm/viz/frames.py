@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ Array = NDArray[Any]
 Kind = Literal["word", "control", "byte", "blank"]
 
 BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""How `Tokenizer.pieces` writes a byte that is only part of a character."""
 PICTURES = {
     **{code: chr(0x2400 + code) for code in range(32)},
     **dict.fromkeys(range(0x7F, 0xA0), "\ufffd"),
@@ -126,29 +128,31 @@ def split_rows(frames: Sequence[Frame], tokenizer: Tokenizer) -> list[Row]:
 
 
 def spell(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Token]:
-    """Every token as it is shown; a character that is spelled in bytes is shown at its first byte."""
+    """Every token as it is shown; a character that several tokens spell is shown at the first of them."""
     special = tokenizer.special
     pieces = tokenizer.pieces(ids)
-    numbers = [int(found[1], 16) if (found := BYTE.fullmatch(piece)) else None for piece in pieces]
     tokens: list[Token] = []
     while (at := len(tokens)) < len(pieces):
-        if (byte := numbers[at]) is not None:
-            tokens += spell_bytes(byte, numbers[at + 1 : at + 4])
-        elif ids[at] == special.pad:
+        if ids[at] == special.pad:
             tokens.append(Token(" ·", "blank"))
         elif ids[at] in (special.bos, special.eos, special.unk):
             tokens.append(Token(" ⁇ " if ids[at] == special.unk else pieces[at], "control"))
+        elif BYTE.search(pieces[at]):
+            tokens += spell_bytes(pieces[at : at + 4])
         else:
             tokens.append(Token(pieces[at].translate(PICTURES), "word"))
     return tokens
 
 
-def spell_bytes(first: int, more: Sequence[int | None]) -> list[Token]:
-    """The character that begins with a byte and an empty token for each of its other bytes, or the byte in hex."""
-    count = 0 if first < 0x80 else 1 if first < 0xE0 else 2 if first < 0xF0 else 3
-    rest = [number for number in more[:count] if number is not None]
-    try:
-        character = bytes([first, *rest]).decode()
-    except UnicodeDecodeError:
-        return [Token(f"⟨{first:02X}⟩", "byte")]
-    return [Token(character.translate(PICTURES), "word"), *[Token("", "word")] * len(rest)]
+def spell_bytes(pieces: Sequence[str]) -> list[Token]:
+    """The text of as many pieces as make up whole characters, with an empty token for each but the first of them.
+
+    Or, where no number of them does, the first piece with its bytes in hexadecimal.
+    """
+    spelled = b""
+    for count, piece in enumerate(pieces):
+        parts = BYTE.split(piece)  # text and bytes, in turn
+        spelled += b"".join(bytes.fromhex(part) if k % 2 else part.encode() for k, part in enumerate(parts))
+        with suppress(UnicodeDecodeError):
+            return [Token(spelled.decode().translate(PICTURES), "word"), *[Token("", "word")] * count]
+    return [Token(BYTE.sub(r"⟨\1⟩", pieces[0]).translate(PICTURES), "byte")]
