@@ -171,6 +171,8 @@ class Hub:
                     summary = value["summary"]
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
+                case "deletedFile":
+                    del files[value["path"]]
                 case "lfsFile":
                     files[value["path"]] = self.objects[value["oid"]]
                     repository.large.add(value["path"])

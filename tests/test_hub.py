@@ -24,7 +24,9 @@ from scorelm.cli import main
 from scorelm.errors import InputError
 from scorelm.model import hub as client
 from scorelm.model.directory import Provenance
+from scorelm.text.huggingface import HuggingFaceTokenizer
 
+from .families import gpt2
 from .hub import OWNER, TOKEN, Hub, serving
 
 NAME = f"{OWNER}/verses"
@@ -89,6 +91,14 @@ def test_what_is_pushed_is_what_is_fetched_with_a_card_that_the_hub_can_read(hub
     assert [(one.metric_name, one.metric_value) for one in card.data.eval_results] == [("ordered", 2.5)]
     for part in ("ordered 2.500 (±0.100)", "`0f1e`", "cc0-1.0", f'from_pretrained("{NAME}")', RECIPE):
         assert part in card.text
+
+
+def test_a_model_with_a_tokenizer_of_another_kind_takes_the_place_of_the_one_before(hub: Hub, lm: ScoreLM) -> None:
+    lm.push_to_hub(NAME)
+    tokenizer = HuggingFaceTokenizer(gpt2().to_str().encode())
+    other = ScoreLM(lm.config, tokenizer, lm.schedule, lm.lengths)
+    other.push_to_hub(NAME)
+    assert same(ScoreLM.from_pretrained(NAME), other)
 
 
 def test_a_revision_is_a_branch_or_a_commit_in_either_spelling(hub: Hub, lm: ScoreLM, make_lm) -> None:

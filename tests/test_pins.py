@@ -9,6 +9,7 @@ tests/test_pins.py` writes the file anew.
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def small(objective, film="none"):
     return lm.eval()
 
 
+def writers(objective, film="none"):
+    """What continues texts and what fills them in, at temperature 1 unless another is given."""
+    lm = small(objective, film)
+    return partial(lm.generate, temperature=1), partial(lm.infill, temperature=1)
+
+
 def samples():
     """Ids of every request, by the request in words."""
     found = {}
@@ -55,24 +62,25 @@ def samples():
     def keep(name, made):
         found[name] = [[one.ids, one.nfe] for one in made]
 
-    score = small("score")
+    write, fill = writers("score")
     for path in PATHS:
         for solver in SOLVERS:
-            keep(f"{path} {solver}", score.generate(["the light", ""], n=2, path=path, solver=solver, steps=6, seed=3))
-        keep(f"{path} infill", score.infill("god ____ the ____ day", n=2, path=path, steps=5))
-        keep(f"{path} guided", score.generate(["the"], n=2, path=path, steps=5, guidance=2.0, self_guidance=1.5))
+            keep(f"{path} {solver}", write(["the light", ""], n=2, path=path, solver=solver, steps=6, seed=3))
+        keep(f"{path} infill", fill("god ____ the ____ day", n=2, path=path, steps=5))
+        keep(f"{path} guided", write(["the"], n=2, path=path, steps=5, guidance=2.0, self_guidance=1.5))
         for halt in ("entropy:1.5", "patience:2", "kl:0.3"):
-            keep(f"{path} {halt}", score.generate(["the"], n=3, path=path, steps=12, halt=halt))
-    keep("repair", score.infill("the light", n=3, repair=0.6, steps=6))
-    keep("cool", score.generate("and", n=3, temperature=0.7, top_k=9, top_p=0.8, steps=6))
-    keep("score temperature", score.generate("and", n=3, solver="heun", score_temperature=0.8, path="uniform", steps=9))
-    keep("nats", score.generate("and", n=3, path="confidence", nats_per_step=2.0, steps=30))
-    keep("long", score.generate("the", path="blocks:4", length=40, max_length=50, steps=20))
-    keep("vote", score.generate("the", n=2, best_of=3, choose="vote", steps=3))
-    keep("film", small("score", "film").generate("the", n=3, path="uniform", steps=6))
-    keep("masked", small("masked").generate("the", n=3, steps=6))
-    keep("masked infill", small("masked").infill("the ____ day", n=3, path="shuffled", steps=4))
-    keep("autoregressive", small("autoregressive").generate(["the light", ""], n=3, temperature=0.9))
+            keep(f"{path} {halt}", write(["the"], n=3, path=path, steps=12, halt=halt))
+    keep("repair", fill("the light", n=3, repair=0.6, steps=6))
+    keep("cool", write("and", n=3, temperature=0.7, top_k=9, top_p=0.8, steps=6))
+    keep("score temperature", write("and", n=3, solver="heun", score_temperature=0.8, path="uniform", steps=9))
+    keep("nats", write("and", n=3, path="confidence", nats_per_step=2.0, steps=30))
+    keep("long", write("the", path="blocks:4", length=40, max_length=50, steps=20))
+    keep("vote", write("the", n=2, best_of=3, choose="vote", steps=3))
+    keep("film", writers("score", "film")[0]("the", n=3, path="uniform", steps=6))
+    write, fill = writers("masked")
+    keep("masked", write("the", n=3, steps=6))
+    keep("masked infill", fill("the ____ day", n=3, path="shuffled", steps=4))
+    keep("autoregressive", writers("autoregressive")[0](["the light", ""], n=3, temperature=0.9))
     return found
 
 

@@ -16,7 +16,7 @@ from scorelm.config.recipe import Recipe
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError, exists
 
-VERSES: dict[str, Any] = {"n": 3, "temperature": 0.7}
+VERSES: dict[str, Any] = {"n": 3}
 BLANK = "And God said, Let there be ____: and there was light."
 
 

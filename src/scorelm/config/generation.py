@@ -35,8 +35,7 @@ class Generation(Options):
     solver: str = "posterior"
     """Rule that takes a position from one noise level to the next, such as posterior, ancestral:0.5 or heun."""
     temperature: Temperature = 1.0
-    """Divides the logits: below 1, text is safer and less varied. Below 0.001 the likeliest token is taken always, and
-    the seed has a say in nothing but lengths."""
+    """Divides the logits."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Draw from the K likeliest tokens only; 0 draws from all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -59,7 +58,16 @@ class Generation(Options):
     """Seed of the first text; each further text takes the next one."""
 
 
-class Continuation(Generation):
+class Request(Generation):
+    """What a request for text has of its own, be it a continuation or a filling."""
+
+    temperature: Temperature = 0.8
+    """Divides the logits: below 1, text is safer and less varied. The default writes text that others find likely and
+    that is nearly as varied as what was learned from; 1 draws from what the model itself says, which is what prices are
+    of. Below 0.001 the likeliest token is taken always, and the seed has a say in nothing but lengths."""
+
+
+class Continuation(Request):
     """How to continue a prompt."""
 
     length: int | None = None
@@ -70,7 +78,7 @@ class Continuation(Generation):
     beyond that, and blocks of more than one token then need --length."""
 
 
-class Infilling(Generation):
+class Infilling(Request):
     """How to fill in blanks."""
 
     blank: Annotated[str, Field(min_length=1)] = "____"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scorelm.config.generation import Precision
+from scorelm.config.generation import Continuation, Precision
 from scorelm.errors import InputError
 from scorelm.evaluation.diversity import diversity, mauve
 from scorelm.evaluation.judge import AutoregressiveJudge, Judge, perplexity, perplexity_interval
@@ -23,8 +23,10 @@ from scorelm.text.templates import draw_length
 
 BATCH = 32
 """Texts that are generated together."""
-SHOWN, SHOWN_TEMPERATURE = 8, 0.8
-"""Texts of each path that a report shows, and their temperature."""
+SHOWN = 8
+"""Texts of each path that a report shows."""
+USUAL = Continuation().temperature
+"""Temperature of the texts whose numbers say no other."""
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 BOUND = 32
 """Evaluations of the model that a price without steps takes for a text, roughly."""
@@ -179,7 +181,7 @@ def table(lm: ScoreLM, examiner: Examiner, real: Sequence[str], n: int, how: dic
     own = written(lm, n, **how)
     first = examiner.training[0] if examiner.training else real[0]
     sets = {
-        f"model ({lm.objective.default_path}, {own.nfe:.0f} evaluations)": own.texts,
+        f"model ({lm.objective.default_path}, temperature {USUAL:g}, {own.nfe:.0f} evaluations)": own.texts,
         "real text": list(real),
         "unigram sampler": unigram_texts(lm, examiner.training or real, n, how["seed"]),
         "one real line repeated": [first] * n,
@@ -214,7 +216,7 @@ def samples(lm: ScoreLM, how: dict[str, Any], stages: Stages) -> list[dict[str, 
     found = []
     for path in lm.objective.sampled_paths:
         stages.begin(f"samples of {path}", SHOWN * how["steps"])
-        made = written(lm, SHOWN, **how, path=path, temperature=SHOWN_TEMPERATURE)
+        made = written(lm, SHOWN, **how, path=path)
         found.append({"path": path, "texts": made.texts})
     return found
 
@@ -265,7 +267,7 @@ def evaluate(
             "steps": steps,
             "seed": seed,
             "real": len(real),
-            "sample_temperature": SHOWN_TEMPERATURE,
+            "sample_temperature": USUAL,
             "unspelled": len(heldout) - len(spelled),
         },
         "prices": prices(lm, spelled, stages),

@@ -112,8 +112,9 @@ def push(
             save(Path(directory))
             said = message or "Push a scorelm model"
             return api.upload_folder(
-                repo_id=name, folder_path=directory, revision=branch, commit_message=said
-            ).commit_url
+                repo_id=name, folder_path=directory, revision=branch, commit_message=said,
+                delete_patterns="tokenizer.*",  # that of an earlier model may be of another kind
+            ).commit_url  # fmt: skip
 
 
 def knock(api: HfApi, name: str, revision: str | None = None) -> None:
