@@ -119,6 +119,7 @@ def test_every_module_imports_without_the_extras() -> None:
         "openai",
         "schemathesis",
         "ray",
+        "num2words",
         "wandb",
         "trackio",
         "lm_eval",

@@ -81,7 +81,7 @@ class HuggingFaceJudge:
     def __init__(self, name: str, device: str | None = None) -> None:
         self.name = name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with _quiet():  # reading a GGUF file shows a bar whatever transformers is told
+        with _quiet(), redirect_stderr(StringIO()):  # reading a GGUF file shows a bar whatever transformers is told
             self._tokenizer, self._model = _load(name)
         self._model.to(self.device)
         if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
