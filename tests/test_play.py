@@ -52,7 +52,7 @@ def test_options_are_set_shown_and_taken_back(play, make_lm):
     )
     assert shown[0] == make_lm().generate("a", path="uniform", steps=4)[0].text
     assert "/seed 0  /path uniform  /steps 4" in told
-    assert "steps is 64" in told and "path is not set" in told and len(shown) == 2
+    assert "steps is 128" in told and "path is not set" in told and len(shown) == 2
 
 
 def test_what_is_wrong_is_said_and_changes_nothing(play, make_lm):

@@ -107,7 +107,7 @@ def test_shows_what_the_server_writes(studio, server):
     body = {"prompt": PROMPT, "n": 2, "path": "uniform", "steps": 6, "seed": 3, "temperature": 0.7}
     expected = answer(server, **body)
     tab = studio()
-    assert (tab.input_value("#prompt"), tab.input_value("#steps"), tab.input_value("#seed")) == (PROMPT, "64", "0")
+    assert (tab.input_value("#prompt"), tab.input_value("#steps"), tab.input_value("#seed")) == (PROMPT, "128", "0")
     assert (tab.input_value("#path"), tab.input_value("#solver")) == ("bounded", "posterior")
     for name in ("n", "steps", "temperature"):
         tab.fill(f"#{name}", str(body[name]))
@@ -384,7 +384,7 @@ def test_a_link_restores_settings_and_does_not_run(studio):
 def test_a_link_with_nonsense_changes_nothing(studio):
     tab = studio({"mode": "x", "steps": "many", "path": "<b>", "seed": "", "n": "NaN", "temperature": "1e999"})
     assert [tab.input_value(f"#{name}") for name in ("steps", "path", "seed", "n", "temperature")] == [
-        "64", "bounded", "0", "1", "1",
+        "128", "bounded", "0", "1", "1",
     ]  # fmt: skip
 
 

@@ -136,13 +136,15 @@ def test_words_come_out_in_their_number(text: str, words: int) -> None:
         assert without(found, spans) == text.split("____")
 
 
-def test_words_are_as_long_as_those_around_them() -> None:
-    """Several tokens or one as by chance; one where more would not fit, or where there are no words."""
-    lengths = {len(TOKENIZER.encode(word)) for word in ("seats", "sea")}
-    assert len(lengths) == 2
+def test_words_are_as_long_as_most_of_those_around_them() -> None:
+    """The median of their tokens; one where more would not fit, or where there are no words."""
+    lengths = [len(TOKENIZER.encode(word)) for word in ("seats", "sea")]
+    assert len(set(lengths)) == 2
     rest = 2 + len(TOKENIZER.encode("seats")) + len(TOKENIZER.encode_inside(" sea"))
     found = {len(filled("seats ____ sea", TOKENIZER, seed, blank_words=1)[2]) - rest for seed in range(20)}
-    assert found == lengths
+    assert found == {int(sum(lengths) / 2)}
+    many = [len(filled("sea sea seats ____", TOKENIZER, seed, blank_words=1)[2]) for seed in range(9)]
+    assert set(many) == {2 + len(TOKENIZER.encode("sea sea seats")) + len(TOKENIZER.encode("sea"))}
     assert len(filled("____", TOKENIZER, 0, blank_words=7)[2]) == 9
     tight = [0] * 4 + [1] * rest
     for seed in range(9):

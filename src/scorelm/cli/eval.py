@@ -34,7 +34,7 @@ class EvalVerb(Verb):
     judge: str | None = None
     """Language model that says how likely the written texts are (perplexity, MAUVE): an autoregressive model of
     scorelm, trained with another seed on another share of the text, or any causal language model of Hugging Face
-    transformers; a directory or a hub name. By default there is none, and these figures are left out."""
+    transformers; a directory, a hub name or a GGUF file. By default there is none, and these figures are left out."""
     n: Annotated[int, named("n", "-n"), Field(ge=2)] = 128
     """Number of texts in each set."""
     steps: PositiveInt = 64

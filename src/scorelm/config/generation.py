@@ -24,8 +24,7 @@ class Generation(Options):
     """How to write text."""
 
     steps: PositiveInt = 64
-    """Most evaluations of the network for a text. Paths of blocks make at least one evaluation for each block, and each
-    kind of guidance adds one to every step."""
+    """Most evaluations of the network for a text."""
     path: str | None = None
     """Order in which the noise is removed, such as bounded, uniform or blocks:4. By default bounded (the surest words
     first, several at once), or blocks:1 (left to right) for an autoregressive model."""
@@ -61,6 +60,9 @@ class Generation(Options):
 class Request(Generation):
     """What a request for text has of its own, be it a continuation or a filling."""
 
+    steps: PositiveInt = 128
+    """Most evaluations of the network for a text; bounded takes about one for each word or two, and ends. Paths of
+    blocks make at least one evaluation for each block, and each kind of guidance adds one to every step."""
     temperature: Temperature = 0.8
     """Divides the logits: below 1, text is safer and less varied. The default writes text that others find likely and
     that is nearly as varied as what was learned from; 1 draws from what the model itself says, which is what prices are

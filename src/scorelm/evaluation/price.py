@@ -219,7 +219,7 @@ def pricing(lm: ScoreLM, name: str, request: Pricing) -> tuple[Callable[[RowBatc
         return lambda batch: random_order(loop.network, batch, draws, seed, passes), True
     if request.steps is None and path.slope is not None:
         return lambda batch: bound(loop.network, lm.schedule, batch, path, draws, seed, passes), path.block != 1
-    settings = Settings.of(Generation.of(path=name, steps=request.steps or 64))
+    settings = Settings.of(Generation.of(path=name, steps=request.steps or 64, temperature=1.0))
     return lambda batch: walk(loop, batch, settings, seed), path.block != 1
 
 

@@ -255,19 +255,20 @@ def draw_words(
     lengths: Sequence[int],
     rng: np.random.Generator,
 ) -> list[Template]:
-    """Holes for so many words in each blank, every word as long in tokens as one of the given words.
+    """Holes for so many words in each blank, every word as long in tokens as most of the given words.
 
-    Where such words do not fit, or there are none, every word is one token.
+    Longer ones, drawn before anything is known of the words, would have the model make up words to fit. Where words of
+    that length do not fit, or none are given, every word is one token.
 
     Raises:
         InputError: not even these fit.
     """
     draw_length(lengths, fixed + sum(words), rng)
     own = [len(tokenizer.encode(word)) for word in re.findall(r"[^\W_]+", " ".join(given))]
-    counts = [rng.choice(own or [1], count) for count in words]
-    fits = fixed + sum(int(sizes.sum()) for sizes in counts) < len(lengths)
+    usual = int(np.median(own or [1]))
+    size = usual if fixed + usual * sum(words) < len(lengths) else 1
     runs: list[Template] = []
-    for first, sizes in zip(firsts, counts, strict=True):
-        run = [hole for size in sizes for hole in (Hole.WORD, *[Hole.REST] * (int(size) - 1 if fits else 0))]
+    for first, count in zip(firsts, words, strict=True):
+        run = [Hole.WORD, *[Hole.REST] * (size - 1)] * count
         runs.append([Hole.WORD if first else Hole.REST, *run[1:]])
     return runs
