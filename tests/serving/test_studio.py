@@ -18,7 +18,7 @@ pytestmark = pytest.mark.thorough  # a browser, and a server with a model
 
 PROMPT = "And it came to pass"
 SENTENCE = "And God said, Let there be light: and there was light."
-QUICK = {"mode": "write", "prompt": PROMPT, "path": "uniform", "steps": 6, "seed": 3, "length": 16}
+QUICK = {"mode": "write", "prompt": PROMPT, "path": "uniform", "steps": 6, "seed": 3, "length": 16, "temperature": 1}
 HOG = {"n": 32, "length": 128, "path": "uniform", "steps": 1024, "stream": True}
 """A request that takes all the room there is, for a long time."""
 
@@ -317,7 +317,7 @@ def test_can_be_wound_back_while_it_runs_and_cancelled(studio, server):
 
 
 def test_compare(studio, server):
-    body = {"prompt": PROMPT, "steps": 6, "seed": 3, "length": 16}
+    body = {"prompt": PROMPT, "steps": 6, "seed": 3, "length": 16, "temperature": 1}
     tab = studio(QUICK)
     run(tab)
     tab.get_by_role("button", name="Compare with bounded").click()
@@ -384,7 +384,7 @@ def test_a_link_restores_settings_and_does_not_run(studio):
 def test_a_link_with_nonsense_changes_nothing(studio):
     tab = studio({"mode": "x", "steps": "many", "path": "<b>", "seed": "", "n": "NaN", "temperature": "1e999"})
     assert [tab.input_value(f"#{name}") for name in ("steps", "path", "seed", "n", "temperature")] == [
-        "128", "bounded", "0", "1", "1",
+        "128", "bounded", "0", "1", "0.8",
     ]  # fmt: skip
 
 

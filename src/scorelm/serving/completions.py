@@ -53,7 +53,7 @@ class CompletionRequest(Options):
     """Texts for each prompt."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
     """Seed of the first text; by default another one each time."""
-    temperature: Temperature = 1.0
+    temperature: Temperature = Continuation.model_fields["temperature"].default
     """Divides the logits."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw from the likeliest tokens that together have this probability only."""
