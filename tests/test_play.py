@@ -46,6 +46,12 @@ def test_texts_are_continued_and_filled_in_with_the_next_seed_each(play, make_lm
     assert [line.rpartition("seed ")[2] for line in told.splitlines()] == ["0", "1", "9"]
 
 
+def test_four_underscores_behind_a_backslash_are_text_and_what_is_read_otherwise_is_said(play):
+    shown, told = play("let there \\____")
+    assert len(shown) == 1 and "[" not in shown[0]
+    assert "the model reads" in told
+
+
 def test_options_are_set_shown_and_taken_back(play, make_lm):
     shown, told = play(
         "/path uniform", "/steps 4", "/options", "a", "/default steps", "/steps", "/default", "/path", ""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from scorelm.cli.printing import filled
+from scorelm.config.registry import summary
 
 
 def generation_help() -> str:
@@ -40,7 +41,7 @@ def listed(title: str, registry: Mapping[str, Callable[..., object]]) -> str:
     """
     lines = [title]
     for name, function in registry.items():
-        lines += [f"  {written(name, function)}", filled(first_line(function), indent=6)]
+        lines += [f"  {written(name, function)}", filled(summary(function), indent=6)]
     return "\n".join(lines)
 
 
@@ -53,8 +54,3 @@ def written(name: str, function: Callable[..., object]) -> str:
     if any(p.default is None for p in parameters):
         return f"{name}, or {full}"
     return f"{full} (default: {','.join(f'{p.default:g}' for p in parameters)})"
-
-
-def first_line(function: Callable[..., object]) -> str:
-    """The first line of a docstring, without marks of code."""
-    return (inspect.getdoc(function) or "").partition("\n")[0].replace("`", "")

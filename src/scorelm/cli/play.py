@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scorelm.cli.infill import mark
 from scorelm.cli.model import Device, Model, open_model
-from scorelm.cli.output import LESS_MEMORY
+from scorelm.cli.output import LESS_MEMORY, say_what_is_read
 from scorelm.cli.printing import show, tell
 from scorelm.cli.verb import Verb
 from scorelm.config.generation import Continuation, Generation, Infilling
@@ -135,13 +135,15 @@ class Game:
 
     def write(self, text: str) -> None:
         """Continue a text, or fill its blanks in, and show how."""
+        from scorelm.text.templates import split_blanks
         from scorelm.viz.watch import Watch
 
         self.last = text
-        blank = self.options.get("blank", Infilling().blank)
-        fills = blank in text or "repair" in self.options
+        blanks = len(split_blanks(text, self.options.get("blank", Infilling().blank))) - 1
+        fills = blanks > 0 or "repair" in self.options
         kind, act = (Infilling, self.lm.infill) if fills else (Continuation, self.lm.generate)
         options = {name: one for name, one in self.options.items() if name in kind.model_fields}
+        say_what_is_read(self.lm, [text], kind.of(**options))
         with Watch(self.lm.tokenizer) as watch:
             (sample,) = act(text, watch=watch, seed=self.seed, **options)
         show(mark(sample))

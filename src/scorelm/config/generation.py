@@ -61,12 +61,12 @@ class Request(Generation):
     """What a request for text has of its own, be it a continuation or a filling."""
 
     steps: PositiveInt = 128
-    """Most evaluations of the network for a text; bounded takes about one for each word or two, and ends. Paths of
-    blocks make at least one evaluation for each block, and each kind of guidance adds one to every step."""
+    """Most evaluations of the network for a text. The path bounded ends as soon as all is written, after about one for
+    each word. Paths of blocks make at least one for each block, and each kind of guidance adds one to every step."""
     temperature: Temperature = 0.8
-    """Divides the logits: below 1, text is safer and less varied. The default writes text that others find likely and
-    that is nearly as varied as what was learned from; 1 draws from what the model itself says, which is what prices are
-    of. Below 0.001 the likeliest token is taken always, and the seed has a say in nothing but lengths."""
+    """Divides the logits: below 1, text is safer and less varied. At 1, tokens are drawn from the model's own
+    probabilities, which are what prices measure. Below 0.001 the likeliest token is taken always, and the seed has a
+    say in nothing but lengths."""
 
 
 class Continuation(Request):

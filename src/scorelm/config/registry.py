@@ -34,6 +34,11 @@ def read(text: str, registry: Mapping[str, Callable[..., Made]], what: str) -> M
     return registry[name](*numbers)
 
 
+def summary(function: Callable[..., object]) -> str:
+    """The first line of a docstring, without marks of code."""
+    return (inspect.getdoc(function) or "").partition("\n")[0].replace("`", "")
+
+
 def need(name: str, quantity: str, value: float) -> float:
     """The value, if it is 0 or more and finite.
 

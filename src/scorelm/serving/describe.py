@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scorelm.config.generation import Infilling
+from scorelm.config.registry import summary
 from scorelm.config.serving import Serving
 from scorelm.errors import InputError
 from scorelm.lm import ScoreLM
@@ -61,8 +62,8 @@ def registry(entries: Mapping[str, Callable[..., object]]) -> list[dict[str, str
     found = []
     for name, function in entries.items():
         numbers = ",".join(parameter.upper() for parameter in inspect.signature(function).parameters)
-        about = (inspect.getdoc(function) or "").partition("\n")[0].replace("`", "")
-        found.append({"name": name, "usage": f"{name}:{numbers}" if numbers else name, "about": about})
+        usage = f"{name}:{numbers}" if numbers else name
+        found.append({"name": name, "usage": usage, "about": summary(function)})
     return found
 
 

@@ -92,7 +92,7 @@ class Worker(Thread):
     Args:
         lm: the model; nobody else may evaluate it meanwhile.
         queue: most requests that wait.
-        metrics: are kept up to date.
+        metrics: are told of what it does.
     """
 
     def __init__(self, lm: ScoreLM, queue: int, metrics: Metrics) -> None:
@@ -106,6 +106,8 @@ class Worker(Thread):
         """By precision."""
         self.changed = Condition()
         self.draining = False
+        metrics.waiting.set_function(lambda: len(self.waiting))
+        metrics.rows.set_function(lambda: sum(len(job.state.length_B) for job in list(self.under_way)))
 
     def submit(self, ticket: Ticket) -> None:
         """Take a request on.
@@ -122,7 +124,6 @@ class Worker(Thread):
             if len(self.waiting) >= self.queue:
                 raise Refusal(429, "overloaded", f"{self.queue:,} requests are waiting already: try again later", 2)
             self.waiting.append(ticket)
-            self.metrics.waiting.set(len(self.waiting))
             if ticket.steps and len(self.waiting) > 1:
                 ticket.send(Queued(len(self.waiting) - 1))
             self.changed.notify()
@@ -159,7 +160,6 @@ class Worker(Thread):
         self._admit(plans_only)
         for precision in list(self.loops):
             self._step(precision)
-        self.metrics.rows.set(sum(len(job.state.length_B) for job in self.under_way))
 
     def _positions(self, plan: Plan) -> int:
         """Positions that the rows of a plan take, padding included."""
@@ -189,7 +189,6 @@ class Worker(Thread):
                 if plans_only and not isinstance(work, Plan):
                     return
                 ticket = self.waiting.popleft()
-                self.metrics.waiting.set(len(self.waiting))
                 for ahead, other in enumerate(self.waiting):
                     if other.steps and ahead:
                         other.send(Queued(ahead))
