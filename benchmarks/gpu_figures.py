@@ -36,7 +36,8 @@ from generation import LENGTH, model, peer, write
 from gpt import GPT
 from gpu_trace import CUDA, DEVICE, counts, covered, seconds, short, trace, typical_ms, wait
 from scorelm import Tokenizer
-from scorelm.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import ModelConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.device import matmul_peak
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.training.data import prepare

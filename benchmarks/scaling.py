@@ -22,7 +22,8 @@ import torch
 import collectives
 from runs import RESULTS
 from scorelm import Tokenizer
-from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.config.toml import load_recipe
 from scorelm.model.denoiser import Denoiser
 from scorelm.model.prediction import CHUNK_ON_GPU

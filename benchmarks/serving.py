@@ -5,7 +5,8 @@
 The server is a process of its own on this machine; the clients share its cores. Requests have every path, 4 to 64
 steps, one to four texts of 8 to 128 tokens; one client in twenty leaves before its answer, one in twenty sends
 something malformed. Then: are the texts those that the requests get alone, does memory stay flat, and is everything
-that was accepted answered, or told to come back, when the server is stopped under load?
+that was accepted answered, or told to come back, when the server is stopped under load? `tests/serving/test_load.py`
+asks the same of the same load.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from runs import RESULTS
 from scorelm import ScoreLM
 from scorelm.cli import process
 
-CLIENTS, CHECKED = 200, 100
+CLIENTS, CHECKED, SECONDS = 200, 100, 60.0
 PATHS = ("bounded", "bounded", "bounded", "uniform", "surest", "blocks:4", "blocks:1", "ramp:0.5", "shuffled")
 
 
@@ -114,9 +115,9 @@ async def crowd(url: str, clients: int, seconds: float, first: int) -> tuple[Tal
 async def stop_under_load(url: str, server: subprocess.Popen[str]) -> dict[str, Any]:
     """What a crowd sees when the server is told to stop."""
     tally = Tally()
-    async with httpx.AsyncClient(base_url=url, timeout=150) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=150, limits=httpx.Limits(max_connections=None)) as client:
         tasks = [asyncio.create_task(one(client, 10**6 + k, tally)) for k in range(CLIENTS)]
-        await asyncio.sleep(2)
+        await asyncio.sleep(5)  # all of them have been taken on
         server.send_signal(signal.SIGTERM)
         await asyncio.gather(*tasks)
     return {"statuses": dict(tally.statuses), "exit_code": server.wait(60)}
@@ -141,9 +142,8 @@ async def measure(url: str, server: subprocess.Popen[str], seconds: float) -> tu
     return found, tally
 
 
-def main() -> None:
-    process.prepare()
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+def run(seconds: float = SECONDS) -> dict[str, Any]:
+    """Start a server, put it under load for so long, stop it, and check a sample of its texts."""
     command = [sys.executable, "-m", "scorelm", "serve", "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
@@ -155,7 +155,12 @@ def main() -> None:
     lm = ScoreLM.from_pretrained()
     checked = random.Random(0).sample(sorted(tally.texts), min(CHECKED, len(tally.texts)))
     same = sum([s.text for s in lm.generate(**request(k))] == tally.texts[k] for k in checked)
-    found |= {"checked": len(checked), "same_as_alone": same, "clients": CLIENTS, "seconds": seconds}
+    return found | {"checked": len(checked), "same_as_alone": same, "clients": CLIENTS, "seconds": seconds}
+
+
+def main() -> None:
+    process.prepare()
+    found = run(*map(float, sys.argv[1:2]))
     (RESULTS / "serving.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -25,7 +25,8 @@ import tempfile, time
 from pathlib import Path
 from scorelm.cli.process import keep_freed_memory
 keep_freed_memory()
-from scorelm.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import ModelConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.training.data import prepare
 from scorelm.training.trainer import Trainer
 recipe = Recipe(model=ModelConfig(dim=256), training=TrainingConfig(steps=10**6, precision="float32", device="cpu"))

@@ -29,7 +29,8 @@ import torch
 from gpt import GPT
 from runs import RESULTS, Kept, training
 from scorelm.cli import process
-from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.device import matmul_peak
 from scorelm.text.packing import packed_rows, packing_efficiency
 from scorelm.training.data import TrainingData, prepare

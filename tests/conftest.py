@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -71,6 +72,15 @@ def loop_of():
         return Loop(Network(denoiser, SPECIAL, precision), schedule, OBJECTIVES[objective].evaluator)
 
     return loop
+
+
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch) -> None:
+    """Where transformers keeps the code of models that it loads: a directory of the test, not the user's cache."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 # --- a browser --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A Hugging Face hub on this machine: the few routes of its HTTP API that its own client uses to push and to fetch.
 
+Data sets are repositories whose id begins with ``datasets/``; they are read by `datasets.load_dataset`.
+
 Branches are lists of commits, a commit is a mapping of paths to contents, and large files go through Git LFS, as on the
 hub. Whoever gives the token may write in the account of its owner; private repositories are for that owner only.
 """
@@ -12,12 +14,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
+
+import datasets
+import pytest
+from huggingface_hub import constants
 
 TOKEN, OWNER = "hf_secret", "amos"
 ID = r"(?P<id>[\w.-]+/[\w.-]+)"
-REVISION = r"(?P<revision>[^/]+)"
+API = rf"/api/(models|(?P<kind>datasets))/{ID}"
+REVISION = r"(?P<revision>[^/?]+)"
 
 
 class Refusal(Exception):
@@ -46,6 +54,14 @@ class Repository:
         self.messages.append(message)
         return oid
 
+    def entry(self, path: str, files: dict[str, bytes]) -> dict[str, Any]:
+        """What a listing says of a file."""
+        content = files[path]
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": digest(content)}
+        if path in self.large:
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        return entry
+
     def find(self, revision: str) -> str:
         oid = self.branches.get(unquote(revision), revision)
         if oid not in self.commits:
@@ -70,27 +86,36 @@ class Hub:
     routes = (
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
-        ("GET", rf"/api/models/{ID}(/revision/{REVISION})?", "describe"),
-        ("POST", rf"/api/models/{ID}/branch/{REVISION}", "make_branch"),
-        ("POST", rf"/api/models/{ID}/preupload/{REVISION}", "preupload"),
+        ("GET", rf"{API}(/revision/{REVISION})?", "describe"),
+        ("POST", rf"{API}/branch/{REVISION}", "make_branch"),
+        ("POST", rf"{API}/preupload/{REVISION}", "preupload"),
         ("POST", rf"/{ID}\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/objects/(?P<oid>\w+)", "put"),
-        ("POST", rf"/api/models/{ID}/commit/{REVISION}", "take_commit"),
-        ("GET", rf"/api/models/{ID}/tree/{REVISION}", "tree"),
-        ("HEAD|GET", rf"/{ID}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
+        ("POST", rf"{API}/commit/{REVISION}", "take_commit"),
+        ("GET", rf"{API}/tree/{REVISION}(/(?P<under>[^?]+))?(?P<recursive>\?.*recursive=true)?.*", "tree"),
+        ("POST", rf"{API}/paths-info/{REVISION}", "find_paths"),
+        ("HEAD|GET", rf"/((?P<kind>datasets)/)?{ID}/resolve/{REVISION}/(?P<path>.+)", "resolve"),
     )
 
-    def answer(self, method: str, path: str, token: str | None, body: bytes) -> Any:
+    def answer(self, method: str, url: str, token: str | None, body: bytes) -> Any:
         """JSON, or the bytes of a file with its headers."""
+        path = url.partition("?")[0]
         self.requests.append(f"{method} {path}")
         if token not in (None, TOKEN):
             raise Refusal(401, message="Invalid credentials in Authorization header")
         for methods, pattern, name in self.routes:
-            found = re.fullmatch(pattern, path)
+            found = re.fullmatch(pattern, url if name == "tree" else path)
             if found and method in methods.split("|"):
                 given = {key: value for key, value in found.groupdict().items() if value is not None}
+                if kind := given.pop("kind", ""):
+                    given["id"] = f"{kind}/{given['id']}"
                 return getattr(self, name)(token, body, **given)
         raise Refusal(404, message=f"no route for {method} {path}")
+
+    def put_dataset(self, id: str, files: dict[str, bytes]) -> None:
+        """Make a commit that has these files, in a data set that is made if there is none."""
+        repository = self.repositories.setdefault(f"datasets/{id}", Repository(private=False))
+        repository.commit("main", files, "data")
 
     def open(self, id: str, token: str | None, write: bool = False) -> Repository:
         repository = self.repositories.get(id)
@@ -179,15 +204,22 @@ class Hub:
         oid = repository.commit(unquote(revision), files, summary)
         return {"success": True, "commitOid": oid, "commitUrl": f"{self.endpoint}/{id}/commit/{oid}", "hookOutput": ""}
 
-    def tree(self, token: str | None, body: bytes, id: str, revision: str) -> Any:
+    def tree(self, token: str | None, body: bytes, id: str, revision: str, under: str = "", recursive: str = "") -> Any:
         repository = self.open(id, token)
-        found = []
-        for path, content in repository.commits[repository.find(revision)].items():
-            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": digest(content)}
-            if path in repository.large:
-                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-            found.append(entry)
-        return found
+        files, top = repository.commits[repository.find(revision)], f"{unquote(under)}/" if under else ""
+        inside = [path for path in files if path.startswith(top)]
+        if top and not inside:
+            raise Refusal(404, "EntryNotFound", f"no {under}")
+        parts = {path.removeprefix(top).partition("/")[::2] for path in inside}
+        folders = [{"type": "directory", "path": top + name, "oid": "0"} for name, below in parts if below]
+        return folders + [repository.entry(path, files) for path in inside if recursive or "/" not in path[len(top) :]]
+
+    def find_paths(self, token: str | None, body: bytes, id: str, revision: str) -> Any:
+        repository, asked = self.open(id, token), parse_qs(body.decode())["paths"]
+        files = repository.commits[repository.find(revision)]
+        folders = [path for path in asked if any(name.startswith(f"{path}/") for name in files)]
+        found = [repository.entry(path, files) for path in asked if path in files]
+        return found + [{"type": "directory", "path": path, "oid": "0"} for path in folders]
 
     def resolve(self, token: str | None, body: bytes, id: str, revision: str, path: str) -> Any:
         repository = self.open(id, token)
@@ -197,6 +229,22 @@ class Hub:
         content = repository.commits[oid][path]
         etag = hashlib.sha256(content).hexdigest() if path in repository.large else digest(content)
         return content, {"ETag": f'"{etag}"', "X-Repo-Commit": oid, "X-Linked-Size": str(len(content))}
+
+
+def point_client_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does in a process that has not yet imported the client."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def point_datasets_at(endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT and HF_HOME do in a process that has not yet imported `datasets`."""
+    point_client_at(endpoint, monkeypatch)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 @contextmanager
@@ -212,7 +260,7 @@ def serving() -> Iterator[Hub]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             status, headers = 200, {"Content-Type": "application/json"}
             try:
-                answer = hub.answer(self.command, self.path.partition("?")[0], token if scheme else None, body)
+                answer = hub.answer(self.command, self.path, token if scheme else None, body)
             except Refusal as refusal:
                 status, answer = refusal.status, {"error": refusal.message} | refusal.more
                 headers |= {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
@@ -220,6 +268,10 @@ def serving() -> Iterator[Hub]:
                 content, headers = answer
             else:
                 content = json.dumps(answer).encode()
+            if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                first, last = int(found[1]), min(int(found[2]), len(content) - 1)
+                status, headers["Content-Range"] = 206, f"bytes {first}-{last}/{len(content)}"
+                content = content[first : last + 1]
             self.send_response(status)
             for name, value in (headers | {"Content-Length": str(len(content))}).items():
                 self.send_header(name, value)

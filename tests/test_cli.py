@@ -436,6 +436,7 @@ BAD = {
     "vocabulary too large": ((*TRAIN, "{folder}/few.txt", "--vocab-size", "9000", *ALL_KEPT), "9000"),
     "no size of a vocabulary": ((*TRAIN, "{folder}/few.txt", "--vocab-size", "0"), "a number above 0, or characters"),
     "unknown extension": ((*TRAIN, "{folder}/odd.xyz"), "odd.xyz"),
+    "no dataset named": (("info", "--hub-split", "test"), "name it"),
     "missing column": ((*TRAIN, "{folder}/rows.jsonl"), "body"),
     "bad tokenizer": ((*TRAIN, "kjv", "--tokenizer", "{folder}/few.txt"), "few.txt"),
     "no place for a run": (("train", "--out", "{folder}/few.txt/run", "--data", "{folder}/few.txt"), "few.txt"),

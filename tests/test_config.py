@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from scorelm.config.generation import Continuation, Infilling, Pricing, takes
-from scorelm.config.recipe import DataConfig, Mixture, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import Mixture, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.config.toml import load_recipe, to_toml
 from scorelm.errors import InputError
 

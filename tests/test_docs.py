@@ -71,9 +71,15 @@ def shortened(line: str) -> list[str]:
 @pytest.mark.thorough
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_and_python_of_a_page_run(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     write_texts(tmp_path)
+    if "transformers" in page:
+        request.getfixturevalue("own_modules")
     monkeypatch.chdir(tmp_path)
     lines = "\n".join(blocks(page, "bash")).splitlines()
     commands = [["train", *f"--data my.txt --out runs/mine --vocab-size 800 {SMALL}".split()], *map(shortened, lines)]

@@ -27,20 +27,13 @@ from scorelm.model.directory import Provenance
 from scorelm.text.huggingface import HuggingFaceTokenizer
 
 from .families import gpt2
-from .hub import OWNER, TOKEN, Hub, serving
+from .hub import OWNER, TOKEN, Hub, point_client_at, serving
 
 NAME = f"{OWNER}/verses"
 RECIPE = '[data]\nsource = "four.txt"\n'
 MADE = Provenance(
     data="four.txt", steps=12, tokens=3456, holdout=0.02, fingerprint="0f1e", prices={"ordered": 2.5, "stderr": 0.1}
 )
-
-
-def point_client_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does in a process that has not yet imported the client."""
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from packaging.requirements import Requirement
 SOURCE = Path(__file__).parents[1] / "src" / "scorelm"
 MODULES = sorted(SOURCE.rglob("*.py"))
 ROOMS = (
-    "errors", "device", "parallel", "config", "text", "noise", "model", "sampling", "objectives", "lm", "evaluation",
-    "training", "viz", "serving", "cli", "__init__", "__main__",
+    "errors", "device", "parallel", "config", "text", "noise", "model", "sampling", "objectives", "lm", "pipeline",
+    "evaluation", "training", "viz", "serving", "transformers", "cli", "__init__", "__main__",
 )  # fmt: skip
 """From the bottom to the top: a module imports from its own room and from those before it."""
 INSIDE = {"trunk", "token_in", "prior", "context", "self_condition", "film"}
@@ -123,12 +123,16 @@ def test_every_module_imports_without_the_extras() -> None:
         "wandb",
         "trackio",
         "lm_eval",
+        "peft",
+        "gguf",
+        "accelerate",
     }
     optional = project["optional-dependencies"].items()
     lines = [line for key, lines in optional if key not in ("dev", "docs") for line in lines]
     brought = {Requirement(line).name.partition("-")[0] for line in lines} - {"scorelm"}
     assert brought <= {name.partition("_")[0] for name in extras}
-    names = [dotted(p) for p in MODULES if p.name != "__main__.py" and p.parent.name != "serving"]  # an extra itself
+    whole_rooms = ("serving", "transformers")  # need their extras
+    names = [dotted(p) for p in MODULES if p.name != "__main__.py" and p.parent.name not in whole_rooms]
     code = f"""
 import importlib, sys
 class Absent:

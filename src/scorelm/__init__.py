@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scorelm.evaluation.price import Price, price
     from scorelm.lm import ScoreLM
+    from scorelm.pipeline import Pipeline
     from scorelm.sampling.sample import Sample
     from scorelm.text.sentencepiece import SentencePieceTokenizer as Tokenizer
     from scorelm.training import train
 
-__all__ = ["Price", "Sample", "ScoreLM", "Tokenizer", "__version__", "price", "train"]
+__all__ = ["Pipeline", "Price", "Sample", "ScoreLM", "Tokenizer", "__version__", "price", "train"]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Pipeline": ("scorelm.pipeline", "Pipeline"),
     "Price": ("scorelm.evaluation.price", "Price"),
     "Sample": ("scorelm.sampling.sample", "Sample"),
     "ScoreLM": ("scorelm.lm", "ScoreLM"),

@@ -36,8 +36,8 @@ from scorelm.text.normalization import normalizing
 from scorelm.text.templates import Draft, Hole, blank_draft, prompt_template, tokens_for
 from scorelm.text.tokenizer import FILES, Tokenizer, find_tokenizer, load_tokenizer
 
-Drafter = Callable[[str, np.random.Generator], Draft]
-"""Drafts a text; the generator draws lengths."""
+Drafter = Callable[[Any, np.random.Generator], Draft]
+"""Drafts a text, or a prompt that is given as token ids; the generator draws lengths."""
 
 
 class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion", "text-generation"]):
@@ -187,8 +187,13 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         """
         return self._write(self.plan(texts, n, Infilling.of(**options)), watch, progress)
 
-    def plan(self, texts: str | Sequence[str], n: int, request: Continuation | Infilling) -> Plan:
-        """A request made ready for `loop`, all of it checked; `generate` and `infill` say what is raised."""
+    def plan(
+        self, texts: str | Sequence[str] | Sequence[Sequence[int]], n: int, request: Continuation | Infilling
+    ) -> Plan:
+        """A request made ready for `loop`, all of it checked; `generate` and `infill` say what is raised.
+
+        A prompt may also be the ids of its tokens, without ``<s>``; they stay as they are.
+        """
         draft, settings = self._fills(request) if isinstance(request, Infilling) else self._continues(request)
         return Plan.of([texts] if isinstance(texts, str) else texts, n, draft, settings, self.tokenizer)
 
@@ -205,7 +210,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
                 )
             settings = replace(settings, window=self.max_length).checked()
 
-        def draft(prompt: str, rng: np.random.Generator) -> Draft:
+        def draft(prompt: str | Sequence[int], rng: np.random.Generator) -> Draft:
             sizes = self.lengths, request.length, longest
             return Draft(prompt_template(prompt, self.tokenizer, self._has_spaces, *sizes, closed, rng))
 

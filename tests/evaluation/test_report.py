@@ -115,6 +115,7 @@ def test_what_makes_a_judge_partial_is_said(make_lm, tmp_path):
     assert kinship(lm, AutoregressiveJudge(other, "other")) == same
 
 
+@pytest.mark.thorough  # MAUVE is not in the extra dev
 def test_what_a_judge_cannot_spell_is_said(make_lm, judge):
     examiner = Examiner(judge, HELDOUT, None)
     examiner.figures(["the light", "the ☃"])

@@ -97,14 +97,15 @@ def test_attention_is_softmax_attention_over_what_is_visible(short, monkeypatch)
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU is compiled with g++")
-def test_flex_attention_is_the_same_function(monkeypatch):
+@pytest.mark.parametrize("reach", [None, 20])
+def test_flex_attention_is_the_same_function(monkeypatch, reach):
     """Through its CPU backend, which computes no gradients: packed documents, two streams, rows that are not of 128."""
     layout = stacked(packed([70, 3, 60, 200], 400, block=4), packed([350], 400))
     layout = two_streams(layout)
     q, k, v = torch.randn(3, 2, 800, 2, 16, generator=torch.Generator().manual_seed(0))
-    expected = AttentionInputs(layout, 16).attend(q, k, v)
+    expected = AttentionInputs(layout, 16, reach=reach).attend(q, k, v)
     monkeypatch.setattr("scorelm.model.attention.FLEX", ("cpu",))
-    inputs = attention_inputs(layout, 16)
+    inputs = attention_inputs(layout, 16, reach=reach)
     with torch.no_grad():
         found = inputs.attend(q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,9 +1,9 @@
-"""The norm, the rotated norm and the rows of a matrix against autograd through the formula, in float64."""
+"""The norm, the rotated norm and the rows of a matrix against autograd through the formula, in float64; and dropout."""
 
 import pytest
 import torch
 
-from scorelm.model.kernels import EPS, different_rows, rotate, rotation, unit_rms, unit_rms_rotated
+from scorelm.model.kernels import EPS, Dropout, different_rows, rotate, rotation, unit_rms, unit_rms_rotated
 
 POSITION = torch.tensor([[0, 1, 2, 0, 7], [3, 1, 0, 0, 63]])
 F64 = torch.float64
@@ -58,3 +58,29 @@ def test_rows_of_a_matrix_and_their_gradient():
     x, place = inputs(6, 3), torch.tensor([4, 0, 5])
     assert torch.equal(different_rows(x, place), x[place])
     assert torch.autograd.gradcheck(lambda t: different_rows(t, place), x)
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_leaves_out_a_share_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(999, 1001, dtype=dtype, requires_grad=True)  # a number of values that four does not divide
+    y = Dropout(p)(x)
+    kept = (y != 0).double()
+    deviation = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(1 - kept.mean() - p) < 5 * deviation + 1e-5  # it is one of 65,536 shares
+    torch.testing.assert_close(y.unique()[-1].double(), torch.tensor(1 / (1 - p)).double(), rtol=5e-3, atol=0)
+    assert (kept[:, 1:] * kept[:, :-1]).mean() == pytest.approx((1 - p) ** 2, abs=5 * deviation + 2e-5)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+
+
+def test_dropout_of_nearly_all_is_none_of_all():
+    assert torch.isfinite(Dropout(1 - 1e-9)(torch.ones(9))).all()
+
+
+def test_dropout_is_drawn_from_the_global_generator_and_only_in_training():
+    x, dropout = torch.randn(64, 64), Dropout(0.3)
+    first, other = (torch.manual_seed(seed) and dropout(x) for seed in (1, 2))
+    assert torch.equal(torch.manual_seed(1) and dropout(x), first) and not torch.equal(first, other)
+    assert torch.equal(dropout.eval()(x), x)

@@ -67,7 +67,7 @@ def test_one_prompt_and_one_text_with_blanks_are_lists_of_one(lm):
 
 
 def test_tab_completion_shows_what_there_is():
-    assert dir(scorelm) == ["Price", "Sample", "ScoreLM", "Tokenizer", "__version__", "price", "train"]
+    assert dir(scorelm) == ["Pipeline", "Price", "Sample", "ScoreLM", "Tokenizer", "__version__", "price", "train"]
     for name in dir(scorelm):
         assert getattr(scorelm, name) is not None
     with pytest.raises(AttributeError, match="nothing"):

@@ -1,6 +1,8 @@
 """Networks of published families with their own weights: what they compute is what transformers computes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ BERT = {
     "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
     "max_position_embeddings": 20, "initializer_range": 0.2,
 }  # fmt: skip
+MODERNBERT = BERT | {"num_hidden_layers": 5, "local_attention": 6, "global_rope_theta": 3e3, "local_rope_theta": 700.0}
+MODERNBERT |= dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0)
 LLAMA = BERT | {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}
 
 
@@ -49,6 +53,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Denoiser, torch.nn.M
 
 
 @pytest.fixture(scope="module")
+def modernbert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Denoiser, torch.nn.Module, Path]:
+    directory = tmp_path_factory.mktemp("modernbert")
+    model = save("ModernBertForMaskedLM", transformers.ModernBertConfig(**MODERNBERT), directory)
+    return load(directory), model, directory
+
+
+@pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Denoiser, torch.nn.Module]:
     directory = tmp_path_factory.mktemp("llama")
     model = save("LlamaForCausalLM", transformers.LlamaConfig(**LLAMA), directory)
@@ -75,9 +86,86 @@ def ours(denoiser: Denoiser, ids_BL: torch.Tensor, layout: Layout) -> torch.Tens
 
 
 @torch.no_grad()
+def in_two_parts(denoiser: Denoiser, ids_BL: torch.Tensor, cut: int) -> torch.Tensor:
+    """What is said from left to right of the positions from `cut` on, with those before only as keys and values."""
+    layers, heads, size = denoiser.backbone.kv_shape
+    rows, length = ids_BL.shape
+    begin, end = causal(rows, cut), causal(rows, length - cut, start=cut)
+    empty = [torch.zeros(rows, 0, heads, size)] * layers
+    first = Past(causal(rows, 0), empty, empty)
+    ours(denoiser, ids_BL[:, :cut], replace(begin, past=first))
+    then = Past(begin, *([list(t) for t in zip(*first.new, strict=True)]))
+    return ours(denoiser, ids_BL[:, cut:], replace(end, past=then))
+
+
+@torch.no_grad()
 def test_bert_is_what_transformers_computes(bert: tuple[Denoiser, torch.nn.Module]) -> None:
     denoiser, model = bert
     torch.testing.assert_close(ours(denoiser, ids(), whole(2, L)), model(ids()).logits, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_modernbert_is_what_transformers_computes(modernbert: tuple[Denoiser, torch.nn.Module, Path]) -> None:
+    """Layers 1, 2 and 4 see three positions to each side, and turn by another base."""
+    denoiser, model, _ = modernbert
+    network = denoiser.backbone.network
+    assert (network.every, network.reach, network.rotary_base, network.reach_base) == (3, 3, 3000.0, 700.0)
+    torch.testing.assert_close(ours(denoiser, ids(), whole(2, L)), model(ids()).logits, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_modernbert_sees_two_documents_apart_and_both_streams_by_position(
+    modernbert: tuple[Denoiser, torch.nn.Module, Path],
+) -> None:
+    """A row with both streams in one block holds what each stream is by itself; documents in a row stay apart."""
+    denoiser, model, _ = modernbert
+    segment, position = torch.tensor([[1] * 7 + [2] * 5]), torch.tensor([[*range(7), *range(5)]])
+    layout = Layout.two_streams(segment, position, torch.ones_like(position))
+    first, second = ids(1, 7), ids(1, 5)
+    found = ours(denoiser, torch.cat([first, second], 1).repeat(1, 2), layout)
+    expected = torch.cat([model(first).logits, model(second).logits], 1).repeat(1, 2, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_keys_of_the_past_are_out_of_reach_too(modernbert: tuple[Denoiser, torch.nn.Module, Path]) -> None:
+    denoiser = modernbert[0]
+    expected = ours(denoiser, ids(), causal(2, L))[:, 7:]
+    torch.testing.assert_close(in_two_parts(denoiser, ids(), 7), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_older_config_of_modernbert_says_the_same(
+    modernbert: tuple[Denoiser, torch.nn.Module, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(modernbert[2], tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    older = {name: v for name, v in values.items() if name not in ("layer_types", "rope_parameters")}
+    bases = {"global_rope_theta": 3000.0, "local_rope_theta": 700.0, "global_attn_every_n_layers": 3}
+    (tmp_path / "config.json").write_text(json.dumps(older | bases))
+    assert read_network(tmp_path, V)[0] == read_network(modernbert[2], V)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"norm_bias": True}, "norm_bias is True"),
+        ({"layer_types": ["full_attention"] * 4 + ["sliding_attention"]}, "in no regular order"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rotary positions are scaled (yarn)"),
+        ({"num_hidden_layers": 10**9}, "in no regular order"),
+        ({"local_attention": 10**30}, "reach"),
+        ({"local_attention": "wide"}, "local_attention is wide in config.json"),
+        ({"intermediate_size": 50}, "layers.0.mlp.Wi.weight has shape [96, 32]"),
+    ],
+)
+def test_what_modernbert_may_not_be_is_refused(
+    modernbert: tuple[Denoiser, torch.nn.Module, Path], tmp_path: Path, change: dict[str, object], says: str
+) -> None:
+    shutil.copytree(modernbert[2], tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"^[^\n]*$") as refused:
+        read_network(tmp_path, V)
+    assert says in str(refused.value)
 
 
 @torch.no_grad()
@@ -108,15 +196,8 @@ def test_two_documents_in_a_row_are_two_rows(
 def test_keys_and_values_of_the_past_are_kept(llama: tuple[Denoiser, torch.nn.Module]) -> None:
     """Of fewer heads than queries have; the rest of a row after its beginning is as in the whole row."""
     denoiser, model = llama
-    layers, heads, size = denoiser.backbone.kv_shape
-    assert (layers, heads, size) == (3, 2, 8)
-    begin, end = causal(2, 7), causal(2, 5, start=7)
-    empty = [torch.zeros(2, 0, heads, size)] * layers
-    nothing = Layout.causal(*[torch.zeros(2, 0, dtype=torch.long)] * 2)
-    first = Past(nothing, empty, empty)
-    ours(denoiser, ids()[:, :7], Layout(*begin.marks[:1], begin.position_BL, *begin.marks[1:], past=first))
-    then = Past(begin, *([list(t) for t in zip(*first.new, strict=True)]))
-    rest = ours(denoiser, ids()[:, 7:], Layout(*end.marks[:1], end.position_BL, *end.marks[1:], past=then))
+    assert denoiser.backbone.kv_shape == (3, 2, 8)
+    rest = in_two_parts(denoiser, ids(), 7)
     torch.testing.assert_close(rest, model(ids()).logits[:, 7:], rtol=1e-5, atol=1e-5)
 
 
@@ -155,7 +236,7 @@ def test_one_table_for_inputs_and_outputs_is_read_as_two(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model_type": "gpt2"}, "family gpt2: only bert and llama"),
+        ({"model_type": "gpt2"}, "family gpt2: only bert, modernbert, llama"),
         ({"hidden_act": "relu"}, "hidden_act is relu, and only silu"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "rotary positions are scaled (llama3)"),

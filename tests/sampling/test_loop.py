@@ -100,19 +100,19 @@ def test_a_request_with_nothing_to_write_is_finished_when_it_joins(make_lm, sett
 def test_a_finished_request_frees_its_place(make_lm, settings_of, special) -> None:
     """The rows of the network are as many and as long as those that are still under way need."""
     lm = make_lm()
-    loop, sizes = lm.loop(), []
+    loop, sizes, records = lm.loop(), [], ([], [])
     handle = lm.denoiser.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[1].shape)))
     short = [special.bos, None, None, special.eos]
     long = [special.bos, *[None] * 12, special.eos]
     try:
-        jobs = [loop.join([short] * 3, [1, 2, 3], settings_of(path="uniform", steps=2))]
-        jobs.append(loop.join([long], [4], settings_of(path="uniform", steps=4)))
+        loop.join([short] * 3, [1, 2, 3], settings_of(path="uniform", steps=2), watch=records[0].append)
+        loop.join([long], [4], settings_of(path="uniform", steps=4), watch=records[1].append)
         while loop.jobs:
             loop.step()
     finally:
         handle.remove()
     assert sizes == [(2, 14)] * 2 + [(1, 14)] * 2
-    assert [len(job.take_records()) for job in jobs] == [2, 4]
+    assert [[record.step for record in own] for own in records] == [[1, 2], [1, 2, 3, 4]]
 
 
 def test_queries_are_joined_as_long_as_the_longest(make_lm, settings_of, special) -> None:

@@ -55,6 +55,14 @@ def test_a_suffix_follows(api, lm):
     assert complete(api, prompt="a ____ b ", suffix=" c", max_tokens=1).choices[0].text
 
 
+def test_says_what_is_read_otherwise_than_it_was_typed(api):
+    (said,) = complete(api, prompt="and GOD said", suffix=" in").notes
+    assert said == "the model reads 'and  ⁇  said ____ in' for 'and GOD said____ in'"
+    *_, last = complete(api, prompt="and GOD", stream=True, extra_body={"steps": 2})
+    assert last.notes == ["the model reads 'and  ⁇' for 'and GOD'"]
+    assert complete(api).notes == []
+
+
 def test_another_seed_each_time_where_none_is_given(api):
     options = {"seed": None, "max_tokens": 12}
     assert len({complete(api, **options).choices[0].text for _ in range(6)}) > 1

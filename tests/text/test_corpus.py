@@ -271,6 +271,12 @@ def test_a_source_that_mostly_lacks_the_field_is_refused_and_names_its_fields(tm
     bad("most records of a have no 'text'; 2 of 3", tmp_path / "a.parquet")
 
 
+def test_many_records_in_a_row_without_the_field_are_counted(tmp_path):
+    pq.write_table(pa.table({"text": [None] * 1000 + ["one", "two"] * 600}), tmp_path / "a.parquet")
+    corpus = load_corpus(str(tmp_path / "a.parquet"), holdout=0)
+    assert list(corpus.train["text"]) == ["one", "two"] * 600 and "1,000 without 'text'" in corpus.notes[0]
+
+
 def test_half_a_character_is_named_by_its_record(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "\\ud800 two"}\n')
     bad(r"field 'text' of record 2 holds half a character \(\\ud800\)", tmp_path / "a.jsonl")
@@ -287,13 +293,6 @@ def test_unparsable_files(tmp_path):
 def test_hub_name_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     bad("nobody/none is not a file or directory, and the Hugging Face hub gave no such dataset", "nobody/none")
-
-
-def test_hub_name_is_loaded_by_name(monkeypatch):
-    rows = datasets.Dataset.from_dict({"body": LINES})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows if name == "some/set" else None)
-    corpus = load_corpus("some/set", Reading("body"), holdout=0)
-    assert (corpus.name, list(corpus.train["text"])) == ("some/set", LINES)
 
 
 @pytest.mark.parametrize("holdout", [-0.1, 1.0, 2.0])

@@ -64,6 +64,12 @@ def test_special_tokens_of_later_models_are_found():
     assert made.token_to_id("<|python_tag|>") not in found.encode("<|python_tag|>")
 
 
+def test_the_word_none_is_not_the_unknown_token():
+    """Of a model that has none: so does SmolLM2's, in whose vocabulary the word is."""
+    model = {"type": "BPE", "vocab": {"None": 0, "b": 1}, "merges": [], "unk_token": None}
+    assert HuggingFaceTokenizer(changed(model=model)).special.unk > 1
+
+
 def test_an_unknown_token_that_also_ends_texts_ends_none():
     model = {"type": "BPE", "vocab": {"<|endoftext|>": 0, "b": 1}, "merges": [], "unk_token": "<|endoftext|>"}
     found = HuggingFaceTokenizer(changed(model=model))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file
 
@@ -217,3 +218,40 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another text, in letters that the tokenizer of the first one has."""
+    pairs = [(a, b) for a in ("sails", "hills", "seas", "eels") for b in ("sand", "oil", "lead", "figs", "dills")] * 8
+    path = tmp_path_factory.mktemp("other") / "other.txt"
+    path.write_text("".join(f"all {a} and all {b} die, {k}\n" for k, (a, b) in enumerate(pairs)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Networks with random weights and a tokenizer of letters, as they are published, of every family."""
+    transformers = pytest.importorskip("transformers")
+    letters = [chr(97 + k) for k in range(26)] + [*"0123456789,."]
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece({n: k for k, n in enumerate(names)}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.decoder = tokenizers.decoders.WordPiece()
+    sizes = {
+        "vocab_size": len(names), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 40,
+    }  # fmt: skip
+    found = {}
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+    modern = ids | {"local_attention": 4, "global_attn_every_n_layers": 2}
+    for family, kind, more in (
+        ("Bert", "BertForMaskedLM", {}), ("ModernBert", "ModernBertForMaskedLM", modern),
+        ("Llama", "LlamaForCausalLM", {}),
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        found[family] = tmp_path_factory.mktemp(family)
+        config = getattr(transformers, f"{family}Config")(**sizes, **more, initializer_range=0.3)
+        getattr(transformers, kind)(config).save_pretrained(found[family])
+        made.save(str(found[family] / "tokenizer.json"))
+    return found

@@ -22,7 +22,6 @@ from typing import Any
 
 import datasets.io.generator  # noqa: F401
 import grain  # noqa: F401
-import scipy.io  # noqa: F401
 import torch
 import torch._dynamo
 import torch.distributed.fsdp
@@ -34,6 +33,8 @@ from scorelm.cli.verb import load
 from scorelm.training import loop
 from scorelm.training.trainer import Trainer
 
+with suppress(ImportError):
+    import scipy.io  # noqa: F401
 loop.matmul_peak = lambda *_: 1.0  # what MFU is relative to, and a third of a child's start
 
 

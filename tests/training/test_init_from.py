@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 
 from scorelm import ScoreLM, price, train
 from scorelm.cli import main
-from scorelm.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import ModelConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError
 from scorelm.model.directory import Provenance
 from scorelm.model.layout import Layout
 from scorelm.text.corpus import load_corpus
 from scorelm.training.data import prepare
-from scorelm.training.initial import check_held_out, read_initial
+from scorelm.training.initial import NETWORK_LR, check_held_out, read_initial
 from scorelm.training.proposal import propose
 from scorelm.training.step import draw_first_pass, draw_step
 from scorelm.training.trainer import Trainer
@@ -32,17 +32,6 @@ def old(tools: Any, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("old") / "run"
     tools.train(tools.recipe(text, SIZES, steps=40, lr=0.01), out)
     return out
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another text, in letters that the tokenizer of the first one has."""
-    path = tmp_path_factory.mktemp("other") / "other.txt"
-    path.write_text("".join(f"all {a} and all {b} die, {k}\n" for k, (a, b) in enumerate(PAIRS)), encoding="utf-8")
-    return path
-
-
-PAIRS = [(a, b) for a in ("sails", "hills", "seas", "eels") for b in ("sand", "oil", "lead", "figs", "dills")] * 8
 
 
 def start(source: Path, model: Path, embedding_dim: int | None = None, **training: Any) -> Recipe:
@@ -105,30 +94,10 @@ def test_such_a_run_goes_on_bit_for_bit_without_the_model(
         train(start(other, whole, steps=9, decay=0.0), halves, resume=True)
 
 
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Networks with random weights and a tokenizer of letters, as they are published, of both families."""
-    transformers = pytest.importorskip("transformers")
-    letters = [chr(97 + k) for k in range(26)] + [*"0123456789,."]
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
-    made = tokenizers.Tokenizer(tokenizers.models.WordPiece({n: k for k, n in enumerate(names)}, unk_token="[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    made.decoder = tokenizers.decoders.WordPiece()
-    sizes = {
-        "vocab_size": len(names), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 48, "max_position_embeddings": 40,
-    }  # fmt: skip
-    found = {}
-    for family, kind in (("Bert", "BertForMaskedLM"), ("Llama", "LlamaForCausalLM")):
-        torch.manual_seed(0)
-        found[family] = tmp_path_factory.mktemp(family)
-        config = getattr(transformers, f"{family}Config")(**sizes, initializer_range=0.3)
-        getattr(transformers, kind)(config).save_pretrained(found[family])
-        made.save(str(found[family] / "tokenizer.json"))
-    return found
-
-
-@pytest.mark.parametrize(("family", "kind"), [("Bert", "BertForMaskedLM"), ("Llama", "LlamaForCausalLM")])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("Bert", "BertForMaskedLM"), ("ModernBert", "ModernBertForMaskedLM"), ("Llama", "LlamaForCausalLM")],
+)
 def test_without_evidence_a_model_says_what_its_network_says(
     networks: dict[str, Path], other: Path, tmp_path: Path, family: str, kind: str
 ) -> None:
@@ -138,7 +107,7 @@ def test_without_evidence_a_model_says_what_its_network_says(
     network = getattr(pytest.importorskip("transformers"), kind).from_pretrained(networks[family]).eval()
     one, blank = torch.ones(1, 7, dtype=torch.long), torch.full((1, 7), torch.inf)
     layout = Layout.causal(one, one.cumsum(1) - 1)
-    if family == "Bert":
+    if family != "Llama":
         layout = Layout.one_stream(one, one.cumsum(1) - 1, one)
     with torch.no_grad():
         found = denoiser.predict(torch.zeros(1, 7, 6), blank, layout).logits_NV
@@ -182,15 +151,40 @@ def test_a_network_that_does_not_suit_is_refused_in_one_line(
         assert says in capfd.readouterr().err.splitlines()[-1]
 
 
+def test_a_network_learns_at_a_rate_of_its_own_unless_one_is_given(
+    networks: dict[str, Path], old: Path, other: Path
+) -> None:
+    for model, rate in ((networks["Bert"], NETWORK_LR), (old, TrainingConfig().lr)):
+        assert read_initial(start(other, model), model)[0].training.lr == rate
+        assert read_initial(start(other, model, lr=0.002), model)[0].training.lr == 0.002
+
+
+def test_the_first_line_says_the_rate_and_what_a_run_starts_from(
+    tools: Any, networks: dict[str, Path], other: Path, tmp_path: Path
+) -> None:
+    said = tools.train(start(other, networks["Bert"], steps=1), tmp_path / "run")
+    assert any(f"from {networks['Bert']} at a learning rate of {NETWORK_LR:g}, " in line for line in said)
+    assert load_recipe(str(tmp_path / "run" / "recipe.toml")).training.lr == NETWORK_LR
+
+
 @pytest.mark.thorough
+@pytest.mark.parametrize("lora", [0, 2])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_ranks_start_from_the_same_weights(
-    tools: Any, forks: Callable[..., tuple[int, str]], old: Path, other: Path, tmp_path: Path, parallel: str
+    tools: Any,
+    forks: Callable[..., tuple[int, str]],
+    old: Path,
+    other: Path,
+    tmp_path: Path,
+    parallel: str,
+    lora: int,
 ) -> None:
+    if lora:
+        pytest.importorskip("peft")
     recipe, outs = tmp_path / "recipe.toml", [tmp_path / "one", tmp_path / "two"]
     training = {
         "rows": 4, "shards": 2, "steps": 4, "log_every": 1, "samples": 0, "precision": "float32", "device": "cpu",
-        "init_from": str(old), "parallel": parallel,
+        "init_from": str(old), "parallel": parallel, "lora": lora,
     }  # fmt: skip
     lines = [f"{name} = {json.dumps(value)}" for name, value in training.items()]
     recipe.write_text("\n".join([f'data.source = "{other}"', "data.max_length = 32", "[training]", *lines]))
@@ -198,6 +192,9 @@ def test_ranks_start_from_the_same_weights(
         code, errors = forks("train", "--recipe", str(recipe), "--out", str(out), world=world)
         assert code == 0, errors
     assert tools.losses(outs[1]) == pytest.approx(tools.losses(outs[0]), rel=1e-4)
+    one, two = (tools.weights(out) for out in outs)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.thorough

@@ -10,7 +10,8 @@ import torch
 
 from scorelm.cli import main
 from scorelm.cli.train import value
-from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.config.toml import load_recipe
 from scorelm.text.corpus import load_corpus, tokenise
 from scorelm.text.sentencepiece import SentencePieceTokenizer

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from scorelm.errors import InputError
-from scorelm.sampling.denoise import StepRecord
+from scorelm.sampling.denoise import Before, StepRecord
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.viz.figure import MOST_ROWS
 from scorelm.viz.files import fill_page
@@ -67,8 +67,9 @@ def script(ids, **changes):
     sigma = torch.zeros(1, len(ids))
     entropy, change = torch.zeros(1, len(ids)), torch.zeros(1, len(ids))
     entropy[0, -1] = change[0, -1] = 1.0
-    counts = torch.tensor([len(ids)]), torch.tensor([1])
-    return replace(StepRecord(1, sigma, torch.tensor([ids]), entropy, change, *counts), **changes)
+    counts, tokens = (torch.tensor([len(ids)]), torch.tensor([1])), torch.tensor([ids])
+    before = Before(torch.where(entropy > 0, torch.inf, 0.0), tokens)
+    return replace(StepRecord(1, sigma, tokens, entropy, change, *counts, before), **changes)
 
 
 # --- what is recorded -------------------------------------------------------------------------------------------------
@@ -121,9 +122,20 @@ def test_a_token_that_the_first_step_finishes_is_not_given(lm):
     assert (row.sigma_KN[-1] == 0).all() and row.certainty_KN[-1].min() == 1
 
 
+def test_a_repair_begins_with_the_text_that_is_doubted(lm):
+    film = Film(lm.tokenizer, norm=4.0)
+    (sample,) = lm.infill("the light", repair=0.3, steps=4, watch=film)
+    row, doubted = film.rows()[0], lm.tokenizer.encode("the light")
+    assert row.ids_KN[0].tolist() == [BOS, *doubted, EOS] and row.ids_KN[-1].tolist() == sample.ids
+    assert row.given_N.tolist() == [True, *[False] * len(doubted), True]
+    assert (row.sigma_KN[0, 1:-1] > 0).all() and np.isfinite(row.sigma_KN[0]).all()
+    assert row.certainty_KN[0].tolist() == [1, *[0] * len(doubted), 1]
+
+
 def test_signal_is_a_half_where_sigma_is_the_norm(lm):
     film = Film(lm.tokenizer, norm=4.0)
-    film(script([BOS, 5, 6], sigma_BL=torch.tensor([[0.0, 4.0, torch.inf]]), entropy_BL=torch.tensor([[0, 1.0, 1.0]])))
+    before = Before(torch.tensor([[0.0, torch.inf, torch.inf]]), torch.tensor([[BOS, 5, 6]]))
+    film(script([BOS, 5, 6], sigma_BL=torch.tensor([[0.0, 4.0, torch.inf]]), before=before))
     assert film.rows()[0].signal_KN(4.0).tolist() == [[1, 0, 0], [1, 0.5, 0]]
 
 

@@ -15,8 +15,9 @@ from scorelm.cli.process import prepare
 from scorelm.errors import InputError, brief
 
 VERBS = {
-    "demo": "Show verses of the model that comes along, then train one.",
+    "demo": "Show verses of the included model, then train one.",
     "train": "Train a model on text of your own.",
+    "data": "Show what a text is like before you train on it.",
     "tokenizer": "Train a tokenizer on text of your own.",
     "sample": "Write texts, from nothing or from a prompt.",
     "infill": "Fill in the blanks in a text, or repair one that has mistakes.",
@@ -25,8 +26,9 @@ VERBS = {
     "play": "Write at a prompt that stays open, and watch.",
     "serve": "Serve a model over HTTP, with a page that shows it at work.",
     "info": "Describe a model, or a text and what to train on it.",
-    "plot": "Draw the held-out prices and the training loss of runs.",
+    "plot": "Draw how runs have learned: held-out prices and training loss.",
     "push": "Put a model on the Hugging Face hub.",
+    "export": "Write a model in a form that another library loads (transformers).",
 }
 """Every verb with its summary; `scorelm.cli.verb.load` finds its options and its action."""
 

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from scorelm.cli.model import NAMES, Device, open_model
 from scorelm.cli.printing import show
 from scorelm.cli.verb import Verb
-from scorelm.errors import brief
+from scorelm.errors import InputError, brief
 
 if TYPE_CHECKING:
     from scorelm.lm import ScoreLM
@@ -22,34 +22,45 @@ class InfoVerb(Verb):
     """Options of ``scorelm info``.
 
     Of a model: what kind it is, its sizes and noise levels, what it was trained on and for how long. Of a text (kjv, a
-    file, or a directory of files): how large it is, and what scorelm train would do with it on this machine.
+    file, a directory of files, or with --hub-split or --hub-config a Hugging Face dataset): how large it is, and what
+    scorelm train would choose for it on this machine.
     """
 
     model: Annotated[Path | None, Positional, arg(metavar="[MODEL OR TEXT]", help=f"{NAMES}. Or a text.")] = None
     field: Annotated[str, arg(help="Of a text: column that holds it, in files with columns.")] = "text"
-    csv_separator: Annotated[str | None, arg(help="Of a text: character between the columns of a .csv file.")] = None
-    split: Annotated[str | None, arg(help="Of a text: what is one example, as in scorelm train.")] = None
+    csv_separator: Annotated[str | None, arg(help="CSV separator of a text; by default found in its header.")] = None
+    split: Annotated[str | None, arg(help="Of a text: what is one example; default as in scorelm train.")] = None
+    hub_split: Annotated[str | None, arg(help="Of a Hugging Face dataset: its split; by default train.")] = None
+    hub_config: Annotated[str | None, arg(help="Of a Hugging Face dataset: configuration; by default its own.")] = None
     device: Device = "auto"
     as_json: Annotated[bool, arg(name="json")] = False
     """Print JSON."""
 
     def run(self) -> int:
         """Print the facts."""
-        if self.model is not None and is_text(self.model):
+        of_hub = self.hub_split is not None or self.hub_config is not None
+        if of_hub and self.model is None:
+            raise InputError("--hub-split and --hub-config are of a Hugging Face dataset: name it")
+        if self.model is not None and (of_hub or is_text(self.model)):
             return self.propose(str(self.model))
         facts = describe(open_model(self.model))
-        show(json.dumps(facts, indent=2) if self.as_json else "\n".join(map(line, facts, facts.values())))
+        known = {name: value for name, value in facts.items() if value not in (None, ()) and value is not False}
+        show(json.dumps(facts, indent=2) if self.as_json else "\n".join(map(line, known, known.values())))
         return 0
 
     def propose(self, source: str) -> int:
         """Print what would be trained on the text."""
-        from scorelm.config.recipe import DataConfig, Recipe, TrainingConfig
+        from scorelm.config.recipe import Recipe, TrainingConfig
+        from scorelm.config.text import DataConfig
         from scorelm.training.proposal import propose
 
-        data = DataConfig(source=source, field=self.field, csv_separator=self.csv_separator, split=self.split)
+        data = DataConfig(
+            source=source, field=self.field, csv_separator=self.csv_separator, split=self.split,
+            hub_split=self.hub_split, hub_config=self.hub_config,
+        )  # fmt: skip
         recipe, lines = propose(Recipe(data=data, training=TrainingConfig(device=self.device)))
         how = {"--field": self.field if self.field != "text" else None, "--csv-separator": self.csv_separator,
-               "--split": self.split}  # fmt: skip
+               "--split": self.split, "--hub-split": self.hub_split, "--hub-config": self.hub_config}  # fmt: skip
         words = [word for flag, value in how.items() if value is not None for word in (flag, value)]
         command = shlex.join(["scorelm", "train", "--data", source, *words, "--out", "runs/mine"])
         if self.as_json:
@@ -86,4 +97,6 @@ def describe(lm: ScoreLM) -> dict[str, Any]:
 
 def line(name: str, value: object) -> str:
     """A fact as a line of text."""
-    return f"{name.replace('_', ' '):<20} {f'{value:,}' if isinstance(value, int) else brief(value)}"
+    words = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
+    words = ", ".join(map(str, words)) if isinstance(words, tuple) else words
+    return f"{name.replace('_', ' '):<20} {brief(str(words))}"

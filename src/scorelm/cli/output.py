@@ -14,7 +14,6 @@ from tyro.conf import FlagCreatePairsOff, arg
 from scorelm.cli.printing import show, tell
 from scorelm.config import Options, named
 from scorelm.config.generation import Generation, Infilling
-from scorelm.errors import brief
 
 if TYPE_CHECKING:
     from scorelm.lm import ScoreLM
@@ -105,19 +104,12 @@ def answer(
 
 def say_what_is_read(lm: ScoreLM, texts: Sequence[str], how: Generation) -> None:
     """Say which texts the model reads otherwise than they were given, but for spaces, and how."""
-    from scorelm.text.normalization import in_words
-    from scorelm.text.templates import split_blanks
+    from scorelm.text.reading import say_reading
 
-    changed, steps = [], lm.provenance.normalize
-    for text in texts:
-        parts = split_blanks(text, how.blank) if isinstance(how, Infilling) else [text]
-        ids = [lm.tokenizer.encode(parts[0]), *map(lm.tokenizer.encode_inside, parts[1:])]
-        found = [lm.tokenizer.decode(part) for part in ids]
-        if any(read.split() != part.split() for read, part in zip(found, parts, strict=True)):
-            read = " ____ ".join(part.strip() for part in found).strip()
-            changed.append(f"the model reads {brief(repr(read))} for {brief(repr(text))}")
+    sign = how.blank if isinstance(how, Infilling) else None
+    changed = [said for text in texts if (said := say_reading(text, lm.tokenizer, sign)) is not None]
     for line in changed[:MOST_SAID]:
-        tell(f"{line}: its text was put {in_words(steps)}" if steps else line)
+        tell(line)
     if len(changed) > MOST_SAID:
         tell(f"and so it is with {len(changed) - MOST_SAID:,} more texts")
 

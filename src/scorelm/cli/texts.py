@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field, PositiveInt
@@ -30,6 +30,10 @@ class Texts(Options):
     """Character between the columns of a .csv file, or tab; by default as in training."""
     split: str | None = None
     """What is one example, as in scorelm train; by default as in training."""
+    hub_split: str | None = None
+    """Split of a Hugging Face dataset, as in scorelm train; by default that of training, and train of another one."""
+    hub_config: str | None = None
+    """Configuration of a Hugging Face dataset; by default that of training, and of another one its own default."""
     holdout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Measure this share of the examples only, chosen as in training; 0 is all of them. By default the share that
     training held out, of the text that the model was trained on, and all of any other text."""
@@ -106,10 +110,11 @@ def find_text(made: Provenance, which: Texts) -> Found:
     from scorelm.text.corpus import find_corpus, fingerprint_of, load_corpus
     from scorelm.text.source import Reading
 
-    trained = Reading(made.field, made.split, made.csv_separator)
-    given = {name: getattr(which, name) for name in ("field", "split", "csv_separator")}
-    reading = replace(trained, **{name: value for name, value in given.items() if value is not None})
     source, held_out = made.data if which.data is None else which.data, made.holdout or 0.0
+    trained = Reading(**{one.name: getattr(made, one.name) for one in fields(Reading)})
+    given = {name: getattr(which, name) for name in ("field", "split", "csv_separator", "hub_split", "hub_config")}
+    start = trained if source == made.data else replace(trained, hub_split=None, hub_config=None, streaming=False)
+    reading = replace(start, **{name: value for name, value in given.items() if value is not None})
     if which.data is None and not made.data:
         raise InputError("the model does not say what it was trained on: give --data")
     usual = which.data is None and reading == trained and made.fingerprint

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from scorelm.cli.printing import tell
 from scorelm.cli.verb import Verb
-from scorelm.config.recipe import TextOptions, VocabSize
+from scorelm.config.text import TextOptions, VocabSize
 from scorelm.errors import InputError, exists, writing
 
 

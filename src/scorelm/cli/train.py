@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import arg
 
 from scorelm.cli.verb import Verb, asks_for_help, read
-from scorelm.config.recipe import Recipe
+from scorelm.config.recipe import Recipe, check_end
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError, at_home, exists
 
@@ -39,8 +39,8 @@ class TrainVerb(Verb):
     scorelm info TEXT shows them."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint, with the options of its recipe.toml. The text, the model,
-    the noise, --objective, --init-from, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema, --select and
-    --seed stay; other options can be given, and are kept in recipe.toml from the first step on."""
+    the noise, --objective, --init-from, --lora, --rows, --shards, --optimizer, --warmup, --weight-decay, --ema,
+    --select and --seed stay; other options can be given, and are kept in recipe.toml from the first step on."""
     fall_back: bool = False
     """With --resume: where the newest checkpoint is damaged, go on from the newest sound one, and keep the damaged one
     as checkpoints/damaged-STEP."""
@@ -86,6 +86,9 @@ class TrainVerb(Verb):
         """Options that suit the text and the machine, wherever the words give none.
 
         The defaults under torchrun, and where the run will be refused, for the reason that training itself gives.
+
+        Raises:
+            InputError: a stream without an end.
         """
         from scorelm.parallel import were_launched
         from scorelm.training.checkpoint import list_checkpoints
@@ -93,7 +96,8 @@ class TrainVerb(Verb):
         from scorelm.training.runlog import speak
 
         defaults = cls.model_construct(out=tyro.MISSING, options=cls.initial(words, Recipe()))
-        plain = read(cls, words, defaults)
+        plain = read(cls, words, defaults, "scorelm train")
+        check_end(plain.options)
         if were_launched() or (list_checkpoints(plain.out / "checkpoints") and not plain.overwrite):
             return defaults
         given = [name for name, flag in PROPOSED.items() if value(words, flag) is not None]

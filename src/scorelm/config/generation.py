@@ -30,7 +30,7 @@ class Generation(Options):
     first, several at once), or blocks:1 (left to right) for an autoregressive model."""
     nats_per_step: PositiveFloat | None = None
     """How much uncertainty each step may remove from a text, on the paths confidence and entropy; the number of steps
-    then follows from it, up to --steps."""
+    then follows from it, up to --steps. By default all --steps are made."""
     solver: str = "posterior"
     """Rule that takes a position from one noise level to the next, such as posterior, ancestral:0.5 or heun."""
     temperature: Temperature = 1.0
@@ -40,13 +40,14 @@ class Generation(Options):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw from the likeliest tokens that together have this probability only."""
     guidance: Weight = 1.0
-    """Weight of classifier-free guidance by the given text; 1 turns it off."""
+    """Above 1, favours what the given text makes likelier (classifier-free guidance); 1 turns it off."""
     self_guidance: Weight = 1.0
-    """Weight of guidance by the model's own last estimate; 1 turns it off."""
+    """Above 1, favours what the model's own last estimate makes likelier; 1 turns it off."""
     score_temperature: ScoreTemperature = 1.0
     """Divides the score, for solvers that follow the score rather than draw tokens."""
     halt: str | None = None
-    """Finish a text (on blocks, a block) as soon as it has settled: entropy:NATS, patience:STEPS or kl:NATS."""
+    """Finish a text (on blocks, a block) as soon as it has settled: entropy:NATS, patience:STEPS or kl:NATS. By default
+    it goes on to the end of its path."""
     best_of: PositiveInt = 1
     """Write N candidates for each sample and keep the best one."""
     choose: Literal["mbr", "vote"] = "mbr"
@@ -65,8 +66,8 @@ class Request(Generation):
     each word. Paths of blocks make at least one for each block, and each kind of guidance adds one to every step."""
     temperature: Temperature = 0.8
     """Divides the logits: below 1, text is safer and less varied. At 1, tokens are drawn from the model's own
-    probabilities, which are what prices measure. Below 0.001 the likeliest token is taken always, and the seed has a
-    say in nothing but lengths."""
+    probabilities, which are what prices measure. Below 0.001 the likeliest token is always taken, and the seed
+    decides only lengths."""
 
 
 class Continuation(Request):
@@ -87,10 +88,10 @@ class Infilling(Request):
     """Sign that stands for a blank; the default means four underscores or more. A backslash before a sign makes it
     text."""
     blank_tokens: PositiveInt | None = None
-    """Tokens in each blank."""
+    """Tokens in each blank; by default --blank-words decides."""
     blank_words: PositiveInt | None = None
-    """Words of letters and digits in each blank; by default one to three, or where the tokenizer has no words, tokens
-    so that the length of the whole suits the training text."""
+    """Words of letters and digits in each blank; by default one to three. Where words are not separated by spaces, by
+    default as many tokens as make the whole text about as long as those of training."""
     repair: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Doubt the given text too: put noise of this level (between 0 and 1) on all of it and write it anew, by default
     along the path uniform. The text then needs no blank, and nothing in it is sure to come back."""
@@ -106,11 +107,12 @@ class Pricing(Options):
     """How to measure what texts cost."""
 
     path: str | None = None
-    """What is priced. ordered (left to right), reverse, bounded and surest are exact; uniform (the default), ramp:SLOPE
-    and blocks:SIZE are upper bounds in the limit of small steps; random is an upper bound, the mean over some orders.
-    With --steps, any path of scorelm sample but remask, as an upper bound."""
+    """Order of writing that is measured. ordered (left to right), reverse, bounded and surest are exact; uniform (the
+    default), ramp:SLOPE and blocks:SIZE are upper bounds in the limit of small steps; random is an upper bound, the
+    mean over some orders. With --steps, any path of scorelm sample but remask, as an upper bound."""
     steps: PositiveInt | None = None
-    """Price the very sampler that makes N evaluations; by default 64 on paths that look at the text as they go."""
+    """Measure what texts cost when they are written in N evaluations of the network. By default 64, but on uniform,
+    ramp and blocks the limit of small steps."""
     draws: PositiveInt = 16
     """Noise levels (or orders, on random) that are averaged over for each text."""
     lossy: bool = False

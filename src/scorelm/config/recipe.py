@@ -7,74 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import tyro
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
-from scorelm.config import Options, named
+from scorelm.config import Options
 from scorelm.config.network import Network
-from scorelm.errors import brief
+from scorelm.config.text import DataConfig
+from scorelm.errors import InputError
 
 Share = Annotated[float, Field(ge=0, le=1)]
-MOST_TOKENS = 32_768  # of a document: the mask of attention holds their square
 ObjectiveName = Literal["score", "autoregressive", "masked"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 ScheduleName = Literal["adaptive", "linear", "karras", "log", "cosine", "ddlm", "cdcd"]
-
-
-def check_vocab_size(value: Any) -> Any:
-    """The value, unless it is no size; of a union pydantic would name what its members are called inside."""
-    if value == "characters" or (isinstance(value, int) and value > 0):
-        return value
-    raise ValueError(f"vocab_size: give a number above 0, or characters (got {brief(value)})")
-
-
-VocabSize = Annotated[PositiveInt | Literal["characters"], BeforeValidator(check_vocab_size)]
-
-
-class TextOptions(Options):
-    """Where text comes from, and what the examples in it are."""
-
-    source: Annotated[str, named("data", "-d")] = "kjv"
-    """Text to learn: kjv (embedded), a file (.txt, .md, .jsonl, .json, .csv, .tsv, .parquet; compressed ones too), a
-    directory of files, or the name of a Hugging Face dataset."""
-    field: Annotated[str, named("field", "--data.field")] = "text"
-    """Column that holds the text, in files with columns."""
-    csv_separator: Annotated[str | None, named("csv-separator", "--data.csv-separator")] = None
-    """Character between the columns of a .csv file, or tab; by default the comma, semicolon or tab that its header
-    has."""
-    split: Annotated[str | None, named("split", "--data.split")] = None
-    """What is one example: line, paragraph, file (or record), or sentence-window:CHARACTERS,OVERLAP for whole sentences
-    up to so many characters, a share OVERLAP of which may be repeated from the window before. By default a line of a
-    text file, and the whole record in files with columns."""
-
-
-NormalStep = Literal["lower", "nfc", "nfkc", "numbers", "symbols"]
-"""What can be done to a text before its tokens are looked up; see `scorelm.text.normalization`."""
-
-
-class DataConfig(TextOptions):
-    """The text, and how it becomes rows of tokens."""
-
-    holdout: Annotated[float, Field(ge=0, lt=1), named("holdout", "--data.holdout")] = 0.02
-    """Share of the examples, chosen by a hash of their text without case and spaces, that no training step sees."""
-    tokenizer: Annotated[Path | None, named("tokenizer", "-spm")] = None
-    """A SentencePiece .model file, or a tokenizer.json of Hugging Face's library (of the GPT-2, BERT or Llama family);
-    by default one is trained on the data."""
-    vocab_size: Annotated[VocabSize, named("vocab-size")] = 2048
-    """Size of the vocabulary, when a tokenizer is trained; or characters, for a token for each character of the text
-    and no others."""
-    byte_fallback: Annotated[bool, named("byte-fallback", "--data.byte-fallback")] = True
-    """Spell unknown characters in bytes, so that any text comes back as it was, when a tokenizer of that size is
-    trained."""
-    normalize: Annotated[tuple[NormalStep, ...], named("normalize")] = ()
-    """What is done to the text, and later to whatever the model is given, by default nothing: lower (to lower case),
-    nfc or nfkc (Unicode's forms), numbers (to English words; needs the extra numbers) and symbols (left out); several
-    may be given. The model keeps it."""
-    max_length: Annotated[int, Field(ge=4, le=MOST_TOKENS), named("max-length")] = 64
-    """Tokens in a packed row; longer examples are cut into windows, at other places in every epoch."""
 
 
 class Size(NamedTuple):
@@ -90,9 +37,9 @@ class ModelConfig(Options):
     """The denoiser. One dial, `dim`, sets the rest unless it is given."""
 
     dim: Annotated[int, Field(ge=8, le=65_536)] = 256
-    """Width of the trunk."""
+    """Width of the network. Chosen for the text, with --model.layers, unless --recipe is given."""
     layers: Annotated[int, Field(ge=1, le=1_000)] | None = None
-    """Transformer layers; by default dim / 64, at least 4."""
+    """Transformer layers. Chosen for the text unless --recipe is given; then by default dim / 64, at least 4."""
     heads: PositiveInt | None = None
     """Attention heads; by default dim / 64, at least 1."""
     hidden: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -158,7 +105,8 @@ class NoiseConfig(Options):
     streams: Literal[1, 2] = 2
     """2: a clean and a noisy copy of each row, cut into blocks (block diffusion); 1: only the noisy copy."""
     block_sizes: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 1, 2, 4, 8, 0)
-    """Block sizes drawn per document with two streams; 0 is the whole document."""
+    """Block sizes drawn per document with two streams; 0 is the whole document. Where the text is read ten times or
+    more, chosen for it unless --recipe is given."""
     given: Share = 0.5
     """Share of documents that have a random span of tokens given (sigma 0)."""
 
@@ -167,38 +115,43 @@ class TrainingConfig(Options):
     """Optimisation, checkpoints and logging."""
 
     objective: ObjectiveName = "score"
-    """What is learned: score (the diffusion model), or a peer in the same network, autoregressive or masked."""
+    """What is learned: score (the diffusion model), or to compare with, in the same network: autoregressive (left to
+    right, like GPT) or masked (masked diffusion)."""
     init_from: Path | None = None
-    """Start from the weights of this model (a directory, a run directory, or a name on the Hugging Face hub), with its
-    tokenizer and its sizes, and fit the noise schedule on from its own; by default a run starts from nothing."""
+    """Start from the weights of this model (a directory, a run directory, a name on the Hugging Face hub, a published
+    network of the BERT, ModernBERT or Llama family, or a GGUF file), with its tokenizer, its sizes and its noise
+    schedule; by default a run starts from nothing."""
+    lora: NonNegativeInt = 0
+    """With --init-from: leave the matrices of the layers as they are, and train adapters of this rank beside them
+    (LoRA; needs the extra lora) and the rest of the model. 0 trains everything."""
     steps: PositiveInt | None = None
-    """Steps of training, instead of --minutes. With --resume, those already made count."""
+    """Steps of training, instead of --minutes, which decides by default. With --resume, those already made count."""
     minutes: PositiveFloat | None = None
-    """Training time; with --resume, so many minutes more. Without --recipe it is chosen for the text; where neither it
-    nor --steps is given, a run takes 20,000 steps."""
+    """Training time; with --resume, minutes from now on. By default it is chosen for the text; with --recipe or under
+    torchrun, a run that is given neither minutes nor steps takes 20,000 steps."""
     rows: PositiveInt = 32
-    """Packed rows in a batch, over all processes."""
+    """Packed rows in a batch, over all processes. Chosen for the machine unless --recipe is given."""
     shards: PositiveInt | None = None
-    """Equal streams that the data is cut into, as far as they divide --rows evenly; by default one for each process, or
-    on GPUs four, each of which a process of its own packs into rows."""
+    """Equal parts that the data is cut into, as far as they divide --rows evenly; by default one for each process, or
+    on GPUs four, each packed into rows by a process of its own."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps a copy of the model in every process, fsdp divides its weights among them."""
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up for one step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon: Muon for the layers, at 3 times --lr, and AdamW for the rest. Muon takes fewer steps, but is slow
-    on processors without native bfloat16."""
+    on processors without native bfloat16. Chosen for the machine unless --recipe is given."""
     lr: PositiveFloat = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; a run from a published network takes 0.0005 unless this is given."""
     warmup: NonNegativeInt = 50
-    """Steps of linear warm-up."""
+    """First steps, in which the learning rate rises linearly to its peak."""
     decay: Share = 0.4
     """Last share of the run in which the learning rate falls linearly to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, only on the matrices of the backbone."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of what each layer adds that is left out at random while training: keeps a run of many epochs from learning
-    its text by heart."""
+    """Share of what each layer adds that is left out at random while training: keeps a run that reads its text many
+    times from learning it by heart. Chosen for the text unless --recipe is given."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
     skip_limit: NonNegativeInt = 10
@@ -235,19 +188,26 @@ class TrainingConfig(Options):
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
     select: Literal["mean", "default", "ordered", "random", "uniform"] = "mean"
-    """Which price of held-out text chooses the model that is kept: the mean over the paths that are priced, or that of
-    the path which generation takes by default, of writing left to right (ordered), in random order, or of all tokens
-    together (uniform)."""
+    """Which price of held-out text (what it costs the model, in nats per token) chooses the model that is kept: the
+    mean over all paths that are priced, or the price of generation's default path, of writing left to right (ordered),
+    in random order, or of all tokens together (uniform)."""
     patience: PositiveInt | None = None
-    """End the run when the price has been taken so many times without a better one: then the learning rate falls to 0
-    from the best weights, in a tenth of the steps that they took. By default the run goes on to its end."""
+    """End the run when held-out text has been measured this many times without a better price: go back to the best
+    weights, and let the learning rate fall to 0 from there, in a tenth of the steps that led to them. By default 8
+    where the text is read twice or more; with --recipe, the run goes on to its end."""
     samples: NonNegativeInt = 4
-    """Texts that are added to samples.txt after the first minute and each time that held-out text is priced; a run that
-    is too short for prices adds them five times."""
+    """Texts that are added to samples.txt after the first minute and each time that held-out text is measured; a run
+    that is too short for that adds them five times."""
     track: tuple[TrackerName, ...] = ()
-    """Trackers that the run is told to as well, by default none: tensorboard (files in the run directory), wandb (an
-    account, or without a key files in the run directory) and trackio (on this machine); several may be given. Each
-    needs the extra of its name."""
+    """Trackers that get the metrics of the run as well, by default none: tensorboard (files in the run
+    directory), wandb (an account, or without a key files in the run directory) and trackio (on this machine); several
+    may be given. Each needs the extra of its name."""
+
+    @validator(mode="after")
+    def _something_to_adapt(self) -> Self:
+        if self.lora and self.init_from is None:
+            raise ValueError("lora adapts a model: name it with init_from")
+        return self
 
     @validator(mode="after")
     def _one_budget(self) -> Self:
@@ -265,7 +225,9 @@ class Recipe(Options):
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = TrainingConfig()
 
 
-KEPT = ("objective", "init_from", "rows", "shards", "optimizer", "warmup", "weight_decay", "ema", "select", "seed")
+KEPT = (
+    "objective", "init_from", "lora", "rows", "shards", "optimizer", "warmup", "weight_decay", "ema", "select", "seed",
+)  # fmt: skip
 """Options of training that a run keeps when it is resumed, as it does its data, model and noise."""
 
 
@@ -276,6 +238,16 @@ def kept_on_resume(old: Recipe, new: Recipe) -> list[str]:
     training = new.training.model_copy(update={"shards": new.training.shards or old.training.shards})
     changed = [name for name in KEPT if getattr(old.training, name) != getattr(training, name)]
     return found + [f"--{name.replace('_', '-')}" for name in changed]
+
+
+def check_end(recipe: Recipe) -> None:
+    """Refuse a run without an end on a text whose length nobody knows.
+
+    Raises:
+        InputError: says what to give.
+    """
+    if recipe.data.streaming and not (recipe.training.steps or recipe.training.minutes):
+        raise InputError("--streaming needs --steps or --minutes, since nobody knows how long the text is")
 
 
 def differences(old: Options, new: Options, room: str) -> Iterator[str]:

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from importlib import import_module
-from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +21,7 @@ from scorelm.device import pick_device
 from scorelm.errors import InputError
 from scorelm.evaluation.rows import RowBatch, batches, cut, most_positions
 from scorelm.lm import ScoreLM
+from scorelm.model.causal import load_causal, quiet
 from scorelm.model.prediction import Prediction
 from scorelm.text.batching import by_length, pad
 
@@ -81,8 +77,7 @@ class HuggingFaceJudge:
     def __init__(self, name: str, device: str | None = None) -> None:
         self.name = name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with _quiet(), redirect_stderr(StringIO()):  # reading a GGUF file shows a bar whatever transformers is told
-            self._tokenizer, self._model = _load(name)
+        self._tokenizer, self._model = load_causal(name, f"judge {name}")
         self._model.to(self.device)
         if len(self._tokenizer) <= len(self._tokenizer.all_special_ids):
             raise InputError(f"judge {name} has a tokenizer without a vocabulary")
@@ -103,7 +98,7 @@ class HuggingFaceJudge:
         rows = [[*ids, *end][: self.context] for ids in encoded]
         nats = np.zeros(len(rows))
         for chosen, ids_BL, mask_BL in self._batches(rows):
-            with torch.inference_mode(), _quiet():
+            with torch.inference_mode(), quiet():
                 logits_BLV = self._model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
                 nats[chosen] = (_nll(logits_BLV, ids_BL) * mask_BL[:, 1:]).sum(1).cpu().numpy()
         cut = sum(len(row) < len(ids) + len(end) for row, ids in zip(rows, encoded, strict=True))
@@ -121,7 +116,7 @@ class HuggingFaceJudge:
         rows = [self._encode(text)[: self.context] for text in texts]
         found: dict[int, NDArray[np.float32]] = {}
         for chosen, ids_BL, mask_BL in self._batches(rows):
-            with torch.inference_mode(), _quiet():
+            with torch.inference_mode(), quiet():
                 trunk = self._model.base_model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
                 last_BD = trunk.last_hidden_state[torch.arange(len(chosen)), mask_BL.sum(1) - 1]
             found |= zip(chosen, last_BD.cpu().numpy(), strict=True)
@@ -244,56 +239,9 @@ def _nll(logits_BLV: Tensor, ids_BL: Tensor) -> Tensor:
     return torch.cat(parts).view_as(ids_BL)[:, :-1]
 
 
-def _load(name: str) -> tuple[Any, Any]:
-    """Tokenizer and model in evaluation mode; transformers raises what it likes at an untrusted directory."""
-    auto, path = _transformers(), Path(name)
-    place, file = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (name, {})
-    missing = not path.is_file() if file else name.startswith(("/", ".")) and not path.is_dir()
-    if missing:
-        raise InputError(f"cannot load judge {name}: there is no such {'file' if file else 'directory'}")
-    if file and not (find_spec("gguf") and find_spec("accelerate")):
-        raise InputError(f"judge {name} is a GGUF file, which takes two more packages: pip install gguf accelerate")
-    safe = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
-    try:
-        tokenizer = auto.AutoTokenizer.from_pretrained(place, trust_remote_code=False, **file)
-        model, loaded = auto.AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, **safe, **file
-        )
-    except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"cannot load judge {name}: {reason}") from None
-    wrong = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
-    if wrong:
-        raise InputError(f"cannot load judge {name}: {len(wrong)} weights, {wrong[0]} first, are missing or misshapen")
-    return tokenizer, model.eval()
-
-
 def _is_scorelm(directory: Path) -> bool:
     try:
         config = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "format" in config
-
-
-def _transformers() -> Any:
-    try:
-        return import_module("transformers")
-    except ImportError:
-        raise InputError("transformers is not installed: pip install 'scorelm[eval]'") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and no progress bars of transformers; its settings come back after."""
-    logging = _transformers().utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

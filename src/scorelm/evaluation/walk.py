@@ -58,7 +58,7 @@ class Told:
         self.moved_B.index_add_(0, moving_BL.nonzero()[:, 0], cost_N)
         return moved_NE
 
-    def write(self, logits_NV: Tensor, likeliest_N: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
+    def write(self, logits_NV: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
         """The true tokens, at the price of their cross-entropy."""
         true_N = self.ids_BL[finishing_BL]
         cost_N = -logits_NV.double().log_softmax(-1).gather(1, true_N[:, None]).squeeze(1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scorelm.model.kernels import product_dtype, rotation, unit_rms_rotated
-from scorelm.model.layout import Layout, sees, visibility
+from scorelm.model.kernels import Dropout, product_dtype, rotation, unit_rms_rotated
+from scorelm.model.layout import Layout, marks_within, sees, visibility
 
 SHORT = 1024
 """Longest row, in positions, whose attention is computed by batched products on a CPU."""
@@ -19,14 +19,14 @@ FLEX = ("cuda",)
 """Kinds of device on which training skips blocks of positions that do not see each other."""
 
 
-def block_mask(layout: Layout) -> Any:
+def block_mask(layout: Layout, reach: int | None = None) -> Any:
     """`visibility` as FlexAttention takes it: the rule, and which blocks of 128 x 128 positions have pairs that see."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    marks, (rows, length) = layout.marks, layout.segment_BL.shape
+    marks, (rows, length) = marks_within(layout, reach), layout.segment_BL.shape
 
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return sees([t[b, q] for t in marks], [t[b, k] for t in marks])
+        return sees([t[b, q] for t in marks], [t[b, k] for t in marks], reach)
 
     return create_block_mask(rule, rows, None, length, length, device=str(layout.segment_BL.device))
 
@@ -45,10 +45,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def attention_inputs(layout: Layout, head_dim: int, base: float = 10_000.0) -> AttentionInputs:
-    """What all layers of all passes over a layout share, computed once."""
+def attention_inputs(
+    layout: Layout, head_dim: int, base: float = 10_000.0, reach: int | None = None
+) -> AttentionInputs:
+    """What all layers of one kind share in all passes over a layout, computed once."""
     inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # which can't be traced
-    key = head_dim, inference, base
+    key = head_dim, inference, base, reach
     if key not in layout.computed:
         layout.computed[key] = AttentionInputs(layout, *key)
     found: AttentionInputs = layout.computed[key]
@@ -56,20 +58,22 @@ def attention_inputs(layout: Layout, head_dim: int, base: float = 10_000.0) -> A
 
 
 class AttentionInputs:
-    """What all layers share for one layout: who sees whom and the rotation angles.
+    """What layers share for one layout: who sees whom, up to a `reach`, and the rotation angles.
 
     Who sees whom is a mask of FlexAttention, one of the fused attention, or a bias for batched products.
     """
 
-    def __init__(self, layout: Layout, head_dim: int, inference: bool = True, base: float = 10_000.0) -> None:
+    def __init__(
+        self, layout: Layout, head_dim: int, inference: bool = True, base: float = 10_000.0, reach: int | None = None
+    ) -> None:
         self.rotation_BLK2 = rotation(layout.position_BL, head_dim, base)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
         has_kernel = device in FLEX and head_dim >= 16
         if has_kernel and self.past is None and not inference:
-            self.blocks = block_mask(layout)
+            self.blocks = block_mask(layout, reach)
             return
-        mask_B1LL = visibility(layout)[:, None]
+        mask_B1LL = visibility(layout, reach)[:, None]
         if device == "cpu" and mask_B1LL.shape[-1] <= SHORT:
             bias_B1LL = torch.zeros(mask_B1LL.shape).masked_fill_(~mask_B1LL, -torch.inf)
             self.bias_B1LL = bias_B1LL.to(product_dtype(bias_B1LL))
@@ -100,7 +104,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.dropout = nn.Dropout(0.0)
+        self.dropout = Dropout()
         nn.init.zeros_(self.out.weight)
 
     def forward(self, h_BLD: Tensor, inputs: AttentionInputs) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import Attention, AttentionInputs, attention_inputs
-from scorelm.model.kernels import unit_rms
+from scorelm.model.kernels import Dropout, unit_rms
 from scorelm.model.layout import Layout
 
 Count = TypeVar("Count", float, Tensor)
@@ -51,7 +51,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
-        self.dropout = nn.Dropout(0.0)
+        self.dropout = Dropout()
         nn.init.zeros_(self.down.weight)
 
     def forward(self, h_BLD: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from scorelm.config import Options, explain
-from scorelm.config.recipe import MOST_TOKENS, ModelConfig, NormalStep, ObjectiveName
+from scorelm.config.recipe import ModelConfig, ObjectiveName
+from scorelm.config.text import MOST_TOKENS, NormalStep
 from scorelm.config.toml import MOST_RECIPE_BYTES
 from scorelm.errors import InputError, brief, exists, read_bounded
 from scorelm.model.denoiser import Denoiser
@@ -43,6 +44,11 @@ class Provenance(Options):
     csv_separator: str | None = None
     split: str | None = None
     """What an example is; see `scorelm.text.splits`."""
+    hub_split: str | None = None
+    """Of a dataset on the Hugging Face hub; None for ``train``."""
+    hub_config: str | None = None
+    streaming: bool = False
+    """Whether the dataset was read as a stream; the fingerprint is then that of its beginning."""
     normalize: tuple[NormalStep, ...] = ()
     """What was done to the text, and is done to whatever the model reads; see `scorelm.text.normalization`."""
     holdout: float | None = None
@@ -96,9 +102,10 @@ def find_directory(path: str | Path | None, hub_options: dict[str, Any]) -> Path
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and validate config.json."""
+    """Read and validate config.json; where transformers reads it too, only what it has under ``scorelm``."""
     try:
-        return Manifest.model_validate(json.loads(read_bounded(path, MOST_MANIFEST_BYTES).decode("utf-8")))
+        contents = json.loads(read_bounded(path, MOST_MANIFEST_BYTES).decode("utf-8"))
+        return Manifest.model_validate(contents.get("scorelm", contents) if isinstance(contents, dict) else contents)
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from None
     except (ValueError, RecursionError) as error:

@@ -106,21 +106,27 @@ def number_blocks(position_BL: Tensor, start_BL: Tensor, size: Tensor | int) -> 
     return torch.where(position_BL < start_BL, 0, number_BL)
 
 
-def visibility(layout: Layout) -> Tensor:
+def visibility(layout: Layout, reach: int | None = None) -> Tensor:
     """Which key positions (last axis) a query position sees: bool [B, L, L], or [B, L, C + L] with a past.
 
     A query sees a key iff they share the segment and either share stream and block, or the key is clean and in an
-    earlier block. Padding sees padding only.
+    earlier block. Padding sees padding only. With a `reach`, a query sees no position farther away than that.
     """
-    own = layout.marks
-    past = layout.past.layout.marks if layout.past is not None else tuple(t[:, :0] for t in own)
+    own = marks_within(layout, reach)
+    past = tuple(t[:, :0] for t in own) if layout.past is None else marks_within(layout.past.layout, reach)
     key = [torch.cat(pair, 1)[:, None, :] for pair in zip(past, own, strict=True)]
-    return sees([t[:, :, None] for t in own], key)
+    return sees([t[:, :, None] for t in own], key, reach)
 
 
-def sees(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
-    """The rule of `visibility` for marks (segment, block, stream) that broadcast against each other."""
-    (segment, block, stream), (key_segment, key_block, key_stream) = query, key
+def marks_within(layout: Layout, reach: int | None) -> tuple[Tensor, ...]:
+    """What `sees` is a rule about: the layout's marks, and positions where there is a reach."""
+    return layout.marks if reach is None else (*layout.marks, layout.position_BL)
+
+
+def sees(query: Sequence[Tensor], key: Sequence[Tensor], reach: int | None = None) -> Tensor:
+    """The rule of `visibility` for segment, block and stream, and position with a reach, that broadcast together."""
+    (segment, block, stream), (key_segment, key_block, key_stream) = query[:3], key[:3]
     same_block = (block == key_block) & (stream == key_stream)
     clean_before = (key_stream == CLEAN) & (key_block < block)
-    return (segment == key_segment) & (same_block | clean_before)
+    seen = (segment == key_segment) & (same_block | clean_before)
+    return seen if reach is None else seen & ((query[3] - key[3]).abs() <= reach)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,8 +39,22 @@ class StepRecord:
     """Length of each row; it falls when an open-ended row writes ``</s>``."""
     nfe_B: Tensor
     """Evaluations that each row has taken part in."""
+    before: Before
+    """What the step began with."""
     candidates: Candidates | None = None
     """What the model held likely, where the request asked for it."""
+
+
+class Before(NamedTuple):
+    """The state before a step: levels, and tokens where they are finite; [B, L] on the CPU."""
+
+    sigma_BL: Tensor
+    ids_BL: Tensor
+
+    @classmethod
+    def of(cls, state: State) -> Before:
+        """The state as it is now, copied."""
+        return cls(copied(state.sigma_BL), copied(state.ids_BL))
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Transition(Protocol):
     def move(self, step: Step, moving_BL: Tensor) -> Tensor:
         """The new x [N, E] of positions that go to a level above 0."""
 
-    def write(self, logits_NV: Tensor, likeliest_N: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
+    def write(self, logits_NV: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
         """The tokens [N] of positions that finish."""
 
 
@@ -75,19 +89,23 @@ class Draw:
     def move(self, step: Step, moving_BL: Tensor) -> Tensor:
         return self.solver.move(step)
 
-    def write(self, logits_NV: Tensor, likeliest_N: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
+    def write(self, logits_NV: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
         if not self.solver.stochastic:
-            return likeliest_N
+            return logits_NV.argmax(-1)
         return state.draws(finishing_BL).token(keep_likeliest(logits_NV, self.solver.top_k, self.solver.top_p))
 
 
 def denoise(
-    state: State, settings: Settings, transition: Transition
+    state: State, settings: Settings, transition: Transition, recorded: bool = True
 ) -> Generator[Query | StepRecord, Prediction, None]:
-    """Take the rows of a request along its path, step by step, until every free position is finished."""
+    """Take the rows of a request along its path, step by step, until every free position is finished.
+
+    Records of the steps are only made where they are wanted (`recorded`).
+    """
     path, halts, steps = settings.path, settings.halting.start() if settings.halting else None, 0
     while state.open_BL.any():
         state.step += 1
+        before = Before.of(state) if recorded else None
         seen = (yield from judge(state, settings, state.open_BL)) if path.adaptive else None
         target_BL = path.next_levels(seen, state)
         if path.forgets:
@@ -104,7 +122,9 @@ def denoise(
         finish(state, transition, seen, moving_BL & (target_BL == 0))
         state.end_rows()
         steps += 1
-        yield record(state, seen, steps, settings.candidates)
+        if before is not None:
+            guess(state, seen)
+            yield record(state, seen, steps, before, settings.candidates)
 
 
 def judge(state: State, settings: Settings, moving_BL: Tensor) -> Generator[Query, Prediction, Prediction]:
@@ -114,7 +134,7 @@ def judge(state: State, settings: Settings, moving_BL: Tensor) -> Generator[Quer
     seen = Prediction.of(logits_NV, reach_BL & (state.sigma_BL > 0), state.rows.table_VE)
     norm = state.x_BLE.shape[-1] ** 0.5
     state.change_BL = seen.spread((seen.x0_NE - state.x0_BLE[seen.open_BL]).norm(dim=-1) / norm)
-    state.x0_BLE[seen.open_BL], state.ids_BL[seen.open_BL] = seen.x0_NE, seen.ids_N
+    state.x0_BLE[seen.open_BL] = seen.x0_NE
     return seen
 
 
@@ -203,21 +223,29 @@ def finish(state: State, transition: Transition, seen: Prediction, finishing_BL:
     """Write the tokens of positions that go to level 0."""
     if not finishing_BL.any():
         return
-    ids_N = transition.write(seen.at(finishing_BL), state.ids_BL[finishing_BL], finishing_BL, state)
+    ids_N = transition.write(seen.at(finishing_BL), finishing_BL, state)
     state.ids_BL[finishing_BL] = ids_N
     state.put(finishing_BL, state.rows.table_VE[ids_N], 0.0)
 
 
-def record(state: State, seen: Prediction, steps: int, candidates: int = 0) -> StepRecord:
+def guess(state: State, seen: Prediction) -> None:
+    """Put the likeliest tokens where the rows are still open: nothing but a record reads them."""
+    open_BL = state.open_BL & seen.open_BL
+    state.ids_BL[open_BL] = seen.ids_N[open_BL[seen.open_BL]]
+
+
+def record(state: State, seen: Prediction, steps: int, before: Before, candidates: int = 0) -> StepRecord:
     """The state as it is now, copied to the CPU."""
-
-    def copy(t: Tensor) -> Tensor:
-        return t.cpu().clone()
-
     return StepRecord(
-        steps, copy(state.sigma_BL), copy(state.ids_BL), copy(seen.spread(seen.entropy_N)), copy(state.change_BL),
-        copy(state.length_B), copy(state.nfe_B), likeliest(state, seen, candidates) if candidates else None,
+        steps, copied(state.sigma_BL), copied(state.ids_BL), copied(seen.spread(seen.entropy_N)),
+        copied(state.change_BL), copied(state.length_B), copied(state.nfe_B), before,
+        likeliest(state, seen, candidates) if candidates else None,
     )  # fmt: skip
+
+
+def copied(t: Tensor) -> Tensor:
+    """A tensor of its own on the CPU."""
+    return t.cpu().clone()
 
 
 def likeliest(state: State, seen: Prediction, count: int) -> Candidates:

@@ -15,15 +15,19 @@ from scorelm.sampling.request import Settings
 from scorelm.sampling.state import Budget, State, start
 from scorelm.text.templates import Template
 
+Watch = Callable[[StepRecord], object]
+"""Called with the record of every step."""
+
 
 class Job:
-    """The rows of one request under way; `records` are those of the steps that it has made and nobody has taken."""
+    """The rows of one request under way; steps are only recorded if somebody watches."""
 
-    def __init__(self, state: State, settings: Settings, evaluator: Evaluator, transition: Transition) -> None:
-        self.state, self.evaluator = state, evaluator
-        self.records: list[StepRecord] = []
+    def __init__(
+        self, state: State, settings: Settings, evaluator: Evaluator, transition: Transition, watch: Watch | None
+    ) -> None:
+        self.state, self.evaluator, self.watch = state, evaluator, watch
         self.query: Query | None = None
-        self._way = denoise(state, settings, transition)
+        self._way = denoise(state, settings, transition, recorded=watch is not None)
         self._go(next(self._way, None))
 
     @property
@@ -40,14 +44,10 @@ class Job:
 
     def _go(self, item: Query | StepRecord | None) -> None:
         while isinstance(item, StepRecord):
-            self.records.append(item)
+            if self.watch is not None:
+                self.watch(item)
             item = next(self._way, None)
         self.query = item
-
-    def take_records(self) -> list[StepRecord]:
-        """The records of the steps made since the last call."""
-        records, self.records = self.records, []
-        return records
 
     def rows(self) -> list[tuple[list[int], int]]:
         """Token ids of each row up to its end, and the evaluations that it took."""
@@ -80,6 +80,7 @@ class Loop:
         seeds: Sequence[int],
         settings: Settings,
         transition: Transition | None = None,
+        watch: Watch | None = None,
     ) -> Job:
         """Add the rows of a request.
 
@@ -88,6 +89,7 @@ class Loop:
             seeds: one for each row; a row's draws depend on nothing else.
             settings: path, solver, number of evaluations, guidance, halting.
             transition: what becomes of positions that move; by default tokens are drawn.
+            watch: called with the record of every step.
         """
         start_at = 1.0 if settings.repair is None else settings.repair
         budget = Budget(self.schedule, settings.path_steps, settings.options.nats_per_step, start_at)
@@ -96,7 +98,7 @@ class Loop:
         window = settings.window if settings.path.block and settings.one_pass else None
         if window not in self.evaluators:
             self.evaluators[window] = self.evaluator_for(network, window)
-        job = Job(state, settings, self.evaluators[window], transition or Draw(settings.solver))
+        job = Job(state, settings, self.evaluators[window], transition or Draw(settings.solver), watch)
         self.jobs += [] if job.finished else [job]
         return job
 
@@ -127,9 +129,11 @@ def generate(
     transition: Transition | None = None,
 ) -> Iterator[StepRecord]:
     """Denoise the free positions of every template, yielding a record after every step; see `Loop.join`."""
-    job = loop.join(templates, seeds, settings, transition)
+    records: list[StepRecord] = []
+    job = loop.join(templates, seeds, settings, transition, records.append)
     while True:
-        yield from job.take_records()
+        yield from records
+        records.clear()
         if job.finished:
             return
         loop.step()
@@ -147,7 +151,7 @@ def generate_in_batches(
     templates: Sequence[Template],
     seeds: Sequence[int],
     settings: Settings,
-    watch: Callable[[StepRecord], object] | None = None,
+    watch: Watch | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Iterator[tuple[list[int], int]]:
     """Write any number of rows in as much memory as a batch of them takes.
@@ -166,16 +170,13 @@ def generate_in_batches(
     table_VE = loop.network.table_VE
     most = (LOGITS if table_VE.device.type == "cpu" else LOGITS_ON_GPU) // len(table_VE)
     for batch in cut_batches([len(template) for template in templates], most):
-        job = loop.join(templates[batch], seeds[batch], settings)
+        job = loop.join(templates[batch], seeds[batch], settings, watch=watch)
         noise = noise_left(job.state.sigma_BL, loop.schedule)
         while not job.finished:
             loop.step()
-            for record in job.take_records():
-                if watch is not None:
-                    watch(record)
-                if progress is not None:
-                    done = 1 - noise_left(record.sigma_BL, loop.schedule) / noise
-                    progress((batch.start + done * (batch.stop - batch.start)) / len(templates))
+            if progress is not None:
+                done = 1 - noise_left(job.state.sigma_BL, loop.schedule) / noise
+                progress((batch.start + done * (batch.stop - batch.start)) / len(templates))
         yield from job.rows()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -34,9 +34,9 @@ class Plan:
     @classmethod
     def of(
         cls,
-        texts: Sequence[str],
+        texts: Sequence[str] | Sequence[Sequence[int]],
         n: int,
-        draft: Callable[[str, np.random.Generator], Draft],
+        draft: Callable[[Any, np.random.Generator], Draft],
         settings: Settings,
         tokenizer: Tokenizer,
     ) -> Self:

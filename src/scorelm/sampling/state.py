@@ -70,7 +70,7 @@ class State:
     x_BLE: Tensor
     sigma_BL: Tensor
     ids_BL: Tensor
-    """Given and finished tokens, and the likeliest token elsewhere."""
+    """Given and finished tokens, and where steps are recorded the likeliest token elsewhere."""
     free_BL: Tensor
     """Positions to be written; false beyond the ``</s>`` that an open row has written."""
     real_BL: Tensor
@@ -221,7 +221,8 @@ class RowDraws:
         u_N = self._rows(lambda n, g: torch.rand(n, dtype=torch.float64, generator=g))
         probability_NV = logits_NV.softmax(-1)
         chunks = -(-probability_NV.shape[1] // CHUNK)
-        padded_NV = F.pad(probability_NV, (0, chunks * CHUNK - probability_NV.shape[1]))
+        rest = chunks * CHUNK - probability_NV.shape[1]
+        padded_NV = F.pad(probability_NV, (0, rest)) if rest else probability_NV
         probability_NCK = padded_NV.view(-1, chunks, CHUNK)
         chunk_N, rest_N = inverse_transform(probability_NCK.sum(-1, dtype=torch.float64), u_N)
         inside_NK = probability_NCK[torch.arange(len(chunk_N), device=self.device), chunk_N]

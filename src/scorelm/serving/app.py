@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -17,34 +15,31 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scorelm import __version__
-from scorelm.config import explain_problem, unknown
+from scorelm.config import Options, explain_problem, unknown
 from scorelm.config.generation import Pricing
 from scorelm.config.serving import Serving
 from scorelm.errors import InputError
 from scorelm.evaluation.price import check_pricing, price
 from scorelm.lm import ScoreLM
+from scorelm.sampling.sample import Sample
 from scorelm.serving import completions
 from scorelm.serving.describe import describe
+from scorelm.serving.gate import Gate
 from scorelm.serving.metrics import Metrics
-from scorelm.serving.requests import Desk, error_body, event, refuse
+from scorelm.serving.requests import Desk, error_body, event, notes_on, refuse
 from scorelm.serving.schema import ERRORS, GenerateRequest, InfillRequest, ScoreRequest
 from scorelm.serving.steps import Steps
 from scorelm.serving.worker import Done, Event, Queued, Refusal, Worker
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""What the page may load: nothing but its own files."""
-HEADERS = {
-    "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+OPTIONS: dict[str, type[Options]] = {
+    "/v1/generate": GenerateRequest, "/v1/infill": InfillRequest, "/v1/score": ScoreRequest,
 }  # fmt: skip
-OPTIONS = {name for kind in (GenerateRequest, InfillRequest, ScoreRequest) for name in kind.model_fields}
+"""What a request to each route may say."""
+KINDS = ("str", "list[str]")
+"""Names of the kinds that a text may be of, which stand in the place of a problem, too."""
 MOST_DRAWS = 64
 """Noise levels or orders that a price averages over."""
 PRICED_AT_A_TIME = 256
@@ -73,7 +68,7 @@ def make_app(lm: ScoreLM, limits: Serving | None = None, name: str = "scorelm") 
 
     app = FastAPI(
         title="scorelm", version=__version__, summary="A diffusion language model.", lifespan=run_worker,
-        docs_url=None, redoc_url=None, max_body_size=limits.most_bytes,
+        docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.worker = worker
     add_errors(app)
@@ -94,9 +89,15 @@ def add_model(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
     described = describe(lm, name, desk.limits)
 
     async def write(request: Request, asked: GenerateRequest | InfillRequest, texts: str | list[str]) -> Any:
-        plan = desk.plan(lm, texts, asked.n, asked)
+        sign = asked.blank if isinstance(asked, InfillRequest) else None
+        plan = await asyncio.to_thread(desk.plan, lm, texts, asked.n, asked)
+        notes = await asyncio.to_thread(notes_on, texts, lm.tokenizer, sign)
+
+        def whole(samples: list[Sample]) -> dict[str, Any]:
+            return {"samples": [asdict(sample) for sample in samples], "notes": notes}
+
         if not asked.stream:
-            return {"samples": [asdict(sample) for sample in await desk.answer(request, plan)]}
+            return whole(await desk.answer(request, plan))
         steps = Steps(lm.tokenizer)
 
         def tell(seen: Event) -> list[Any]:
@@ -104,7 +105,7 @@ def add_model(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
                 case Queued(ahead):
                     return [event("queued", {"ahead": ahead})]
                 case Done(samples):
-                    return [event("done", {"samples": [asdict(sample) for sample in samples]})]
+                    return [event("done", whole(samples))]
                 case Refusal():
                     return [event("error", error_body(str(seen), seen.kind))]
             return [event("step", state) for state in steps.read(seen)]
@@ -174,65 +175,23 @@ def add_page(app: FastAPI, metrics: Metrics) -> None:
     app.mount("/static", StaticFiles(packages=[("scorelm.serving", "static")]), "static")
 
 
-class Gate:
-    """Who may come in; what is counted; what a browser is told of every answer.
-
-    Args:
-        app: behind the gate.
-        limits: whether a token is needed.
-        metrics: that count.
-    """
-
-    def __init__(self, app: ASGIApp, limits: Serving, metrics: Metrics) -> None:
-        self.app, self.limits, self.metrics = app, limits, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        begin, status = time.monotonic(), 500
-
-        async def told(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        refusal = self.refusal(Request(scope))
-        await (self.app if refusal is None else refuse(refusal))(scope, receive, told)
-        route = getattr(scope.get("route"), "path", "other")
-        self.metrics.requests.labels(route, str(status)).inc()
-        self.metrics.seconds.labels(route).observe(time.monotonic() - begin)
-
-    def refusal(self, request: Request) -> Refusal | None:
-        """Why a request may not come in, if it may not.
-
-        Without a token no page of another site may reach a server of this machine under a name of its own, either.
-        """
-        limits, path = self.limits, request.url.path
-        if limits.token is None:
-            host = request.headers.get("host", "")
-            name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-            if limits.local and name not in ("localhost", "127.0.0.1", "::1", limits.host):
-                return Refusal(421, "invalid_request_error", "this server answers to localhost only")
-            return None
-        given = request.headers.get("authorization", "").encode()
-        guarded = path.startswith("/v1/") or path in ("/metrics", "/openapi.json")
-        if guarded and not hmac.compare_digest(given, f"Bearer {limits.token}".encode()):
-            return Refusal(401, "unauthorized", "send the header Authorization: Bearer TOKEN")
-        return None
-
-
-def say(problem: dict[str, Any]) -> str:
+def say(problem: dict[str, Any], request: Request) -> str:
     """What is wrong with a body, in one line."""
-    place = problem["loc"][1:]
+    place = tuple(part for part in problem["loc"][1:] if part not in KINDS)
+    if not is_json(request):
+        return "the body must be JSON and say so: send the header Content-Type: application/json"
     match problem["type"]:
         case "json_invalid":
             return f"the body is not JSON: {problem['ctx']['error']} at character {place[0]}"
         case "extra_forbidden":
-            return unknown(str(place[0]), sorted(OPTIONS))
+            return unknown(str(place[0]), sorted(OPTIONS[request.url.path].model_fields))
     return explain_problem(problem | {"loc": place})
+
+
+def is_json(request: Request) -> bool:
+    """Whether a body says that it is JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def add_errors(app: FastAPI) -> None:
@@ -248,7 +207,7 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse(Refusal(400, "invalid_request_error", say(error.errors()[0])))
+        return refuse(Refusal(400, "invalid_request_error", say(error.errors()[0], request)))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

@@ -6,6 +6,7 @@ are written; what stands behind that so far travels in the field ``draft`` of a 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -25,7 +26,7 @@ from scorelm.evaluation.price import is_exact
 from scorelm.lm import ScoreLM
 from scorelm.sampling.denoise import StepRecord
 from scorelm.sampling.plan import Plan
-from scorelm.serving.requests import Desk, error_body
+from scorelm.serving.requests import Desk, error_body, notes_on
 from scorelm.serving.schema import ERRORS, Texts
 from scorelm.serving.worker import Done, Event, Refusal
 from scorelm.text.templates import Draft, Hole
@@ -109,6 +110,12 @@ class Completions:
             )
         return f"{prompt}{BLANK}{asked.suffix}"
 
+    def notes(self, asked: CompletionRequest) -> list[str]:
+        """What is read otherwise than it was typed."""
+        prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+        texts = [self._text(asked, prompt) for prompt in prompts]
+        return notes_on(texts, self.lm.tokenizer, None if asked.suffix is None else BLANK)
+
     def _request(self, asked: CompletionRequest, prompt: str, seed: int) -> Continuation | Infilling:
         further = asked.model_extra or {}
         for option in further:
@@ -135,12 +142,13 @@ class Completions:
             "id": number, "object": "text_completion", "created": made, "model": self.name, "choices": choices, **more,
         }  # fmt: skip
 
-    def whole(self, number: str, texts: list[Text]) -> dict[str, Any]:
+    def whole(self, number: str, texts: list[Text], notes: list[str]) -> dict[str, Any]:
         """The answer to a request that does not stream."""
         written = sum(text.stop - text.start for text in texts)
         given = sum(len(text.ids) for text in texts) - written
         usage = {"prompt_tokens": given, "completion_tokens": written, "total_tokens": given + written}
-        return self.body(number, [text.choice(k, text.rest()) for k, text in enumerate(texts)], usage=usage)
+        choices = [text.choice(k, text.rest()) for k, text in enumerate(texts)]
+        return self.body(number, choices, usage=usage, notes=notes)
 
 
 class Text:
@@ -249,7 +257,8 @@ def add(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
     @app.post("/v1/completions", responses=ERRORS)
     async def complete(request: Request, asked: CompletionRequest) -> Any:
         """Write texts, as OpenAI's clients ask for them."""
-        plan = service.plan(asked)
+        plan = await asyncio.to_thread(service.plan, asked)
+        notes = await asyncio.to_thread(service.notes, asked)
         texts = [Text(lm, draft, asked.logprobs, plan.settings.path.forgets) for draft in plan.drafts]
         number = f"cmpl-{secrets.token_hex(12)}"
 
@@ -259,6 +268,7 @@ def add(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
 
         def tell(seen: Event) -> Iterator[ServerSentEvent]:
             choices: list[dict[str, Any]] = []
+            more = {"notes": notes} if isinstance(seen, Done) else {}
             match seen:
                 case StepRecord():
                     watch(seen)
@@ -269,14 +279,14 @@ def add(app: FastAPI, lm: ScoreLM, desk: Desk, name: str) -> None:
                 case Refusal():
                     yield ServerSentEvent(json.dumps(error_body(str(seen), seen.kind)))
             if choices:
-                yield ServerSentEvent(json.dumps(service.body(number, choices), ensure_ascii=False))
+                yield ServerSentEvent(json.dumps(service.body(number, choices, **more), ensure_ascii=False))
             if isinstance(seen, Done):
                 yield ServerSentEvent("[DONE]")
 
         if asked.stream:
             return desk.stream(plan, tell)
         await desk.answer(request, plan, watch)
-        return service.whole(number, texts)
+        return service.whole(number, texts, notes)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -19,6 +19,11 @@ from scorelm.lm import ScoreLM
 from scorelm.sampling.denoise import StepRecord
 from scorelm.sampling.plan import Plan
 from scorelm.serving.worker import Done, Event, Refusal, Ticket, Work, Worker
+from scorelm.text.reading import say_reading
+from scorelm.text.tokenizer import Tokenizer
+
+SLOWEST = 30.0
+"""Seconds after which a client that does not read its stream counts as gone; what it has not read takes memory."""
 
 
 class Desk:
@@ -114,8 +119,15 @@ class Desk:
                 self.worker.cancel(ticket)
 
         return EventSourceResponse(
-            told(), ping=10, shutdown_event=anyio.Event(), shutdown_grace_period=self.limits.timeout
-        )
+            told(), ping=10, send_timeout=SLOWEST, shutdown_event=anyio.Event(),
+            shutdown_grace_period=self.limits.timeout,
+        )  # fmt: skip
+
+
+def notes_on(texts: str | Iterable[str], tokenizer: Tokenizer, sign: str | None = None) -> list[str]:
+    """What a client is told of texts that the model reads otherwise than they were typed; see `say_reading`."""
+    said = (say_reading(text, tokenizer, sign) for text in ([texts] if isinstance(texts, str) else texts))
+    return list(dict.fromkeys(note for note in said if note is not None))
 
 
 async def wait_until_gone(request: Request) -> None:

@@ -63,8 +63,9 @@ class Problem(BaseModel):
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {
         "model": Problem,
-        "description": "400: a value is wrong. 401: a token is needed. 404: no such model. 413: the request is too "
-        "large. 429 and 503: come back after Retry-After seconds. 504: it took too long. 500: a fault of the server.",
+        "description": "400: a value is wrong. 401: a token is needed. 403: another site. 404: no such model. "
+        "408: the request came too slowly. 413: it is too large. 429 and 503: come back after Retry-After seconds. "
+        "504: it took too long. 500: a fault of the server.",
     }
 }
 """What can go wrong on a route that runs the model."""

@@ -19,6 +19,8 @@ class Steps:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self.spelled: dict[int, str] = {}
+        """Tokens that were candidates, as they are shown."""
         self.frame: Frame | None = None
 
     def read(self, record: StepRecord) -> list[dict[str, Any]]:
@@ -50,12 +52,14 @@ class Steps:
             t[b, :length].tolist() for t in (found.judged_BL, found.ids_BLK, found.probability_BLK)
         )
         return [
-            [
-                (spell(self.tokenizer, [token])[0].text, float(f"{p:.3g}"))
-                for token, p in zip(ids[k], probability[k], strict=True)
-                if p > 0
-            ]
+            [(self._spell(token), float(f"{p:.3g}")) for token, p in zip(ids[k], probability[k], strict=True) if p > 0]
             if judged[k]
             else []
             for k in range(length)
         ]
+
+    def _spell(self, token: int) -> str:
+        """A token by itself."""
+        if token not in self.spelled:
+            self.spelled[token] = spell(self.tokenizer, [token])[0].text
+        return self.spelled[token]

@@ -201,7 +201,8 @@ class Worker(Thread):
             return
         precision = work.settings.options.precision
         loop = self.loops.setdefault(precision, self.lm.loop(precision))
-        job = loop.join(work.templates, work.seeds, work.settings)
+        watch = ticket.send if ticket.steps else None
+        job = loop.join(work.templates, work.seeds, work.settings, watch=watch)
         self.under_way[job] = ticket
         if job.finished:
             self._finish(job)
@@ -226,10 +227,6 @@ class Worker(Thread):
                 self.under_way.pop(job)
             return
         for job in own:
-            records = job.take_records()
-            if self.under_way[job].steps:
-                for record in records:
-                    self.under_way[job].send(record)
             if job.finished:
                 self._guard([self.under_way[job]], partial(self._finish, job))
 

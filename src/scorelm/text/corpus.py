@@ -23,7 +23,7 @@ from scorelm.text.files import digest_of
 from scorelm.text.normalization import as_read
 from scorelm.text.records import Counts, listed
 from scorelm.text.sides import Writer, new_folder, read_sides, write_counts
-from scorelm.text.source import AS_IT_IS, Reading, Source, open_source
+from scorelm.text.source import AS_IT_IS, CHUNK, Reading, Source, open_source
 from scorelm.text.tokenizer import Tokenizer, count_lost
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Corpus:
 
 
 def load_corpus(source: str, reading: Reading = AS_IT_IS, *, holdout: float = 0.02) -> Corpus:
-    """Load ``kjv`` (embedded), a file, a directory of files, or a Hugging Face dataset's ``train`` split.
+    """Load ``kjv`` (embedded), a file, a directory of files, or a split of a Hugging Face dataset.
 
     Without a split, a line of a ``.txt`` or ``.md`` file is one example, and only a line feed ends it. Blank examples
     are left out. A hash of its text decides whether an example is held out, so that equal examples, and those that
@@ -66,7 +66,7 @@ def load_corpus(source: str, reading: Reading = AS_IT_IS, *, holdout: float = 0.
     """
     if not 0 <= holdout < 1:
         raise InputError(f"holdout must be at least 0 and below 1, not {holdout}")
-    with _quiet(), _writing_cache():
+    with quiet(), _writing_cache():
         found = open_source(source, reading)
         folder = _folder(found.fingerprint, holdout)
         damaged = exists(folder)
@@ -89,14 +89,14 @@ def load_corpus(source: str, reading: Reading = AS_IT_IS, *, holdout: float = 0.
 
 def find_corpus(name: str, fingerprint: str, holdout: float) -> Corpus | None:
     """A corpus that was loaded before, by its fingerprint, wherever its source has gone; None if it is not cached."""
-    with _quiet():
+    with quiet():
         kept = read_sides(_folder(fingerprint, holdout))
     return None if kept is None else Corpus(name, kept[0], kept[1], fingerprint)
 
 
 def fingerprint_of(source: str, reading: Reading) -> str:
     """The fingerprint that `load_corpus` gives, without reading the examples; see there for errors."""
-    with _quiet(), _writing_cache():
+    with quiet(), _writing_cache():
         return open_source(source, reading).fingerprint
 
 
@@ -134,6 +134,8 @@ def _notes(found: Source, counts: Counts, reading: Reading) -> Iterator[str]:
     if counts.separators:
         line += f"; CSV separator: {', '.join(counts.separators)}"
     yield line
+    if reading.streaming:
+        yield f"a stream: this is its beginning, of at most {CHUNK[0]:,} records or {CHUNK[1]:,} characters"
     if left_out := found.left_out:
         yield f"left out: {brief(left_out, 1000)}"
     if wrapped := found.wrapped():
@@ -155,7 +157,7 @@ def tokenise(corpus: Corpus, tokenizer: Tokenizer, *, max_length: int, processes
         max_length: most tokens in a row; longer documents stay whole, and packing cuts windows from them.
         processes: how many tokenise at once; by default one for each core, and fewer for a small corpus.
     """
-    with _quiet(), _writing_cache():
+    with quiet(), _writing_cache():
         sides = [_encode(side, tokenizer, processes) for side in (corpus.train, corpus.heldout)]
     train, heldout = (side.remove_columns(["lost", "characters"]) for side in sides)
     lost, characters = (sum(_total(side, name) for side in sides) for name in ("lost", "characters"))
@@ -184,7 +186,7 @@ def length_histogram(dataset: datasets.Dataset, max_length: int) -> np.ndarray[A
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep ``datasets`` and ``huggingface_hub`` silent inside, and restore their settings afterwards."""
     import datasets
 

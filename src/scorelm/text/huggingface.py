@@ -237,7 +237,8 @@ def _signs_of_bytes() -> dict[str, int]:
 
 def _unknown(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
     """The id that a model gives to what it cannot spell, if it has one."""
-    found = model.get("unk_id", vocabulary.get(str(model.get("unk_token"))))
+    name = model.get("unk_token")
+    found = model.get("unk_id", None if name is None else vocabulary.get(str(name)))
     return found if found in vocabulary.values() else None
 
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from scorelm.config.recipe import NormalStep
+from scorelm.config.text import NormalStep
 from scorelm.errors import InputError
 from scorelm.text.tokenizer import Special, Tokenizer
 

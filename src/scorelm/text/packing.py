@@ -65,22 +65,36 @@ def packed_rows(
     Raises:
         InputError: a size that is not positive, a rank outside the world, or fewer documents than ranks.
     """
-    grain = _import_grain()
-    source = _Documents(documents)
+    grain = import_grain()
     _check_sizes(max_length=max_length, rows=rows, rank=rank, world=world)
-    windows = _Windows(source, max_length)
+    windows = Windows(documents, max_length)
     if len(windows) < world:
         raise InputError(f"{len(windows)} documents are too few to share among {world} ranks")
-    epoch_positions = source.positions // world
     stream = grain.MapDataset.source(_Epochs(windows, seed, rank, world, epochs)).to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
-    packed = grain.experimental.BestFitPackIterDataset(
+    return pack(stream, max_length, rows, pad, (seed, rank), windows.documents.positions // world)
+
+
+def pack(
+    stream: Any, max_length: int, rows: int, pad: int, seed: tuple[int, int], positions: int = _POSITIONS_AT_A_TIME
+) -> grain.IterDataset[PackedRows]:
+    """Pack what a stream gives, mappings with ``ids`` of at most `max_length` tokens, into batches of rows.
+
+    Args:
+        stream: a `grain.IterDataset`.
+        max_length: as the others of `packed_rows`.
+        rows: likewise.
+        pad: likewise.
+        seed: of the order of the rows.
+        positions: of an epoch; no more are packed at a time.
+    """
+    packed = import_grain().experimental.BestFitPackIterDataset(
         stream,
         length_struct={"ids": max_length},
-        num_packing_bins=max(_LEAST_BINS, min(_POSITIONS_AT_A_TIME, epoch_positions) // max_length),
+        num_packing_bins=max(_LEAST_BINS, min(_POSITIONS_AT_A_TIME, positions) // max_length),
         padding_struct={"ids": pad},
-        seed=int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]),
+        seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
     )
     return packed.batch(rows, batch_fn=_Stack(rows, max_length, pad))
 
@@ -148,23 +162,23 @@ def _flat_arrays(documents: Documents) -> Iterator[tuple[Ids, Ids]]:
         yield np.concatenate(ids), np.cumsum([0, *map(len, ids)])
 
 
-class _Windows:
+class Windows:
     """All documents in windows of at most `max_length` tokens; a short one is a window of its own."""
 
-    def __init__(self, documents: _Documents, max_length: int) -> None:
-        self._documents, self._max_length = documents, max_length
-        counts = np.maximum(-(-documents.lengths // max_length), 1)
+    def __init__(self, documents: Documents, max_length: int) -> None:
+        self.documents, self._max_length = _Documents(documents), max_length
+        counts = np.maximum(-(-self.documents.lengths // max_length), 1)
         self._first = np.cumsum([0, *counts]) if (counts > 1).any() else None
 
     def __len__(self) -> int:
-        return len(self._documents) if self._first is None else int(self._first[-1])
+        return len(self.documents) if self._first is None else int(self._first[-1])
 
     def cut(self, index: int, seed: tuple[int, ...]) -> Ids:
         """The tokens of a window; `seed` decides where its document is cut."""
         if self._first is None:
-            return self._documents[index]
+            return self.documents[index]
         document = int(np.searchsorted(self._first, index, side="right")) - 1
-        ids, count = self._documents[document], int(self._first[document + 1] - self._first[document])
+        ids, count = self.documents[document], int(self._first[document + 1] - self._first[document])
         slack = count * self._max_length - len(ids)
         shift = int(np.random.default_rng((*seed, document)).integers(min(slack, self._max_length - 1) + 1))
         start = (index - int(self._first[document])) * self._max_length - shift
@@ -174,7 +188,7 @@ class _Windows:
 class _Epochs:
     """One rank's windows, epoch after epoch in a new order."""
 
-    def __init__(self, windows: _Windows, seed: int, rank: int, world: int, epochs: int | None) -> None:
+    def __init__(self, windows: Windows, seed: int, rank: int, world: int, epochs: int | None) -> None:
         self._windows = windows
         self._seed = seed
         self._rank = rank
@@ -201,7 +215,7 @@ class _Epochs:
             table: list[int] = np.random.default_rng((self._seed, epoch)).permutation(size).tolist()
             return table.__getitem__
         word = int(np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0])
-        return partial(_import_grain().experimental.index_shuffle, max_index=size - 1, seed=word, rounds=4)
+        return partial(import_grain().experimental.index_shuffle, max_index=size - 1, seed=word, rounds=4)
 
 
 class _Stack:
@@ -231,7 +245,7 @@ def _check_sizes(*, max_length: int, rows: int, rank: int, world: int) -> None:
         raise InputError(f"rank must be at least 0 and below world {world}, not {rank}")
 
 
-def _import_grain() -> Any:
+def import_grain() -> Any:
     """Import Grain without its warning that jax, which is not needed, is absent."""
     with _without_warning(_HARMLESS):
         import grain

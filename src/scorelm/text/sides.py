@@ -62,6 +62,44 @@ def hashes_of(normal: pa.StringArray) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.fromiter(map(xxh64_intdigest, normal.cast(pa.binary()).to_pylist()), np.uint64, len(normal))
 
 
+class Sorter:
+    """Says on which side examples are, and leaves out those that are white space only.
+
+    Args:
+        holdout: share that is held out.
+        counts: takes how many are left out.
+    """
+
+    def __init__(self, holdout: float, counts: Counts) -> None:
+        self._limit = np.uint64(int(holdout * 2**64))
+        self._last, self._counts = False, counts
+        self.hashes: list[Any] = []
+        """Of the normal forms of all examples so far, an array for each call."""
+
+    def sort(self, own: pa.StringArray, lead: pa.StringArray | None = None) -> tuple[pa.StringArray, Any]:
+        """The examples in full, and which of them are held out.
+
+        Args:
+            own: their texts.
+            lead: what each repeats of the one before it; it is left out where the two are on different sides.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        normal = normal_form(own)
+        filled = pc.greater(pc.binary_length(normal), 0)
+        if not pc.all(filled, min_count=0).as_py():
+            self._counts.blank += len(own) - pc.sum(filled).as_py()
+            own, normal, lead = own.filter(filled), normal.filter(filled), lead and lead.filter(filled)
+        self.hashes.append(hashes_of(normal))
+        held_out = self.hashes[-1] < self._limit
+        if lead is not None and len(own):
+            same = held_out == np.concatenate([[self._last], held_out[:-1]])
+            own = pc.binary_join_element_wise(pc.if_else(pa.array(same), lead, ""), own, "")
+        self._last = held_out[-1] if len(own) else self._last
+        return own, held_out
+
+
 class Writer:
     """Writes examples to the side that their hash says, and counts what is left out.
 
@@ -74,47 +112,26 @@ class Writer:
     def __init__(self, folder: Path, holdout: float, counts: Counts) -> None:
         import pyarrow as pa
 
-        self._limit = np.uint64(int(holdout * 2**64))
         self._schema = pa.schema([("text", pa.string())])
         self._files = {side: pa.OSFile(str(folder / f"{side}.arrow"), "wb") for side in (TRAIN, HELDOUT)}
         self._streams = {side: pa.ipc.new_stream(file, self._schema) for side, file in self._files.items()}
-        self._hashes: list[Any] = []
-        self._last, self._counts = False, counts
+        self._sorter, self._counts = Sorter(holdout, counts), counts
 
     def add(self, own: pa.StringArray, lead: pa.StringArray | None = None) -> None:
-        """Write examples.
-
-        Args:
-            own: their texts.
-            lead: what each repeats of the one before it; it is left out where the two are on different sides.
-        """
-        if not len(own):
-            return
+        """Write examples; see `Sorter.sort`."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        normal = normal_form(own)
-        filled = pc.greater(pc.binary_length(normal), 0)
-        if not pc.all(filled).as_py():
-            self._counts.blank += len(own) - pc.sum(filled).as_py()
-            own, normal, lead = own.filter(filled), normal.filter(filled), lead and lead.filter(filled)
-        if not len(own):
-            return
-        self._hashes.append(hashes_of(normal))
-        held_out = self._hashes[-1] < self._limit
-        if lead is not None:
-            same = held_out == np.concatenate([[self._last], held_out[:-1]])
-            own = pc.binary_join_element_wise(pc.if_else(pa.array(same), lead, ""), own, "")
-        self._last = held_out[-1]
+        own, held_out = self._sorter.sort(own, lead)
         for side, wanted in ((TRAIN, ~held_out), (HELDOUT, held_out)):
-            self._streams[side].write_batch(pa.record_batch([own.filter(pa.array(wanted))], schema=self._schema))
+            if len(own):
+                self._streams[side].write_batch(pa.record_batch([own.filter(pa.array(wanted))], schema=self._schema))
 
     def close(self) -> None:
         """Close the files, and count the examples that they have."""
         for side, stream in self._streams.items():
             stream.close()
             self._files[side].close()
-        found = np.sort(np.concatenate([*self._hashes, np.zeros(0, np.uint64)]))
+        found = np.sort(np.concatenate([*self._sorter.hashes, np.zeros(0, np.uint64)]))
         self._counts.examples, self._counts.duplicates = len(found), int(np.count_nonzero(found[1:] == found[:-1]))
 
 

@@ -103,7 +103,7 @@ def draw_length(lengths: Sequence[int], at_least: int, rng: np.random.Generator)
 
 
 def prompt_template(
-    prompt: str,
+    prompt: str | Sequence[int],
     tokenizer: Tokenizer,
     spaces: bool,
     lengths: Sequence[int],
@@ -115,7 +115,7 @@ def prompt_template(
     """A document that starts with `prompt`.
 
     Args:
-        prompt: may be empty.
+        prompt: a text, or the ids of its tokens; may be empty.
         tokenizer: of the model.
         spaces: whether it has tokens that begin with a space; one at the end of the prompt is left to the next token.
         lengths: how many documents have each length, from 0 on.
@@ -127,8 +127,9 @@ def prompt_template(
     Raises:
         InputError: the prompt does not fit.
     """
-    spaced = spaces and prompt.endswith(" ") and prompt != " "
-    head: Template = [tokenizer.special.bos, *tokenizer.encode(prompt[:-1] if spaced else prompt)]
+    spaced = spaces and isinstance(prompt, str) and prompt.endswith(" ") and prompt != " "
+    ids = tokenizer.encode(prompt[:-1] if spaced else prompt) if isinstance(prompt, str) else prompt
+    head: Template = [tokenizer.special.bos, *ids]
     taken = f"the prompt takes {len(head) + 1} tokens, <s> and </s> included, and at most {longest} can be written"
     if length is not None and not len(head) + 1 <= length <= longest:
         raise InputError(f"length {length} does not fit: {taken}")

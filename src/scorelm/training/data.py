@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from scorelm.config.recipe import DataConfig, Recipe
+from scorelm.config.recipe import Recipe
+from scorelm.config.text import DataConfig
 from scorelm.errors import InputError
 from scorelm.parallel import ALONE, Ranks
 from scorelm.text.corpus import Corpus, length_histogram, load_corpus, tokenise
@@ -27,6 +28,9 @@ from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.source import Reading
 from scorelm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from scorelm.training.runlog import Say
+
+if TYPE_CHECKING:
+    from scorelm.text.streaming import Stream
 
 WIDTH_MULTIPLE = 64
 """The width of rows that follows from the documents is a multiple of this."""
@@ -166,6 +170,8 @@ class TrainingData:
     documents: Corpus
     fingerprint: str
     text_fingerprint: str
+    stream: Stream | None = None
+    """What is trained on, where that is read meanwhile; the documents are then those of its beginning."""
 
     def shards(self, recipe: Recipe, ranks: Ranks, processes: bool = False) -> list[Shard]:
         """The shards of the data that a rank reads.
@@ -185,13 +191,13 @@ class TrainingData:
         each, width = self.row_shape(recipe, training.rows // count)
         own = ranks.part(each * count)
         indices = range(own.start // each, -(-own.stop // each))
-        streams = [
-            packed_rows(
-                self.documents.train, max_length=width, rows=each, seed=training.seed, rank=index, world=count,
-                pad=self.tokenizer.special.pad,
-            )
-            for index in indices
-        ]  # fmt: skip
+        pack: Callable[..., Any]
+        if self.stream is None:
+            pack = partial(packed_rows, self.documents.train, pad=self.tokenizer.special.pad)
+        else:  # whose connections a process must not share
+            pack, processes = self.stream.packed_rows, False
+        shape = {"max_length": width, "rows": each, "seed": training.seed}
+        streams = [pack(**shape, rank=index, world=count) for index in indices]
         packers, found = Packers(streams), list[Shard]()
         for number, index in enumerate(indices):
             start = index * each
@@ -282,4 +288,9 @@ def prepare(config: DataConfig, out: Path, resume: bool, say: Say, ranks: Ranks 
             say(note)
         if ranks.main and not resume:
             tokenizer.save(out / tokenizer.file_name)
-    return TrainingData(tokenizer, documents, documents.fingerprint, corpus.fingerprint)
+        data = TrainingData(tokenizer, documents, documents.fingerprint, corpus.fingerprint)
+        if config.streaming:
+            from scorelm.text.streaming import open_stream
+
+            data.stream = open_stream(config, tokenizer)
+    return data

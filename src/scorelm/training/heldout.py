@@ -11,7 +11,7 @@ from scorelm.evaluation.rows import CutTexts
 from scorelm.lm import ScoreLM
 from scorelm.objectives import OBJECTIVES
 from scorelm.training.data import TrainingData
-from scorelm.training.progress import Watch
+from scorelm.training.progress import Watch, point
 from scorelm.training.step import HELDOUT_BATCHES
 
 SHARE = 0.03
@@ -101,13 +101,14 @@ def check_select(recipe: Recipe) -> None:
         )
 
 
-def verdict(watch: Watch, epoch: float) -> str:
+def verdict(watch: Watch, epoch: float | None) -> str:
     """How the run goes, in a line."""
     figures = ", ".join(f"{path} {nats:.3f}" for path, nats in watch.prices.items() if path != "stderr")
     error = f" (±{watch.prices['stderr']:.3f})" if watch.prices["stderr"] else ""  # of one text nobody knows
-    line = f"epoch {epoch:.1f}: held-out nats/token {figures}{error}"
+    line = f"{point(epoch, watch.step)}: held-out nats/token {figures}{error}"
+    best = point(watch.best_epoch, watch.best_step)
     if watch.since == 0:
         return f"{line}; the best so far"
     if watch.since < PATIENT:
-        return f"{line}; the best was at epoch {watch.best_epoch:.1f}"
-    return f"{line}; best at epoch {watch.best_epoch:.1f}, worse since: stop, or raise --dropout"
+        return f"{line}; the best was at {best}"
+    return f"{line}; best at {best}, worse since: stop, or raise --dropout"

@@ -8,13 +8,18 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from scorelm.config.recipe import DataConfig, ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.recipe import ModelConfig, NoiseConfig, Recipe, TrainingConfig
+from scorelm.config.text import DataConfig
 from scorelm.errors import InputError
 from scorelm.lm import ScoreLM
 from scorelm.model.directory import Provenance, find_directory, read_manifest
+from scorelm.model.gguf import find_gguf, unpack
 from scorelm.model.pretrained_files import is_network, read_network
 from scorelm.noise.schedule import Gumbel, Schedule
 from scorelm.text.tokenizer import find_tokenizer, load_tokenizer
+
+NETWORK_LR = 5e-4
+"""Peak learning rate that suits weights which others have trained; our own default would undo them."""
 
 
 class Initial(NamedTuple):
@@ -36,23 +41,34 @@ class Initial(NamedTuple):
 def describe_model(recipe: Recipe, name: Path) -> Recipe:
     """What a model says of a run that starts from it: its sizes, its tokenizer and its objective, as a recipe.
 
-    A pretrained network can learn any objective, with embeddings of any size.
+    A pretrained network can learn any objective, with embeddings of any size, at a learning rate of its own.
 
     Raises:
         InputError: no such model.
     """
-    directory = find_directory(name, {})
+    directory = find_start(name)
     place, training, normalize = find_tokenizer(directory), recipe.training, recipe.data.normalize
     if is_network(directory):
         network, weights = open_network(directory)
-        vocab_size, objective = len(weights["token_in"]), training.objective
+        vocab_size, objective, lr = len(weights["token_in"]), training.objective, NETWORK_LR
         model = network.model_copy(update={"embedding_dim": recipe.model.embedding_dim})
     else:
         manifest = read_manifest(directory / "config.json")
         model, vocab_size, objective = manifest.model, manifest.vocab_size, manifest.objective
+        lr = TrainingConfig().lr
         normalize = manifest.provenance.normalize
     data = DataConfig(tokenizer=place, vocab_size=vocab_size, normalize=normalize)
-    return Recipe(data=data, model=model, training=TrainingConfig(objective=objective, init_from=name))
+    return Recipe(data=data, model=model, training=TrainingConfig(objective=objective, init_from=name, lr=lr))
+
+
+def find_start(name: Path) -> Path:
+    """The directory of the model of that name, which may be a GGUF file, or be on the hub.
+
+    Raises:
+        InputError: there is none, or the file cannot be unpacked.
+    """
+    file = find_gguf(name)
+    return find_directory(name, {}) if file is None else unpack(file)
 
 
 def open_network(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -61,10 +77,10 @@ def open_network(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def adopt(recipe: Recipe, own: Recipe) -> Recipe:
-    """A recipe with the sizes and the tokenizer of the model that it starts from.
+    """A recipe with the sizes and the tokenizer of the model that it starts from, and its learning rate if none is set.
 
     Args:
-        recipe: the options that are set in it must be those of the model.
+        recipe: the sizes and the tokenizer that are set in it must be those of the model.
         own: what `describe_model` says of the model, or the recipe of a run that has started from it.
 
     Raises:
@@ -81,7 +97,10 @@ def adopt(recipe: Recipe, own: Recipe) -> Recipe:
             f"{flags}: a run with --init-from has the sizes and the tokenizer of the model that it starts from, and "
             f"{own.training.init_from} has others: leave {'it' if len(wrong) == 1 else 'them'} out"
         )
-    return recipe.model_copy(update={"model": own.model, "data": data.model_copy(update=text)})
+    training = recipe.training
+    if "lr" not in training.model_fields_set:
+        training = training.model_copy(update={"lr": own.training.lr})
+    return recipe.model_copy(update={"model": own.model, "data": data.model_copy(update=text), "training": training})
 
 
 def read_initial(recipe: Recipe, name: Path) -> tuple[Recipe, Initial]:
@@ -96,7 +115,7 @@ def read_initial(recipe: Recipe, name: Path) -> tuple[Recipe, Initial]:
             f"--init-from {name}: its objective is {own.training.objective}, and that of the run "
             f"{recipe.training.objective}: add --objective {own.training.objective}, or start from another model"
         )
-    recipe, directory = adopt(recipe, own), find_directory(name, {})
+    recipe, directory = adopt(recipe, own), find_start(name)
     if not is_network(directory):
         lm = ScoreLM.from_pretrained(directory)
         return recipe, Initial(lm.denoiser.state_dict(), lm.schedule, lm.provenance)

@@ -19,7 +19,7 @@ from scorelm.model.directory import read_manifest
 from scorelm.training.checkpoint import PREFIX, Saver, find_damage, write_model
 from scorelm.training.heldout import decide, plan, verdict
 from scorelm.training.metrics import Window, anisotropy, parameter_norm
-from scorelm.training.progress import Progress
+from scorelm.training.progress import Progress, point
 from scorelm.training.runlog import RunLog, Say, speak
 from scorelm.training.signals import Interrupted, deferred_signals
 from scorelm.training.trainer import Trainer
@@ -117,7 +117,7 @@ def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
         trainer.ranks.wait()  # until the main rank has sealed it
         best = saver.directory / f"{PREFIX}{watch.best_step:08d}"
         damage = find_damage(best)
-        back = f"going back to epoch {watch.best_epoch:.1f}, the best, to end from there"
+        back = f"going back to {point(watch.best_epoch, watch.best_step)}, the best, to end from there"
         log.say(f"{damage}: the run ends from its weights as they are" if damage else back)
         trainer.cool(None if damage else best)
     return True

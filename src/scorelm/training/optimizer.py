@@ -16,14 +16,16 @@ MUON_LR = 3.0
 
 
 def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """What steps together, with decay on the backbone's matrices only.
+    """What steps the weights that are trained, with decay on the backbone's matrices only.
 
     ``adamw``: one for all weights. ``muon``: the layers' matrices by orthogonalised momentum (Muon, with the scale of
     arXiv 2502.16982), the rest by AdamW, which comes first. All state is there from the start, so that every
     checkpoint has it.
     """
+    done = {id(p) for p in denoiser.parameters() if not p.requires_grad}
     layers = [p for p in denoiser.backbone.layers.parameters() if config.optimizer == "muon" and p.ndim == 2]
-    done = {id(p) for p in layers}
+    layers = [p for p in layers if id(p) not in done]
+    done |= {id(p) for p in layers}
     matrices = [p for p in denoiser.backbone.parameters() if p.ndim == 2 and id(p) not in done]
     done |= {id(p) for p in matrices}
     rest = [p for p in denoiser.parameters() if id(p) not in done]
@@ -94,13 +96,16 @@ def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
             p.copy_(torch.where(finite, p, old))
 
 
-def make_averages(model: Denoiser, decays: Iterable[float]) -> dict[str, Denoiser]:
-    """An exponential moving average of the weights for each decay, by its name."""
-    return {f"{decay:g}": deepcopy(model).eval().requires_grad_(False) for decay in decays}
+def make_averages(model: Denoiser, decays: Iterable[float], share: bool = True) -> dict[str, Denoiser]:
+    """An exponential moving average of the weights for each decay, by its name; they `share` what is not trained."""
+    kept = {id(p): p for p in model.parameters() if share and not p.requires_grad}
+    return {f"{decay:g}": deepcopy(model, dict(kept)).eval().requires_grad_(False) for decay in decays}
 
 
 @torch.no_grad()
 def move_averages(averages: dict[str, Denoiser], model: Denoiser) -> None:
     """Take every average one step towards the weights."""
     for decay, average in averages.items():
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - float(decay))
+        pairs = zip(average.parameters(), model.parameters(), strict=True)
+        own, towards = zip(*((own, p) for own, p in pairs if p.requires_grad), strict=True)
+        torch._foreach_lerp_(own, towards, 1 - float(decay))

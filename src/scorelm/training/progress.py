@@ -29,11 +29,12 @@ class Watch:
     best: float | None = None
     """Lowest price so far on what decides."""
     best_step: int = 0
-    best_epoch: float = 0.0
+    best_epoch: float | None = 0.0
+    """None where nobody knows how long the text is."""
     since: int = 0
     """How often prices were taken since then."""
 
-    def note(self, prices: dict[str, float], chosen: float, progress: Progress, epoch: float) -> None:
+    def note(self, prices: dict[str, float], chosen: float, progress: Progress, epoch: float | None) -> None:
         """Take new prices, of which `chosen` decides."""
         self.prices, self.step, self.seconds = prices, progress.step, progress.seconds
         self.since += 1
@@ -53,6 +54,11 @@ class Cooling(NamedTuple):
     steps: int
     share: float
     """How much of the run counts as done when it begins."""
+
+
+def point(epoch: float | None, step: int) -> str:
+    """A point of a run in words: its epoch, or its step where nobody knows how long the text is."""
+    return f"step {step:,}" if epoch is None else f"epoch {epoch:.1f}"
 
 
 def has_cooled(state: dict[str, Any]) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from scorelm.config.recipe import DataConfig, ModelConfig, Recipe
+from scorelm.config.recipe import ModelConfig, Recipe
+from scorelm.config.text import DataConfig
 from scorelm.device import matmul_peak, pick_device, pick_dtype
 from scorelm.errors import InputError
 from scorelm.model.denoiser import Denoiser
@@ -62,13 +64,14 @@ class Text(NamedTuple):
 
     name: str
     lengths: np.ndarray
-    """Of the training examples, in tokens."""
+    """Of the training examples, in tokens; of those at its beginning, where it is a stream."""
     vocab_size: int
+    streaming: bool = False
 
     @property
-    def tokens(self) -> int:
-        """Of all training examples, about."""
-        return int(self.lengths.sum())
+    def tokens(self) -> float:
+        """Of all training examples, about; a stream is taken to have no end."""
+        return math.inf if self.streaming else int(self.lengths.sum())
 
 
 class Proposal(NamedTuple):
@@ -120,7 +123,7 @@ def measure_text(corpus: Corpus, config: DataConfig, fixed: bool) -> Text:
     tokenizer = make_tokenizer(sample, config, fixed, int(sizes.sum()))
     counted = sum(len(tokenizer.encode_document(text)) - 2 for text in sample)
     lengths = np.ceil(sizes * (counted / max(1, sum(map(len, sample))))) + 2
-    return Text(corpus.name, lengths, tokenizer.vocab_size)
+    return Text(corpus.name, lengths, tokenizer.vocab_size, config.streaming)
 
 
 def make_tokenizer(sample: list[str], config: DataConfig, fixed: bool, characters: int) -> Tokenizer:
@@ -147,7 +150,8 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
     length = recipe.data.max_length if "max_length" in given else max(64, length)
     size = recipe.data.vocab_size if "vocab_size" in given else text.vocab_size
     data = recipe.data.model_copy(update={"max_length": length, "vocab_size": size})
-    model, minutes, epochs, speed = choose_size(recipe, given, text, machine, length)
+    model, minutes, trained, speed = choose_size(recipe, given, text, machine, length)
+    epochs = trained / max(1, text.tokens)
     found = {
         "rows": max(1, machine.positions // length),
         "optimizer": "muon" if machine.dtype == torch.bfloat16 else "adamw",
@@ -160,13 +164,13 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
     if "block_sizes" not in given and epochs >= 10:
         noise = noise.model_copy(update={"block_sizes": (1, 2, 4, 8, 0, 0, 0, 0)})
     made = Recipe(data=data, model=model, noise=noise, training=training)
-    return Proposal(made, explain(made, text, machine, epochs, speed))
+    return Proposal(made, explain(made, text, machine, trained, speed))
 
 
 def choose_size(
     recipe: Recipe, given: Collection[str], text: Text, machine: Machine, length: int
 ) -> tuple[ModelConfig, float, float, float]:
-    """The largest model that the text is enough for and the time too: its minutes, epochs and tokens/s."""
+    """The largest model that the text is enough for and the time too: its minutes, tokens and tokens/s."""
     rows = recipe.training.rows if "rows" in given else max(1, machine.positions // length)
     rows *= recipe.training.accumulation
     typical = min(length, int(text.lengths.mean()))
@@ -184,7 +188,7 @@ def choose_size(
         trained = float((recipe.training.steps or 0) * rows * length) or minutes * 60 * speed
         if (text.tokens >= wants and trained >= worth / 2) or "dim" in given:
             break
-    return model, minutes, trained / max(1, text.tokens), speed
+    return model, minutes, trained, speed
 
 
 def draw_shares(recipe: Recipe, length: int) -> tuple[float, float, float]:
@@ -209,15 +213,18 @@ def measure_work(
     return forward * (3 + first_pass), weights
 
 
-def explain(recipe: Recipe, text: Text, machine: Machine, epochs: float, speed: float) -> list[str]:
-    """The recipe in words."""
+def explain(recipe: Recipe, text: Text, machine: Machine, trained: float, speed: float) -> list[str]:
+    """The recipe in words, with what comes of so many tokens of training."""
+    epochs = trained / max(1, text.tokens)
     size, training = recipe.model.size, recipe.training
     time = f"{training.steps:,} steps" if training.steps else f"{training.minutes:g} minutes"
-    how_often = f"read about {epochs:.0f} times" if epochs >= 2 else f"read {epochs:.0%} through"
+    how_often = f"read about {epochs:,.0f} times" if epochs >= 2 else f"read {epochs:.0%} through"
+    how_often = "a stream" if text.streaming else how_often
+    known = f"{'the beginning, ' * text.streaming}about {int(text.lengths.sum()):,} tokens"
     number = str(machine.dtype).removeprefix("torch.")
-    expect = next(words for least, words in EXPECT if epochs * text.tokens >= least)
+    expect = next(words for least, words in EXPECT if trained >= least)
     return [
-        f"{text.name}: about {text.tokens:,} tokens of a vocabulary of {text.vocab_size:,}, in {len(text.lengths):,} "
+        f"{text.name}: {known} of a vocabulary of {text.vocab_size:,}, in {len(text.lengths):,} "
         f"examples, nearly all of up to {int(np.quantile(text.lengths, 0.995)):,} tokens",
         f"model: {size.layers} layers of width {size.dim}, for rows of {recipe.data.max_length} tokens",
         f"training: {time} on {machine.device} in {number}, at some {round(speed, -2):,.0f} tokens/s",

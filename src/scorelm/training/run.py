@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from scorelm.config.recipe import Recipe, kept_on_resume
+from scorelm.config.recipe import Recipe, check_end, kept_on_resume
 from scorelm.config.toml import load_recipe, to_toml
 from scorelm.device import pick_device
 from scorelm.errors import InputError, writing
@@ -26,6 +26,7 @@ from scorelm.training.durable import replace_file
 from scorelm.training.heldout import check_select
 from scorelm.training.initial import Initial, adopt, check_held_out, read_initial
 from scorelm.training.loop import MakeFilm, holds_model, run
+from scorelm.training.lora import check_lora
 from scorelm.training.progress import Progress, Watch, has_cooled
 from scorelm.training.run_directory import DIRECTORIES, DRAFT, Hold, hold, list_files, remove_run
 from scorelm.training.runlog import Say, drop, speak
@@ -62,7 +63,8 @@ def train(
 ) -> Path:
     """Train a model on text, from the start or from the newest checkpoint of an earlier run.
 
-    >>> from scorelm.config.recipe import DataConfig, Recipe, TrainingConfig
+    >>> from scorelm.config.recipe import Recipe, TrainingConfig
+    >>> from scorelm.config.text import DataConfig
     >>> train(Recipe(data=DataConfig(source="my.txt"), training=TrainingConfig(minutes=10)), "runs/mine")
 
     One process at a time trains in a run directory. Processes that torchrun starts again after one of them has died
@@ -94,6 +96,7 @@ def train(
     pick_device(recipe.training.device)  # refused before the text is read
     check_select(recipe)
     check_trackers(recipe.training.track)
+    check_lora(recipe.training.lora)
     if not resume and fall_back:
         raise InputError("--fall-back needs --resume")
     if resume and overwrite:
@@ -171,9 +174,10 @@ def find_new(recipe: Recipe, out: Path, replace: bool) -> Start:
     """The start of a new run.
 
     Raises:
-        InputError: the directory has files that a run would replace, and `replace` does not allow it; or a model to
-            start from that does not suit.
+        InputError: the directory has files that a run would replace, and `replace` does not allow it; a model to start
+            from that does not suit; or a stream without an end.
     """
+    check_end(recipe)
     check_free(out, replace, recipe.data.tokenizer)
     initial, name = None, recipe.training.init_from
     if name is not None:
@@ -265,12 +269,15 @@ def with_shards(recipe: Recipe, data: TrainingData, world: int) -> Recipe:
 
 
 def describe(trainer: Trainer) -> str:
-    """Size of the model, amount of text, and where and how it is computed, in one line."""
+    """Size of the model, amount of text, what it starts from, and where and how it is computed, in one line."""
     recipe, documents, learner, world = trainer.recipe, trainer.data.documents, trainer.learner, trainer.ranks.world
-    size, count = recipe.model.size, sum(p.numel() for p in learner.denoiser.parameters())
+    size, training, weights = recipe.model.size, recipe.training, list(learner.denoiser.parameters())
+    count, trained = (sum(p.numel() for p in ps) / 1e6 for ps in (weights, [p for p in weights if p.requires_grad]))
     return (
-        f"{count / 1e6:.1f}M parameters ({size.layers} layers of width {size.dim}), "
-        f"{len(documents.train):,} examples, {len(documents.heldout):,} held out, "
+        f"{count:.1f}M parameters ({size.layers} layers of width {size.dim}), "
+        + (f"{trained:.1f}M of them trained, " if training.lora else "")
+        + (f"from {training.init_from} at a learning rate of {training.lr:g}, " if training.init_from else "")
+        + f"{len(documents.train):,} examples, {len(documents.heldout):,} held out, "
         f"{str(learner.dtype).removeprefix('torch.')} on {learner.device}"
-        + (f", {world} ranks ({recipe.training.parallel})" if world > 1 else "")
+        + (f", {world} ranks ({training.parallel})" if world > 1 else "")
     )

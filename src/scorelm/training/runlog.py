@@ -109,8 +109,9 @@ class RunLog:
         self.progress.update(self.task, loss=loss, speed=speed)
         if not self.show_bar and time.monotonic() - self.said > 10:
             self.said = time.monotonic()
+            epoch = "" if metrics["epoch"] is None else f"epoch {metrics['epoch']:.1f}  "
             self._say(
-                f"{share:4.0%}  epoch {metrics['epoch']:.1f}  step {metrics['step']:,}  "
+                f"{share:4.0%}  {epoch}step {metrics['step']:,}  "
                 f"loss {'none' if loss is None else f'{loss:.3f}'}{self.heldout}  {speed:,.0f} tokens/s  "
                 f"packing {metrics['packing_efficiency']:.1%}  MFU {metrics['mfu']:.0%}"
             )

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from scorelm.config.recipe import Recipe
 from scorelm.device import check_compiler, pick_device, pick_dtype
 from scorelm.model.denoiser import Denoiser, Places
+from scorelm.model.kernels import Dropout
 from scorelm.model.layout import Layout
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives import OBJECTIVES
@@ -25,6 +26,7 @@ from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
 from scorelm.parallel import Ranks, gather_tensor, gather_weights, hold_gradients, replicate, split
 from scorelm.text.tokenizer import Special
 from scorelm.training.data import Shard, TrainingData
+from scorelm.training.lora import add_adapters, merge_adapters
 from scorelm.training.optimizer import make_averages, make_optimizers, move_averages, set_learning_rate, step_if
 
 HELDOUT_BATCHES = 2
@@ -159,13 +161,15 @@ class Learner:
         torch.manual_seed(self.config.seed)
         self.denoiser = Denoiser(recipe.model, data.tokenizer.vocab_size)
         for module in self.denoiser.modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, Dropout):
                 module.p = self.config.dropout
         self.denoiser.set_prior(data.token_counts())
         if weights is not None:
             self.denoiser.start_from(weights)
+        if self.config.lora:
+            add_adapters(self.denoiser, self.config.lora)
         self.denoiser.to(self.device)
-        self.averages = make_averages(self.denoiser, self.config.ema)
+        self.averages = make_averages(self.denoiser, self.config.ema, share=not self._divided)
         self.losses = {name: self._spread(average, trained=False) for name, average in self.averages.items()}
         self.losses["weights"] = self._spread(self.denoiser, trained=True)
         self.optimizers = make_optimizers(self.denoiser, self.config)
@@ -173,19 +177,23 @@ class Learner:
     def _spread(self, denoiser: Denoiser, trained: bool) -> nn.Module:
         """What computes a model's loss on this rank; only weights that are trained need to agree on gradients."""
         objective = OBJECTIVES[self.config.objective]
-        loss, divided = Loss(denoiser, objective, self.special), self.config.parallel == "fsdp" and self.ranks.world > 1
+        loss = Loss(denoiser, objective, self.special)
         if trained and self.config.compile:
             check_compiler(self.device)
-            if self.fixed and not divided:
+            if self.fixed and not self._divided:
                 loss.compile(fullgraph=True, dynamic=False)
             else:
                 for layer in denoiser.backbone.layers:
                     layer.compile()
-        if divided:
+        if self._divided:
             split(loss, denoiser.backbone.layers, self.dtype)
         elif trained:
             return replicate(loss, self.ranks, unused=not objective.self_conditions)
         return loss
+
+    @property
+    def _divided(self) -> bool:
+        return self.config.parallel == "fsdp" and self.ranks.world > 1
 
     def loss(self, name: str, draw: Draw, schedule: Schedule, *, live: Tensor, self_conditioned: bool) -> Outcome:
         """The loss of the ``weights``, or of an average by its name; see `Objective.loss`."""
@@ -226,15 +234,20 @@ class Learner:
         move_averages(self.averages, self.denoiser)
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """All of the ``weights``, or of an average by its name, on the main rank's CPU; every rank must call it."""
-        return gather_weights(self.averages.get(name, self.denoiser))
+        """All of the ``weights``, or of an average by its name, with adapters merged, on the main rank's CPU.
+
+        Every rank must call it.
+        """
+        return merge_adapters(gather_weights(self.averages.get(name, self.denoiser)))
 
     def tensors(self) -> dict[str, Any]:
-        """What a checkpoint keeps: weights, averages and moments, of each only this rank's part."""
+        """What a checkpoint keeps: weights, averages of those that are trained and moments, only this rank's part."""
+        trained = [name for name, p in self.denoiser.named_parameters() if p.requires_grad]
+        averages = {name.replace(".", "_"): average.state_dict() for name, average in self.averages.items()}
         return {
             "model": self.denoiser.state_dict(),
             "optimizer": get_optimizer_state_dict(self.denoiser, self.optimizers),
-            "ema": {name.replace(".", "_"): average.state_dict() for name, average in self.averages.items()},
+            "ema": {name: {part: state[part] for part in trained} for name, state in averages.items()},
         }
 
     def load_tensors(self, tensors: dict[str, Any]) -> None:
@@ -242,4 +255,4 @@ class Learner:
         self.denoiser.load_state_dict(tensors["model"])
         set_optimizer_state_dict(self.denoiser, self.optimizers, tensors["optimizer"])
         for name, average in self.averages.items():
-            average.load_state_dict(tensors["ema"][name.replace(".", "_")])
+            average.load_state_dict(tensors["model"] | tensors["ema"][name.replace(".", "_")])

@@ -151,9 +151,9 @@ class Trainer:
         watch.note(prices, decide(prices, self.recipe), self.progress, self.epoch)
 
     @property
-    def epoch(self) -> float:
-        """Passes over the training text so far."""
-        return self.progress.tokens / self.data.tokens
+    def epoch(self) -> float | None:
+        """Passes over the training text so far; None where nobody knows how long it is."""
+        return None if self.data.stream else self.progress.tokens / self.data.tokens
 
     def cool(self, checkpoint: Path | None) -> None:
         """Go back to the weights of a checkpoint, if it is sound, and let the learning rate fall from here."""
@@ -177,6 +177,7 @@ class Trainer:
         prices = watch.prices if watch.step == self.progress.step else {}
         made = Provenance(
             data=text.source, field=text.field, csv_separator=text.csv_separator, split=text.split,
+            hub_split=text.hub_split, hub_config=text.hub_config, streaming=text.streaming,
             normalize=text.normalize, holdout=text.holdout, fingerprint=self.data.text_fingerprint,
             steps=self.progress.step, tokens=self.progress.tokens, heldout_loss=heldout.get(best), prices=prices,
             init_from=None if start is None else str(start), before=self.before,

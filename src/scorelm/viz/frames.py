@@ -53,22 +53,22 @@ class Frame:
     sigma_BL: Array
     """Noise level: 0 where given or finished, inf where nothing is known yet."""
     certainty_BL: Array
-    """exp(-entropy): 1 where given or finished, 0 where the model has not looked yet."""
+    """exp(-entropy): 1 where given or finished, 0 where the model has not looked yet, at a blank or a doubted token."""
     length_B: Array
     nfe_B: Array
     """Evaluations of the network that each row has taken part in."""
 
 
 def first_frame(record: StepRecord, tokenizer: Tokenizer) -> Frame:
-    """The state before the first step, from the record of that step: what was given, and no evidence elsewhere."""
-    given_BL = (record.sigma_BL.numpy() == 0) & find_unjudged(record)
+    """The state before the first step, from the record of that step: what was given or doubted, and blanks."""
+    sigma_BL, ids_BL = (t.numpy() for t in record.before)
     return Frame(
         record.step - 1,
-        np.where(given_BL, record.ids_BL.numpy(), tokenizer.special.pad).astype(np.int32),
-        np.where(given_BL, 0, np.inf).astype(np.float32),
-        given_BL.astype(np.float16),
+        np.where(np.isfinite(sigma_BL), ids_BL, tokenizer.special.pad).astype(np.int32),
+        sigma_BL.astype(np.float32),
+        (sigma_BL == 0).astype(np.float16),
         record.length_B.numpy().astype(np.int32),
-        np.zeros(len(given_BL), np.int32),
+        np.zeros(len(sigma_BL), np.int32),
     )
 
 

@@ -12,7 +12,8 @@ function state({ token, sigma, certainty, finished, given, step }) {
   if (given) return "Given";
   if (finished) return `Written in step ${step}`;
   const noise = sigma === null ? "no evidence yet" : `noise σ ${Number(sigma).toPrecision(2)}`;
-  return token.kind === "blank" ? "Not looked at yet" : `A guess, certainty ${sure(certainty)}, ${noise}`;
+  if (token.kind === "blank") return "Not looked at yet";
+  return certainty === 0 ? `Given and doubted, ${noise}` : `A guess, certainty ${sure(certainty)}, ${noise}`;
 }
 
 /** All of a card as one sentence. */

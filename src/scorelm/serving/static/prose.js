@@ -53,7 +53,8 @@ export class Prose {
     const shown = kind === "control" && text === END ? "∎" : text.replace(/^ /, "");
     if (this.gaps[i].data.length !== gap) this.gaps[i].data = gap ? " " : "";
     if (span.textContent !== shown) span.textContent = shown;
-    const state = kind === "blank" ? "" : finished ? (given ? "given" : "done") : "guess";
+    const doubted = !finished && kind !== "blank" && certainty === 0;
+    const state = kind === "blank" ? "" : finished ? (given ? "given" : "done") : doubted ? "doubted" : "guess";
     const looked = span.classList.contains("looked") ? " looked" : "";
     span.className = `${kind} ${state}${looked}`;
     span.hidden = kind === "control" && text !== END;

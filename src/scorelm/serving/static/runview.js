@@ -32,7 +32,15 @@ export class RunView {
         .then(() => flash(film, "Saved"), () => flash(film, "Server gone"));
     });
     this.film = film;
+    this.note = make("p", "note", this.element);
+    this.note.hidden = true;
     this.pinned = false;
+  }
+
+  /** Shows what the server says of the texts that it was given. */
+  set notes(sentences) {
+    this.note.textContent = sentences.join(" ");
+    this.note.hidden = !sentences.length;
   }
 
   set pinned(value) {

@@ -9,7 +9,7 @@ import { Recording } from "./recording.js";
 import { RunView } from "./runview.js";
 import { Settings, fromHash, request, toHash } from "./settings.js";
 import { applyTheme, onTheme } from "./theme.js";
-import { clearTrouble, showTrouble } from "./trouble.js";
+import { clearTrouble, sentence, showTrouble } from "./trouble.js";
 
 const OTHER_PATH = { uniform: "bounded" };
 let model, settings;
@@ -147,7 +147,7 @@ async function follow(run, signal) {
       run.recording.add(data);
       drawSoon();
     }
-    if (name === "done") finish(run, data.samples, performance.now() - before);
+    if (name === "done") finish(run, data, performance.now() - before);
   }
 }
 
@@ -157,13 +157,16 @@ function begin(run) {
   requestAnimationFrame(() => { offer(); player.start(); });
 }
 
-function finish(run, samples, ms) {
+function finish(run, { samples, notes }, ms) {
+  const said = notes.map(sentence);
+  run.view.notes = said;
   run.recording.finish(samples);
   run.state = "done";
   width = 0;
   const texts = samples.map(({ text }) => text);
   status(`Written in ${(ms / 1000).toFixed(1)} s, with ${evaluations(samples)}.`);
-  announce(texts.length === 1 ? `Finished: ${texts[0]}` : `${texts.length} texts are finished. ${texts.join(" ")}`);
+  const finished = texts.length === 1 ? "Finished:" : `${texts.length} texts are finished.`;
+  announce([...said, finished, ...texts].join(" "));
 }
 
 function evaluations(samples) {

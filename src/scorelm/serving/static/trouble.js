@@ -37,7 +37,7 @@ export function showTrouble({ message, kind, retryAfter = 0, field = named(messa
   if (["overloaded", "gone", "timeout", "server_error"].includes(kind)) offerAgain(again, retryAfter);
 }
 
-const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/[^.!?]$/, "$&.")}`;
+export const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/[^.!?]$/, "$&.")}`;
 
 /** The field that a message of the server names, in its own words rather than in those that it quotes. */
 function named(message) {
