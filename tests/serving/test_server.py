@@ -13,6 +13,8 @@ from scorelm.cli.entry import main
 from scorelm.config.generation import Continuation
 from scorelm.config.serving import Serving
 from scorelm.errors import InputError
+from scorelm.model.directory import Provenance
+from scorelm.serving.describe import trained
 
 from .conftest import serving, wait_for
 
@@ -246,3 +248,12 @@ def test_the_page_and_its_files_come_with_their_policy(client):
         and "script-src 'self'" in page.headers["content-security-policy"]
     )
     assert "{{data}}" in client.get("/film.html").text
+
+
+def test_what_a_model_was_trained_on_is_said_from_the_first_run_on():
+    first = Provenance(data="kjv", tokens=2000)
+    assert trained(first) == "trained on 2,000 tokens of kjv"
+    assert trained(Provenance(data="my.txt", tokens=30, before=first)) == (
+        "trained on 2,000 tokens of kjv, then on 30 tokens of my.txt"
+    )
+    assert trained(Provenance(tokens=30, before=first)) == ""

@@ -11,6 +11,7 @@ from scorelm.config.registry import summary
 from scorelm.config.serving import Serving
 from scorelm.errors import InputError
 from scorelm.lm import ScoreLM
+from scorelm.model.directory import Provenance
 from scorelm.sampling.halting import CRITERIA
 from scorelm.sampling.paths import PATHS
 from scorelm.sampling.request import Settings
@@ -36,7 +37,7 @@ def describe(lm: ScoreLM, name: str, limits: Serving) -> dict[str, Any]:
         "name": name,
         "title": f"{lm.objective.title} language model".removeprefix("A ").removeprefix("An "),
         "objective": lm.objective.name,
-        "about": f"trained on {made.tokens:,} tokens of {made.data}" if made.data else "",
+        "about": trained(made),
         "parameters": lm.parameters_count,
         "vocab_size": lm.tokenizer.vocab_size,
         "max_length": lm.max_length,
@@ -55,6 +56,14 @@ def describe(lm: ScoreLM, name: str, limits: Serving) -> dict[str, Any]:
         },
         "examples": EXAMPLES.get(made.data or "", {"prompts": [], "blanks": []}),
     }
+
+
+def trained(made: Provenance) -> str:
+    """What the model was trained on, after what the model that it started from was; nothing where that is not known."""
+    if not made.data:
+        return ""
+    own, earlier = f"{made.tokens:,} tokens of {made.data}", trained(made.before) if made.before else ""
+    return f"{earlier}, then on {own}" if earlier else f"trained on {own}"
 
 
 def registry(entries: Mapping[str, Callable[..., object]]) -> list[dict[str, str]]:
