@@ -257,3 +257,13 @@ def test_what_a_model_was_trained_on_is_said_from_the_first_run_on():
         "trained on 2,000 tokens of kjv, then on 30 tokens of my.txt"
     )
     assert trained(Provenance(tokens=30, before=first)) == ""
+
+
+def test_who_does_not_say_how_many_steps_gets_no_more_than_are_allowed(lm):
+    with serving(lm, most_steps=3) as client:
+        assert client.get("/v1/model").json()["defaults"]["steps"] == 3
+        for route, body in (
+            ("generate", {}), ("infill", {"text": "and ____ be"}), ("completions", {"model": "small", "prompt": "and"}),
+        ):  # fmt: skip
+            assert client.post(f"/v1/{route}", json=body).status_code == 200, route
+            assert client.post(f"/v1/{route}", json=body | {"steps": 4}).status_code == 400, route

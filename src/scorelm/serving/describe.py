@@ -43,7 +43,8 @@ def describe(lm: ScoreLM, name: str, limits: Serving) -> dict[str, Any]:
         "max_length": lm.max_length,
         "norm": lm.norm,
         "infills": fills(lm, None),
-        "defaults": Infilling().model_dump() | {"path": lm.objective.default_path, "length": None},
+        "defaults": Infilling(steps=min(Infilling().steps, limits.most_steps)).model_dump()
+        | {"path": lm.objective.default_path, "length": None},
         "paths": [one | {"infills": fills(lm, one["name"])} for one in registry(PATHS)],
         "solvers": registry(SOLVERS),
         "halting": registry(CRITERIA),

@@ -40,10 +40,14 @@ class Desk:
     def plan(self, lm: ScoreLM, texts: str | list[str], n: int, request: Continuation | Infilling) -> Plan:
         """A request made ready, if it is within the limits; they are asked first, since plans take memory.
 
+        One that does not say how many steps it wants takes no more of them than the server allows.
+
         Raises:
             InputError: it is not, and says where the limit is; or it is bad in itself.
         """
         limits, count = self.limits, 1 if isinstance(texts, str) else len(texts)
+        if "steps" not in request.model_fields_set:
+            request = request.model_copy(update={"steps": min(request.steps, limits.most_steps)})
         lengths = (request.length, request.max_length) if isinstance(request, Continuation) else ()
         for what, asked, most in (
             ("texts", count * n * request.best_of, limits.most_texts),
