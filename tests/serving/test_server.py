@@ -267,3 +267,10 @@ def test_who_does_not_say_how_many_steps_gets_no_more_than_are_allowed(lm):
         ):  # fmt: skip
             assert client.post(f"/v1/{route}", json=body).status_code == 200, route
             assert client.post(f"/v1/{route}", json=body | {"steps": 4}).status_code == 400, route
+
+
+def test_no_texts_are_answered_with_none(lm):
+    with serving(lm) as client:
+        for repair in (None, 0.5):
+            answer = client.post("/v1/infill", json={"text": [], "repair": repair, "steps": 2})
+            assert (answer.status_code, answer.json()["samples"]) == (200, [])

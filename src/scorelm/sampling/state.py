@@ -180,7 +180,7 @@ def start(
         facts, budget, x_BLE, sigma_BL, ids_BL, free_BL, real_BL, nothing_BLE, nothing_BLE.clone(),
         torch.full_like(sigma_BL, torch.inf), length_B, torch.zeros_like(length_B), torch.zeros_like(sigma_BL),
     )  # fmt: skip
-    if budget.start < 1:
+    if budget.start < 1 and seeds:
         level = to_sigma(torch.tensor(budget.start, dtype=torch.float64), budget.schedule).to(table_VE.device)
         x_NE, eps_NE = state.x_BLE[prompt_BL], state.draws(prompt_BL).normal()
         state.put(prompt_BL, add_noise(x_NE, level.expand(len(x_NE)), eps_NE), level)
