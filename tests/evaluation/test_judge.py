@@ -220,7 +220,7 @@ def test_a_gguf_file_that_cannot_be_read_is_one_line(gguf_judge, tmp_path, monke
     for package in ("gguf", "accelerate"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, package, None)
-            refused(gguf_judge[1], "pip install gguf accelerate")
+            refused(gguf_judge[1], "pip install 'scorelm[gguf]'")
     assert capfd.readouterr() == ("", "")
 
 

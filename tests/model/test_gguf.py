@@ -138,7 +138,7 @@ def test_what_is_no_such_file_is_refused_in_one_line(
     for package in ("gguf", "accelerate"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, package, None)
-            with pytest.raises(InputError, match="pip install gguf accelerate"):
+            with pytest.raises(InputError, match=r"pip install 'scorelm\[gguf\]'"):
                 unpack(file)
     assert not home.exists() or not list(home.iterdir())
 

@@ -52,8 +52,9 @@ class Noisy:
     """
 
     def __init__(self, network: Network, batch: RowBatch, block: int, passes: int, closed: bool) -> None:
-        self.network, self.batch, self.passes, self.two = network, batch, passes, block > 0
-        self.closed = closed
+        self.network, self.batch = network, batch
+        self.passes, self.closed = passes, closed
+        self.two = block > 0
         self.e_BLE = network.table_VE[batch.ids_BL]
         self.block_BL = number_blocks(batch.position_BL, batch.begins_B1, block)
         streams = Layout.two_streams if self.two else Layout.one_stream

@@ -32,7 +32,7 @@ def load_causal(name: str, called: str) -> tuple[Any, Any]:
     if missing:
         raise InputError(f"cannot load {called}: there is no such {'file' if file else 'directory'}")
     if file and not (find_spec("gguf") and find_spec("accelerate")):
-        raise InputError(f"{called} is a GGUF file, which takes two more packages: pip install gguf accelerate")
+        raise InputError(f"{called} is a GGUF file, which takes two more packages: pip install 'scorelm[gguf]'")
     safe = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
         with quiet(), redirect_stderr(StringIO()):  # reading a GGUF file shows a bar whatever transformers is told

@@ -90,7 +90,8 @@ def fit_gumbel(
         move = np.clip(move, -0.5, 0.5)
         trial = residual(mu + move[0], log_beta + move[1])
         if (trial**2).sum() < (now**2).sum():
-            mu, log_beta, now, damping = mu + move[0], log_beta + move[1], trial, damping / 3
+            mu, log_beta = mu + move[0], log_beta + move[1]
+            now, damping = trial, damping / 3
         else:
             damping *= 5
     beta = min(max(math.exp(log_beta), 0.05), 3.0)

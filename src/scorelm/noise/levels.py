@@ -119,9 +119,8 @@ def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixtur
     ranges = zip(type(mixture).model_fields, pairwise(edges), strict=True)
     is_kind = {name: (low <= drawn_BL) & (drawn_BL < high) for name, (low, high) in ranges}
 
-    centre_BL, own_BL, width_BL, pick_BL = (
-        uniform.spread(block), uniform.table(), uniform.each(block), uniform.each(block),
-    )  # fmt: skip
+    centre_BL, own_BL = uniform.spread(block), uniform.table()
+    width_BL, pick_BL = uniform.each(block), uniform.each(block)
     last_BL = (block.length_BL - 1).clamp(min=1)
     u_BL = centre_BL
     u_BL = torch.where(is_kind["independent"], own_BL, u_BL)

@@ -229,7 +229,8 @@ class Cached:
     """
 
     def __init__(self, network: Network, window: int, read: Reader, causal: bool = False) -> None:
-        self.network, self.window, self.read, self.causal = network, window, read, causal
+        self.network, self.read = network, read
+        self.window, self.causal = window, causal
         self.cache: BlockCache | None = None
         self.held: list[Tensor] = []
         """Which rows the cache is of: the positions of each request."""

@@ -206,7 +206,8 @@ def _walk(top: Path) -> tuple[list[Path], dict[str, str]]:
 
 def _check_contents(path: Path) -> str | None:
     """Refuse a file that is not UTF-8 text (Parquet apart); returns a digest of its contents, None if it is blank."""
-    name, digest, blank, offset = brief(str(path)), hashlib.blake2b(digest_size=16), True, 0
+    name, digest = brief(str(path)), hashlib.blake2b(digest_size=16)
+    blank, offset = True, 0
     decoder = codecs.getincrementaldecoder("latin-1" if kind_of(path) == "parquet" else "utf-8")()
     try:
         most = max(64 * _CHUNK, _LARGEST_EXPANSION * path.stat().st_size)

@@ -56,7 +56,9 @@ class Windowed(_IterDataset):  # type: ignore[misc]
 
     def __init__(self, stream: Stream, max_length: int, seed: int, rank: int, world: int) -> None:
         super().__init__()
-        self.stream, self.max_length, self.seed, self.rank, self.world = stream, max_length, seed, rank, world
+        self.stream, self.max_length = stream, max_length
+        self.seed = seed
+        self.rank, self.world = rank, world
 
     def __iter__(self) -> _Place:
         return _Place(self)

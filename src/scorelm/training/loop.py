@@ -45,7 +45,8 @@ def run(
         DivergedError: too many steps in a row whose loss or gradient is not finite.
         DiskError: a file could not be written.
     """
-    config, ranks, progress, learner = trainer.recipe.training, trainer.ranks, trainer.progress, trainer.learner
+    config, progress = trainer.recipe.training, trainer.progress
+    ranks, learner = trainer.ranks, trainer.learner
     peak = matmul_peak(learner.device, learner.dtype) * ranks.world
     log = RunLog(out, progress.step, trainer.recipe, ranks.main, say)
     saver = Saver(out / "checkpoints", config.keep, ranks, config.async_save, config.save_minutes)

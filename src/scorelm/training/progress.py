@@ -39,7 +39,8 @@ class Watch:
         self.prices, self.step, self.seconds = prices, progress.step, progress.seconds
         self.since += 1
         if math.isfinite(chosen) and (self.best is None or chosen < self.best):
-            self.best, self.best_step, self.best_epoch, self.since = chosen, progress.step, epoch, 0
+            self.best, self.since = chosen, 0
+            self.best_step, self.best_epoch = progress.step, epoch
 
     def keeps(self, step: int) -> bool:
         """Whether the model of that step is the one to keep: the best, or any as long as none was priced."""

@@ -270,9 +270,11 @@ def with_shards(recipe: Recipe, data: TrainingData, world: int) -> Recipe:
 
 def describe(trainer: Trainer) -> str:
     """Size of the model, amount of text, what it starts from, and where and how it is computed, in one line."""
-    recipe, documents, learner, world = trainer.recipe, trainer.data.documents, trainer.learner, trainer.ranks.world
-    size, training, weights = recipe.model.size, recipe.training, list(learner.denoiser.parameters())
-    count, trained = (sum(p.numel() for p in ps) / 1e6 for ps in (weights, [p for p in weights if p.requires_grad]))
+    documents, learner, world = trainer.data.documents, trainer.learner, trainer.ranks.world
+    size, training = trainer.recipe.model.size, trainer.recipe.training
+    weights = list(learner.denoiser.parameters())
+    count = sum(p.numel() for p in weights) / 1e6
+    trained = sum(p.numel() for p in weights if p.requires_grad) / 1e6
     return (
         f"{count:.1f}M parameters ({size.layers} layers of width {size.dim}), "
         + (f"{trained:.1f}M of them trained, " if training.lora else "")

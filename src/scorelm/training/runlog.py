@@ -52,7 +52,8 @@ class RunLog:
     """
 
     def __init__(self, out: Path, step: int, recipe: Recipe, main: bool = True, say: Say = speak) -> None:
-        self.out, self.path, self.step, self.main = out, out / "metrics.jsonl", step, main
+        self.out, self.path = out, out / "metrics.jsonl"
+        self.step, self.main = step, main
         self.file: TextIO | None = None
         self.recipe, self.feeds = recipe, list[Feed]()
         console = Console(stderr=True, quiet=not main)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.patches import Rectangle
 
 MOST_ROWS, MOST_FRAMES = 4, 100
-INK, QUIET, GUESS, GIVEN = "#1b1e24", "#666c77", "#a8461b", "#c6c8cd"
+INK, QUIET = "#1b1e24", "#666c77"
+GUESS, GIVEN = "#a8461b", "#c6c8cd"
 FAINTEST = 0.25
 """Opacity of a guess that the model is not certain of at all."""
 SCALE = ("#f1f0ea", "#86b5bd", "#1d4268")
@@ -151,7 +152,8 @@ def wrap_title(title: str, inches: float) -> str:
 class Stage:
     """The picture that an animation redraws; lengths in points, y downwards, on one pair of axes over the figure."""
 
-    WIDE, MARGIN, LINE, SIZE = 468.0, 16.0, 19.0, 11.5
+    WIDE, MARGIN = 468.0, 16.0
+    LINE, SIZE = 19.0, 11.5
 
     def __init__(self, rows: Sequence[Row], norm: float, title: str) -> None:
         from matplotlib.figure import Figure
