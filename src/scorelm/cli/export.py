@@ -17,8 +17,8 @@ class ExportVerb(Verb):
     """Options of ``scorelm export``.
 
     Writes a directory that Hugging Face's transformers loads with AutoModel and AutoTokenizer, given
-    trust_remote_code=True, and prints its name. scorelm must be installed where it is loaded: the code in the directory is a
-    few lines that call it. Every verb takes the directory as a MODEL, too, and none of them runs its code.
+    trust_remote_code=True, and prints its name. scorelm must be installed where it is loaded: the code in the directory
+    is a few lines that call it. Every verb takes the directory as a MODEL, too, and none of them runs its code.
     """
 
     model: Annotated[Path, Positional, arg(metavar="MODEL", help="Model directory, run directory or hub name.")]
