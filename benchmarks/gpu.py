@@ -1,9 +1,10 @@
 """How fast scorelm is on a GPU: training beside a plain GPT loop, generation beside Hugging Face's GPT-2.
 
-    python benchmarks/gpu.py [--only NAME,NAME] [--out FILE] [--small] [--limit SECONDS] [--total SECONDS]
+    python benchmarks/gpu.py [--only NAME,NAME] [--out FILE] [--small] [--limit SECONDS] [--total SECONDS] [--at-once N]
 
 Each configuration runs in a process of its own, which is ended after --limit seconds, or when all together have taken
---total; what it has measured by then is kept, and the next one begins. Figures are added to benchmarks/results/gpu.json
+--total; what it has measured by then is kept, and the next one begins. With --at-once, N of them compile side by side,
+which takes each of them longer, and then measure one after another. Figures are added to benchmarks/results/gpu.json
 (on a CPU to a temporary file) as they come; at the end there is a table. `gpu_figures.py` says what is measured.
 
 --small, which a CPU implies, takes sizes that two cores do in two minutes, and only a few of the names: compiling takes
@@ -21,10 +22,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from gpu_figures import SIZES, SMALL, generation, training, write_text
 from gpu_trace import CUDA
@@ -61,6 +64,7 @@ def child(name: str, folder: Path, small: bool, again: bool) -> None:
     with (folder / f"{name}.log").open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"kernels-{name}")
     rows: dict[str, Row] = {}
 
     def keep(row: str, **figures: Any) -> None:
@@ -71,13 +75,15 @@ def child(name: str, folder: Path, small: bool, again: bool) -> None:
         draft.replace(folder / f"{name}.json")
 
     kind, _, rest = name.partition("-")
+    turn = FileLock(folder / "turn")
     try:
         if kind == "generate":
-            generation(rest, folder, small, keep)
+            with turn:
+                generation(rest, folder, small, keep)
         else:
             what, _, eager = rest.partition("-")
             size = (SMALL if small else SIZES)[kind]
-            training(size, what, not eager, folder, again, lambda **figures: keep(name, **figures))
+            training(size, what, not eager, folder, again, turn, lambda **figures: keep(name, **figures))
     except BaseException as error:
         keep(name, failed=f"{type(error).__name__}: {error}"[:1000])
         traceback.print_exc()
@@ -86,7 +92,6 @@ def child(name: str, folder: Path, small: bool, again: bool) -> None:
 
 def measure(name: str, folder: Path, small: bool, limit: float, again: bool = False) -> dict[str, Row]:
     """The rows of a configuration, measured in a process of its own; what went wrong is said, and noted in its row."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"kernels-{name}")
     found, log = folder / f"{name}.json", folder / f"{name}.log"
     found.unlink(missing_ok=True)
     work = multiprocessing.get_context("spawn").Process(target=child, args=(name, folder, small, again))
@@ -104,19 +109,23 @@ def measure(name: str, folder: Path, small: bool, limit: float, again: bool = Fa
     return rows
 
 
-def measured(names: list[str], small: bool, limit: float, total: float) -> Iterator[dict[str, Row]]:
+def measured(names: list[str], small: bool, limit: float, total: float, at_once: int) -> Iterator[dict[str, Row]]:
     """The rows of each configuration; those that compile run twice, the second time with the kernels of the first."""
-    end, rows = time.monotonic() + total, dict[str, Row]()
-    compiled = {name for name in names if not name.startswith("generate") and not name.endswith("eager")}
-    turns = [(name, again) for name in names for again in (False, True) if not again or name in compiled]
-    with tempfile.TemporaryDirectory() as place:
-        write_text(Path(place), SMALL if small else SIZES)
-        for name, again in turns:
+    end = time.monotonic() + total
+
+    def both(name: str, place: Path) -> dict[str, Row]:
+        rows = dict[str, Row]()
+        for again in (False, True)[: 1 if name.startswith("generate") or name.endswith("eager") else 2]:
             left = min(limit, end - time.monotonic())
             if left > 0 and "failed" not in rows.get(name, {}):
-                found = measure(name, Path(place), small, left, again)
-                rows |= {row: rows.get(row, {}) | figures for row, figures in found.items()}
-                yield {row: rows[row] for row in found}
+                for row, figures in measure(name, place, small, left, again).items():
+                    rows[row] = rows.get(row, {}) | figures
+        return rows
+
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(at_once) as pool:
+        write_text(Path(place), SMALL if small else SIZES)
+        for work in as_completed([pool.submit(both, name, Path(place)) for name in names]):
+            yield work.result()
 
 
 def table(rows: Mapping[str, Row]) -> Iterator[str]:
@@ -139,6 +148,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", default=not CUDA)
     parser.add_argument("--limit", type=float, default=150.0, help="seconds that each process may take")
     parser.add_argument("--total", type=float, default=3600.0, help="seconds that all together may take")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="how many compile side by side")
     options = parser.parse_args()
     names = options.only or (FEW if options.small else NAMES)
     if unknown := [name for name in names if name not in NAMES]:
@@ -146,7 +156,7 @@ def main() -> None:
     process.prepare()
     rows: dict[str, Row] = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
     fresh: dict[str, Row] = {}
-    for found in measured(names, options.small, options.limit, options.total):
+    for found in measured(names, options.small, options.limit, options.total, options.at_once):
         fresh |= found
         print("\n".join(list(table(found))[1:]), flush=True)
         result = {"command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]), "rows": rows | fresh}

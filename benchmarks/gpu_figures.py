@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from torch.profiler import ProfilerActivity
 
 import runs
@@ -66,7 +67,7 @@ class Size(NamedTuple):
 SIZES = {
     "256x6": Size(256, 6, 64, 1024),
     "384x6": Size(384, 6, 128, 512, "muon"),
-    "768x12": Size(768, 12, 1024, 32, long=True),
+    "768x12": Size(768, 12, 1024, 16, long=True),
 }
 SMALL = {
     "256x6": Size(64, 1, 64, 16),
@@ -112,14 +113,22 @@ def loop(size: Size, kind: str, compiled: bool, folder: Path) -> Trainer | GPT:
     return Trainer(with_shards(recipe, data, world=1), data)
 
 
-def training(size: Size, kind: str, compiled: bool, folder: Path, again: bool, keep: Callable[..., None]) -> None:
-    """Measure a training loop, or only its first steps `again`; `keep` takes the figures as they come."""
+def training(
+    size: Size, kind: str, compiled: bool, folder: Path, again: bool, turn: FileLock, keep: Callable[..., None]
+) -> None:
+    """Measure a training loop in its `turn`, or only its first steps `again`; `keep` takes the figures as they come."""
     run = loop(size, kind, compiled, folder)
-    first = seconds(lambda: steps(run, FIRST))
     if again:
-        keep(first_steps_again_s=first)
+        with turn:
+            keep(first_steps_again_s=seconds(lambda: steps(run, FIRST)))
         return
-    keep(first_steps_s=first)
+    keep(first_steps_s=seconds(lambda: steps(run, FIRST)))
+    with turn:
+        measure_loop(run, keep)
+
+
+def measure_loop(run: Trainer | GPT, keep: Callable[..., None]) -> None:
+    """All but its first steps."""
     peak = matmul_peak(DEVICE, run.dtype if isinstance(run, GPT) else run.learner.dtype)
     keep(**speed(run, peak, 5.0 if CUDA else 0.0))
     run.step()

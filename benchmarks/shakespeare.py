@@ -118,7 +118,7 @@ def show(found: dict[str, Any], small: bool) -> None:
     print("\n" + " " * 32 + "".join(f"{c:>15}" for c in (*columns, "best at epoch", "of", "seconds", "parameters")))
     name, value = PUBLISHED[small]
     print(f"{name:<32}{value:>15.4f}")
-    for objective in PATHS:
+    for objective in [name for name in PATHS if name in found]:
         one, best, last = found[objective], found[objective]["best"], found[objective]["last"]
         prices = [one["nats_per_character"].get(path) for path in ("ordered", "random", "uniform")]
         cells = [f"{best['epoch']:.1f}", f"{last['epoch']:.1f}", f"{last['seconds']:.0f}", f"{one['parameters']:,}"]
@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="the text")
     parser.add_argument("--small", action="store_true", help="a trunk of 4 x 128 and windows of 128, for a CPU")
     parser.add_argument("--seconds", type=float, help="training time of each model (default: 5,000 steps; small: 300)")
+    parser.add_argument("--steps", type=int, help="training steps of each model instead")
+    parser.add_argument("--only", choices=PATHS, help="train just this one")
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     arguments = parser.parse_args()
     process.prepare()
@@ -138,7 +140,8 @@ def main() -> None:
     contents = arguments.file.read_bytes()
     text, digest = contents.decode(), hashlib.sha256(contents).hexdigest()
     data, sides = read(text, digest), split(text)
-    words = ["--small"] * small + ([] if seconds is None else [f"--seconds {seconds:g}"])
+    options = {"--seconds": arguments.seconds, "--steps": arguments.steps, "--only": arguments.only}
+    words = ["--small"] * small + [f"{name} {value}" for name, value in options.items() if value is not None]
     run = {
         "command": " ".join(["python benchmarks/shakespeare.py", arguments.file.name, *words]),
         "device": torch.cuda.get_device_name() if gpu else f"CPU, threads: {torch.get_num_threads()}",
@@ -148,10 +151,12 @@ def main() -> None:
     kept = Kept(str((arguments.out or RESULTS / f"shakespeare{'-small' * small}.json").absolute()))
     if kept.get("run", lambda: run) != run:
         parser.error(f"{kept.path} is of {kept.values['run']}: move it away first")
-    if small and seconds is None:
+    if small and seconds is None and arguments.steps is None:
         seconds = 300
-    limit = {"training__minutes": seconds / 60, "training__steps": None} if seconds else {}
-    for objective in PATHS:
+    limit = {"training__steps": arguments.steps} if arguments.steps else {}
+    if seconds:
+        limit = {"training__minutes": seconds / 60, "training__steps": None}
+    for objective in [arguments.only] if arguments.only else PATHS:
         options = recipe("shakespeare-char", **limit, **(SMALL if small else {}),
                          training__objective=objective, training__compile=gpu)  # fmt: skip
         rows = windows(data.tokenizer.encode(sides[1]), options.data.max_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -39,17 +40,23 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
+def find_compiler(device: torch.device) -> str | None:
+    """The program that torch.compile calls for such a device, if there is one."""
+    from torch._inductor.config import cpp
+
+    names = cpp.cxx if device.type == "cpu" else (os.environ.get("CC"), "clang", "gcc")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
 def check_compiler(device: torch.device) -> None:
-    """See that what torch.compile calls for a CPU is there.
+    """See that what torch.compile calls is there.
 
     Raises:
         InputError: it is not.
     """
-    from torch._inductor.config import cpp
-
-    names = [name for name in cpp.cxx if name]
-    if device.type == "cpu" and not any(map(shutil.which, names)):
-        raise InputError(f"compiling for a CPU needs a C++ compiler, and there is no {' or '.join(names)}")
+    if find_compiler(device) is None:
+        needs = "CPU needs a C++ compiler, such as g++" if device.type == "cpu" else "GPU needs a C compiler, such as gcc"
+        raise InputError(f"compiling for a {needs}, and there is none")
 
 
 def constant(values: Sequence[float], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

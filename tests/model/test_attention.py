@@ -52,12 +52,12 @@ def noisy_row(denoiser, layout, seed, clean=0.0):
 
 def test_inputs_are_computed_once_for_each_use():
     layout = packed([4, 5], 12)
-    inputs = attention_inputs(layout, 4)
-    assert attention_inputs(layout, 4) is inputs
-    assert attention_inputs(layout, 8) is not inputs
+    inputs = attention_inputs(layout, 4, True)
+    assert attention_inputs(layout, 4, True) is inputs
+    assert attention_inputs(layout, 8, True) is not inputs
     with torch.inference_mode():  # tensors made here cannot be saved for a gradient
-        assert attention_inputs(layout, 4) is not inputs
-    assert attention_inputs(layout.map(torch.clone), 4) is not inputs
+        assert attention_inputs(layout, 4, True) is not inputs
+    assert attention_inputs(layout.map(torch.clone), 4, True) is not inputs
 
 
 @pytest.mark.parametrize("short", [0, 256], ids=["fused", "batched products"])
@@ -70,7 +70,7 @@ def test_attention_is_softmax_attention_over_what_is_visible(short, monkeypatch)
         nn.init.normal_(parameter)
     layout = packed([3, 4], 8, block=2)
     h = torch.randn(1, 8, 8, dtype=torch.float64)
-    found = attention(h, AttentionInputs(layout, 4))[0]
+    found = attention(h, AttentionInputs(layout, 4, False))[0]
     visible = visibility(layout)[0]
     q, k, v = (part.view(8, 2, 4) for part in (h[0] @ attention.qkv.weight.T).split(8, dim=-1))
 
@@ -103,9 +103,10 @@ def test_flex_attention_is_the_same_function(monkeypatch, reach):
     layout = stacked(packed([70, 3, 60, 200], 400, block=4), packed([350], 400))
     layout = two_streams(layout)
     q, k, v = torch.randn(3, 2, 800, 2, 16, generator=torch.Generator().manual_seed(0))
-    expected = AttentionInputs(layout, 16, reach=reach).attend(q, k, v)
+    expected = AttentionInputs(layout, 16, True, reach=reach).attend(q, k, v)
     monkeypatch.setattr("scorelm.model.attention.FLEX", ("cpu",))
-    inputs = attention_inputs(layout, 16, reach=reach)
+    assert attention_inputs(layout, 16, False, reach=reach).blocks is None  # its graph would read beyond the mask
+    inputs = attention_inputs(layout, 16, True, reach=reach)
     with torch.no_grad():
         found = inputs.attend(q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

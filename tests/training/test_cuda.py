@@ -102,6 +102,24 @@ def test_nothing_in_a_step_of_a_run_waits_for_the_gpu(
     assert trainer.progress.step == 6 and trainer.progress.tokens > 0 and trainer.progress.skipped == 0
 
 
+@pytest.mark.parametrize(("objective", "dense"), [("autoregressive", 0), ("score", 0), ("score", 512)])
+def test_what_is_compiled_learns_the_same(
+    tools: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, dense: int
+) -> None:
+    """Steps, and the loss of held-out text, whose graph has no gradients; by blocks and under a mask of all pairs."""
+    monkeypatch.setattr("scorelm.model.attention.DENSE", dense)
+    losses = []
+    for compiled in (False, True):
+        how = {"steps": 9, "log_every": 100, "precision": "float32", "device": "cuda", "compile": compiled}
+        recipe = tools.recipe(text, {"model": {"dim": 64, "heads": 2}}, objective=objective, **how)
+        trainer = Trainer(recipe, prepare(recipe.data, tmp_path, compiled, lambda text: None))
+        for _ in range(5):
+            trainer.step()
+        trainer.measure_heldout()
+        losses.append([float(trainer.window.read().loss), *trainer.progress.heldout.values()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 @EVERY
 def test_a_gpu_repeats_a_step_bit_for_bit(objective: str, deterministic: None) -> None:
     (one, ones), (other, others) = step(GPU, objective), step(GPU, objective)

@@ -62,6 +62,17 @@ def test_readings_are_counted_in_the_time_and_rows_that_are_proposed() -> None:
     assert few.training.dropout == 0 and "read 154% through" in lines[-1]  # 60 x 8 x 64 of 20,000
 
 
+@pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
+def test_a_run_is_compiled_on_a_gpu_that_can_be_compiled_for(
+    monkeypatch: pytest.MonkeyPatch, compiler: str | None
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    assert choose(Recipe(), (), text(1e6), CARD).recipe.training.compile is bool(compiler)
+    assert not choose(Recipe(), (), text(1e6), LAPTOP).recipe.training.compile
+    asked = Recipe(training=TrainingConfig(compile=True))
+    assert choose(asked, (), text(1e6), LAPTOP).recipe.training.compile
+
+
 def test_flags_are_read_however_they_are_written() -> None:
     for words in (["--max-length", "9"], ["--max_length", "9"], ["--max-length=9"], ["--max_length=9"]):
         assert value(words, "--max-length") == "9"
@@ -74,6 +85,7 @@ def test_flags_are_read_however_they_are_written() -> None:
         ("dim", "model", 96), ("layers", "model", 3), ("max_length", "data", 48), ("vocab_size", "data", 700),
         ("rows", "training", 5), ("optimizer", "training", "adamw"), ("dropout", "training", 0.33),
         ("patience", "training", 2), ("minutes", "training", 7.5), ("block_sizes", "noise", (3,)),
+        ("compile", "training", False),
     ],
 )  # fmt: skip
 def test_what_was_given_stays(given: str, room: str, value: Any) -> None:

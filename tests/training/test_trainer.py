@@ -262,7 +262,7 @@ def test_what_is_compiled_learns_the_same(
 def test_compiling_without_a_compiler_is_refused(tools: Any, text: Path, tmp_path: Path) -> None:
     from torch._inductor.config import cpp
 
-    says = "needs a C\\+\\+ compiler, and there is no no-such-compiler"
+    says = "compiling for a CPU needs a C\\+\\+ compiler, such as g\\+\\+, and there is none"
     with patch.object(cpp, "cxx", (None, "no-such-compiler")), pytest.raises(InputError, match=says):
         train(tools.recipe(text, steps=2, compile=True), tmp_path / "run")
 

@@ -100,7 +100,7 @@ class TrainVerb(Verb):
         check_end(plain.options)
         if were_launched() or (list_checkpoints(plain.out / "checkpoints") and not plain.overwrite):
             return defaults
-        given = [name for name, flag in PROPOSED.items() if value(words, flag) is not None]
+        given = [name for name, flag in PROPOSED.items() if flag in words or value(words, flag) is not None]
         try:
             proposal = propose(plain.options, given)
         except InputError:
@@ -140,7 +140,7 @@ def film(lm: ScoreLM) -> str:
 PROPOSED = {
     "vocab_size": "--vocab-size", "max_length": "--max-length", "dim": "--model.dim", "layers": "--model.layers",
     "block_sizes": "--noise.block-sizes", "rows": "--rows", "optimizer": "--optimizer", "dropout": "--dropout",
-    "patience": "--patience", "minutes": "--minutes", "steps": "--steps",
+    "patience": "--patience", "minutes": "--minutes", "steps": "--steps", "compile": "--no-compile",
 }  # fmt: skip
 """What is proposed where it is not given, with its flag; see `scorelm.training.proposal`."""
 

@@ -16,7 +16,13 @@ from scorelm.model.layout import Layout, marks_within, sees, visibility
 SHORT = 1024
 """Longest row, in positions, whose attention is computed by batched products on a CPU."""
 FLEX = ("cuda",)
-"""Kinds of device on which training skips blocks of positions that do not see each other."""
+"""Kinds of device on which training skips blocks of positions that do not see each other, in rows longer than `DENSE`.
+
+Only training does: compiled without gradients (PyTorch 2.11), FlexAttention reads beyond the end of a mask that is
+built in the same graph, because it takes the stride of the mask's single head for that of its rows.
+"""
+DENSE = 512
+"""Longest row, in positions, whose attention is faster under a mask of all pairs there."""
 
 
 def block_mask(layout: Layout, reach: int | None = None) -> Any:
@@ -46,13 +52,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def attention_inputs(
-    layout: Layout, head_dim: int, base: float = 10_000.0, reach: int | None = None
+    layout: Layout, head_dim: int, training: bool, base: float = 10_000.0, reach: int | None = None
 ) -> AttentionInputs:
     """What all layers of one kind share in all passes over a layout, computed once."""
     inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # which can't be traced
-    key = head_dim, inference, base, reach
+    key = inference, head_dim, training, base, reach
     if key not in layout.computed:
-        layout.computed[key] = AttentionInputs(layout, *key)
+        layout.computed[key] = AttentionInputs(layout, *key[1:])
     found: AttentionInputs = layout.computed[key]
     return found
 
@@ -64,13 +70,13 @@ class AttentionInputs:
     """
 
     def __init__(
-        self, layout: Layout, head_dim: int, inference: bool = True, base: float = 10_000.0, reach: int | None = None
+        self, layout: Layout, head_dim: int, training: bool, base: float = 10_000.0, reach: int | None = None
     ) -> None:
         self.rotation_BLK2 = rotation(layout.position_BL, head_dim, base)
         self.past, device = layout.past, layout.position_BL.device.type
         self.blocks, self.mask_B1LL, self.bias_B1LL = None, None, None
-        has_kernel = device in FLEX and head_dim >= 16
-        if has_kernel and self.past is None and not inference:
+        sparse = device in FLEX and head_dim >= 16 and layout.segment_BL.shape[1] > DENSE
+        if sparse and training and self.past is None:
             self.blocks = block_mask(layout, reach)
             return
         mask_B1LL = visibility(layout, reach)[:, None]

@@ -127,7 +127,7 @@ class Transformer(Backbone):
         return 2.0 * weights * tokens + 4.0 * self.dim * len(self.blocks) * pairs
 
     def forward(self, h_BLD: Tensor, sigma_BL: Tensor, layout: Layout) -> Tensor:
-        inputs = attention_inputs(layout, self.dim // self.heads)
+        inputs = attention_inputs(layout, self.dim // self.heads, self.training)
         shared = self.film(sigma_BL) if self.film is not None else None
         for k, block in enumerate(self.blocks):
             film = None

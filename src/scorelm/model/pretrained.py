@@ -122,7 +122,7 @@ class Pretrained(Backbone):
         network = self.network
         for k, block in enumerate(self.blocks):
             kind = (network.reach_base, network.reach) if k % network.every else (network.rotary_base, None)
-            h_BLD = block(h_BLD, attention_inputs(layout, self.head_dim, *kind))
+            h_BLD = block(h_BLD, attention_inputs(layout, self.head_dim, self.training, *kind))
         return h_BLD
 
     def make_head(self, *, bias: bool) -> nn.Sequential | None:

@@ -11,7 +11,7 @@ import torch
 
 from scorelm.config.recipe import ModelConfig, Recipe
 from scorelm.config.text import DataConfig
-from scorelm.device import matmul_peak, pick_device, pick_dtype
+from scorelm.device import find_compiler, matmul_peak, pick_device, pick_dtype
 from scorelm.errors import InputError
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import Log
@@ -94,8 +94,8 @@ def propose(recipe: Recipe, given: Collection[str] = ()) -> Proposal:
     Args:
         recipe: what has been said, and defaults elsewhere.
         given: names of the options that stay as they are: ``vocab_size``, ``max_length``, ``dim``, ``layers``,
-            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``patience``, ``minutes``, ``steps``. Where the run
-            starts from a model, the sizes stay in any case.
+            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``patience``, ``compile``, ``minutes``, ``steps``.
+            Where the run starts from a model, the sizes stay in any case.
 
     Raises:
         InputError: text, or a model to start from, that cannot be used.
@@ -152,14 +152,16 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
     data = recipe.data.model_copy(update={"max_length": length, "vocab_size": size})
     model, minutes, trained, speed = choose_size(recipe, given, text, machine, length)
     epochs = trained / max(1, text.tokens)
+    training = recipe.training
     found = {
         "rows": max(1, machine.positions // length),
         "optimizer": "muon" if machine.dtype == torch.bfloat16 else "adamw",
         "dropout": 0.0 if epochs < 2 else 0.1 if epochs < 12 else 0.2,
         "patience": PATIENCE if epochs >= 2 else None,
+        "compile": training.compile or (machine.device.type == "cuda" and find_compiler(machine.device) is not None),
         "minutes": None if "steps" in given else minutes,
     }
-    training = recipe.training.model_copy(update={name: v for name, v in found.items() if name not in given})
+    training = training.model_copy(update={name: v for name, v in found.items() if name not in given})
     noise = recipe.noise
     if "block_sizes" not in given and epochs >= 10:
         noise = noise.model_copy(update={"block_sizes": (1, 2, 4, 8, 0, 0, 0, 0)})
