@@ -1,6 +1,8 @@
 """Training over ranks, in real processes with gloo: the same run on any number of them."""
 
+import gc
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -280,6 +282,21 @@ def test_processes_pack_what_a_thread_packs_and_go_on_where_they_were(data: Trai
         for row in expected:
             for one, batch in zip(taken, row, strict=True):
                 assert all(map(np.array_equal, next(one).values(), batch.values()))
+
+
+def test_processes_that_pack_end_with_what_they_pack_for(data: TrainingData, recipe: Any) -> None:
+    """At once, with the last reference: in a cycle of references PyTorch waits 5 seconds for each of them."""
+    shards = data.shards(recipe(2), ALONE, processes=True)
+    for shard in shards:
+        next(shard.batches)
+    packers = multiprocessing.active_children()
+    assert len(packers) == len(shards) == 2
+    gc.disable()
+    try:
+        del shards, shard
+        assert not any(packer.is_alive() for packer in packers)
+    finally:
+        gc.enable()
 
 
 def test_a_gpu_has_more_shards_as_far_as_rows_and_texts_allow(

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from scorelm.config.recipe import Recipe
 from scorelm.config.text import DataConfig
@@ -27,6 +22,7 @@ from scorelm.text.packing import packed_rows
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.source import Reading
 from scorelm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from scorelm.training.ahead import Ahead, Packers, Turn
 from scorelm.training.runlog import Say
 
 if TYPE_CHECKING:
@@ -34,120 +30,6 @@ if TYPE_CHECKING:
 
 WIDTH_MULTIPLE = 64
 """The width of rows that follows from the documents is a multiple of this."""
-
-
-class Ahead:
-    """An iterator of batches, the next of which a thread packs meanwhile.
-
-    Its state is that of the batches that were taken, so that a run resumes with the next one.
-
-    Args:
-        batches: an iterator with `get_state` and `set_state`.
-    """
-
-    def __init__(self, batches: Any) -> None:
-        self._batches, self._state = batches, batches.get_state()
-        self._thread = ThreadPoolExecutor(1, "packing")
-        self._next: Future[tuple[dict[str, np.ndarray], Any]] | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        batch, self._state = (self._next or self._thread.submit(self._pack)).result()
-        self._next = self._thread.submit(self._pack)
-        return batch
-
-    def _pack(self) -> tuple[dict[str, np.ndarray], Any]:
-        return next(self._batches), self._batches.get_state()
-
-    def get_state(self) -> Any:
-        """Where to go on after the batches that were taken."""
-        return self._state
-
-    def set_state(self, state: Any) -> None:
-        """Go on from there."""
-        if self._next is not None:
-            self._next.exception()
-        self._next, self._state = None, state
-        self._batches.set_state(state)
-
-
-class Packers(IterableDataset[tuple[int, dict[str, np.ndarray], Any]]):
-    """Streams of batches, each packed by a process of its own, which is what a GPU needs to be fed.
-
-    Like `Ahead`, each stream has the state of the batches that were taken from it.
-
-    Args:
-        streams: endless ones, whose iterators have `get_state` and `set_state`.
-    """
-
-    def __init__(self, streams: Sequence[Any]) -> None:
-        self.streams = streams
-        self.states: list[Any] = [None] * len(streams)
-        self._waiting: list[deque[tuple[dict[str, np.ndarray], Any]]] = [deque() for _ in streams]
-        self._loader: Iterator[Any] | None = None
-
-    def __iter__(self) -> Iterator[tuple[int, dict[str, np.ndarray], Any]]:
-        """In a process: the number of its stream, each batch of it, and the state after that."""
-        info = get_worker_info()
-        assert info is not None
-        batches = iter(self.streams[info.id])
-        if self.states[info.id] is not None:
-            batches.set_state(self.states[info.id])
-        while True:
-            yield info.id, next(batches), batches.get_state()
-
-    def take(self, number: int) -> dict[str, np.ndarray]:
-        """The next batch of a stream."""
-        if self._loader is None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "This DataLoader will create")  # where there are fewer cores
-                loader = DataLoader(
-                    self, batch_size=None, num_workers=len(self.streams), collate_fn=as_it_is,
-                    worker_init_fn=stand_apart, multiprocessing_context="fork",
-                )  # fmt: skip
-                self._loader = iter(loader)
-        while not self._waiting[number]:
-            of, batch, state = next(self._loader)
-            self._waiting[of].append((batch, state))
-        batch, self.states[number] = self._waiting[number].popleft()
-        return batch
-
-    def go_on_from(self, number: int, state: Any) -> None:
-        """Let a stream go on from a state; all begin anew from what was taken of them."""
-        self.states[number], self._loader = state, None
-        for waiting in self._waiting:
-            waiting.clear()
-
-
-def as_it_is(item: Any) -> Any:
-    """What a process has made, unchanged."""
-    return item
-
-
-def stand_apart(number: int) -> None:
-    """Leave signals to a group of processes, such as Ctrl-C, to the one that trains, which saves first."""
-    os.setpgid(0, 0)
-
-
-@dataclass
-class Turn:
-    """One stream of `Packers`, as `Ahead` has one."""
-
-    packers: Packers
-    number: int
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        return self.packers.take(self.number)
-
-    def get_state(self) -> Any:
-        """Where to go on after the batches that were taken."""
-        return self.packers.states[self.number]
-
-    def set_state(self, state: Any) -> None:
-        """Go on from there."""
-        self.packers.go_on_from(self.number, state)
 
 
 @dataclass
