@@ -10,8 +10,8 @@ the time in which kernels run; ``waits``: how often the host waits in a step; ``
 time, with their shares.
 
 Generation, with random weights. ``evaluation_ms``: of the network, with all that goes with it. Counted in a trace, for
-an evaluation: ``launches`` of kernels, ``items``, ``nonzeros`` and ``copies_to_host``, each of which makes the host
-wait (on a GPU the first two are copies too), and all ``waits``. ``busy``: kernels' time over the time without a trace.
+an evaluation: ``launches`` of kernels; ``items`` and ``nonzeros``, most of which read what the host has anyway;
+``copies_to_host``, for which the host waits, and all ``waits``. ``busy``: kernels' time over the time without a trace.
 """
 
 from __future__ import annotations

@@ -55,13 +55,20 @@ def check_compiler(device: torch.device) -> None:
         InputError: it is not.
     """
     if find_compiler(device) is None:
-        needs = "CPU needs a C++ compiler, such as g++" if device.type == "cpu" else "GPU needs a C compiler, such as gcc"
-        raise InputError(f"compiling for a {needs}, and there is none")
+        cpu = device.type == "cpu"
+        needs = "a CPU needs a C++ compiler, such as g++" if cpu else "a GPU needs a C compiler, such as gcc"
+        raise InputError(f"compiling for {needs}, and there is none")
 
 
 def constant(values: Sequence[float], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A few numbers as a tensor on the device of another one, which nobody waits for."""
     return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
+
+
+def send(t: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device, which nobody waits for; the tensor itself where it is there already."""
+    pinned = t.pin_memory() if t.device.type == "cpu" and device.type == "cuda" else t
+    return pinned.to(device, non_blocking=True)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

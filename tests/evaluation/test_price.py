@@ -13,6 +13,7 @@ from scorelm.evaluation.rows import batches, cut, length_nats, most_positions
 from scorelm.sampling.paths import make_path
 
 from ..conftest import SPECIAL
+from ..pretend import elsewhere
 from .exact import BOS, EOS, F64, PAD, fast, one_batch, total
 from .networks import TEXTS, cross_entropy, free_places, make_model, network, next_logits, tokenizer, writable
 
@@ -242,3 +243,23 @@ def test_a_text_that_cannot_be_spelled_has_no_price(objective):
     with pytest.raises(InputError, match="1 of 1 texts"):
         price(lm, "☃")
     assert price(lm, [texts[0], texts[2]]).tokens > 0
+
+
+# --- on another device ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "steps", "reads"),
+    [("ordered", None, 7), ("reverse", None, 0), ("random", None, 0), ("uniform", None, 1), ("blocks:2", None, 1),
+     ("bounded", 16, 1), ("confidence", 6, 2), ("blocks:1", 6, 1)],
+)  # fmt: skip
+def test_a_price_elsewhere_is_the_price_here(path, steps, reads):
+    """Nor does the host often wait for the device: so many times an evaluation, and up to seven for a batch."""
+    lm, texts = make_model(), [text for text in TEXTS if text]
+    here = price(lm, texts, path, steps=steps, draws=4)
+    with elsewhere(lm) as device:
+        there = price(lm, texts, path, steps=steps, draws=4)
+    torch.testing.assert_close(there.by_text, here.by_text, rtol=1e-4, atol=1e-4)
+    longest = max(cut(texts, tokenizer(), 20).tokens)
+    evaluations = max(here.nfe, longest if path in ("reverse", "blocks:1") else 0)
+    assert device.waits.total() <= 11 + reads * evaluations, device.waits

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from scorelm.objectives import OBJECTIVES
-from scorelm.sampling.evaluator import Cached, Dense, Query
+from scorelm.sampling.evaluator import Cached, Dense
 from scorelm.sampling.loop import Loop, generate
+from scorelm.sampling.query import Query
 
 from .steps import BOS, EOS, records
 

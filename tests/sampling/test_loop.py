@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scorelm.config.generation import Generation
-from scorelm.sampling.evaluator import joined
 from scorelm.sampling.loop import generate
+from scorelm.sampling.query import joined
 from scorelm.sampling.request import Settings
 from scorelm.text.tokenizer import Special
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from scorelm.errors import InputError
 from scorelm.noise.schedule import Power
+from scorelm.sampling.draws import generator, shuffle
 from scorelm.sampling.paths import PATHS, make_path, ramp_path
-from scorelm.sampling.state import generator, shuffle
 
 from .walks import ADAPTIVE, INF, STATIC, begin, follow
 from .walks import walk as walk_in_sigma

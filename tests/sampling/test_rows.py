@@ -10,9 +10,10 @@ from dataclasses import fields
 import pytest
 import torch
 
-from scorelm.sampling.evaluator import Cached, Dense, Query, read_noisy
+from scorelm.sampling.evaluator import Cached, Dense
 from scorelm.sampling.loop import Loop, generate
 from scorelm.sampling.paths import PATHS as REGISTRY
+from scorelm.sampling.query import Query
 
 from .steps import BOS, EOS, NEVER, PAD, free, raised_prior, records
 
@@ -102,7 +103,7 @@ def test_behind_a_cache_too(long_lm, settings_of, path, solver):
         long_lm,
         UNEVEN,
         settings_of(path=path, solver=solver, steps=8),
-        lambda network: Cached(network, 0, read_noisy(network)),
+        lambda network: Cached(network, 0, network.noisy),
     )
     assert compared > 20 and (last.sigma_BL == 0).all()
 

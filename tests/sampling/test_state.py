@@ -11,7 +11,8 @@ from scorelm.errors import InputError
 from scorelm.noise.forward import to_sigma
 from scorelm.noise.schedule import Log
 from scorelm.sampling.cache import finished_blocks
-from scorelm.sampling.state import Budget, RowDraws, generator, inverse_transform, pack, shuffle, start
+from scorelm.sampling.draws import RowDraws, generator, inverse_transform, shuffle
+from scorelm.sampling.state import Budget, pack, start
 
 from ..conftest import SPECIAL
 from .steps import BOS, EOS, INF, records

@@ -299,6 +299,18 @@ def test_processes_that_pack_end_with_what_they_pack_for(data: TrainingData, rec
         gc.enable()
 
 
+def test_processes_that_pack_leave_saving_to_the_one_that_trains(data: TrainingData, recipe: Any) -> None:
+    """A cluster tells every process of a job to end; until it has saved, the run goes on with the batches it had."""
+    ours, theirs = ([shard.batches for shard in data.shards(recipe(2), ALONE, how)] for how in (True, False))
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            assert all(map(np.array_equal, next(one).values(), next(other).values()))
+        for packer in multiprocessing.active_children():
+            packer.terminate()
+            packer.join(10)
+            assert packer.exitcode == 0
+
+
 def test_a_gpu_has_more_shards_as_far_as_rows_and_texts_allow(
     data: TrainingData, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

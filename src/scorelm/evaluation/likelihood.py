@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scorelm.device import send
 from scorelm.evaluation.rows import RowBatch
+from scorelm.model.denoiser import Places
 from scorelm.model.layout import Layout, number_blocks, twice
-from scorelm.model.prediction import Prediction
+from scorelm.model.prediction import Prediction, places_of
 from scorelm.noise.forward import add_noise
 from scorelm.noise.levels import free_place, ramp
 from scorelm.noise.schedule import Schedule
@@ -59,9 +61,15 @@ class Noisy:
         self.block_BL = number_blocks(batch.position_BL, batch.begins_B1, block)
         streams = Layout.two_streams if self.two else Layout.one_stream
         self.layout = streams(batch.real_BL, batch.position_BL, self.block_BL)
+        self.layout_here = self.layout.map(lambda t_BL: t_BL.cpu())
 
     def at(self, sigma_BL: Tensor, eps_BLE: Tensor | None = None) -> Prediction:
-        """The posterior at the positions with sigma above 0, for noise `eps_BLE` where it is finite."""
+        """The posterior at the positions with sigma above 0, for noise `eps_BLE` where it is finite.
+
+        Levels are on the host, and so is the mask of the posterior.
+        """
+        device, open_BL, places = self.network.device, sigma_BL > 0, self._places(sigma_BL)
+        sigma_BL = send(sigma_BL, device)
         x_BSE = add_noise(self.e_BLE, sigma_BL, torch.zeros_like(self.e_BLE) if eps_BLE is None else eps_BLE)
         sigma_BS, ids_BS = sigma_BL, self.batch.ids_BL
         if self.two:
@@ -70,18 +78,24 @@ class Noisy:
         table_VE, self_cond_BSE = self.network.table_VE, None
         with self.network.autocast:
             for left in range(self.passes, 0, -1):
-                seen = self.network.denoiser.predict(x_BSE, sigma_BS, self.layout, self_cond_BSE, ids_BS, table_VE)
+                seen = self.network.denoiser.predict(
+                    x_BSE, sigma_BS, self.layout, self_cond_BSE, ids_BS, table_VE, places
+                )
                 if left > 1:
-                    self_cond_BSE = seen.spread(seen.x0_NE)
+                    nothing_PE = torch.zeros_like(x_BSE, dtype=seen.x0_NE.dtype).flatten(0, 1)
+                    self_cond_BSE = nothing_PE.index_copy(0, places.open_N, seen.x0_NE).view_as(x_BSE)
             logits_NV = seen.logits_NV
-        open_BL = sigma_BL > 0
-        rule_out(logits_NV, torch.full_like(open_BL, self.closed)[open_BL], self.batch.special)
-        return Prediction.of(logits_NV, open_BL, table_VE)
+        return Prediction.of(rule_out(logits_NV, self.closed, self.batch.special), open_BL, table_VE)
+
+    def _places(self, sigma_BL: Tensor) -> Places:
+        """Where positions of each kind are; the clean copies of two streams are given."""
+        sigma_BS = torch.cat([torch.zeros_like(sigma_BL), sigma_BL], 1) if self.two else sigma_BL
+        return Places.of(sigma_BS, self.layout_here).to(self.network.device)
 
     def nats(self, sigma_BL: Tensor, eps_BLE: Tensor | None = None) -> Tensor:
         """Cross-entropies at the positions with sigma above 0, [N]."""
         seen = self.at(sigma_BL, eps_BLE)
-        return F.cross_entropy(seen.logits_NV, self.batch.ids_BL[seen.open_BL], reduction="none")
+        return F.cross_entropy(seen.logits_NV, self.batch.ids_BL.flatten()[seen.places_N], reduction="none")
 
 
 def every(batch: RowBatch, evaluations: int) -> Tensor:
@@ -109,24 +123,25 @@ def bound(
     """
     assert path.slope is not None
     closed = path.block != 1
-    free_BL, noisy = batch.free(closed), Noisy(network, batch, path.block, passes, closed)
+    free_BL, noisy = batch.free(closed).cpu(), Noisy(network, batch, path.block, passes, closed)
     offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * noisy.block_BL.cpu()) % 1
-    place_BL, size, device = free_place(free_BL.cpu()), noisy.e_BLE.shape[-1], free_BL.device
+    place_BL, size, device = free_place(free_BL), noisy.e_BLE.shape[-1], network.device
     diffusion_B, seen = torch.zeros(len(batch.index), dtype=torch.float64, device=device), []
     for draw in range(draws):
-        u_BL = ramp((draw + offset_BL) / draws, place_BL, path.slope).to(device)
+        u_BL = ramp((draw + offset_BL) / draws, place_BL, path.slope)
         sigma_BL = torch.where(u_BL >= 1, torch.inf, schedule.sigma(u_BL)).float()
         found = noisy.at(torch.where(free_BL, sigma_BL, 0.0), batch.noise(size, seed, draw))
-        error_N = (noisy.e_BLE[free_BL] - found.x0_NE).double().square().sum(-1)
+        error_N = (noisy.e_BLE.flatten(0, 1)[found.places_N] - found.x0_NE).double().square().sum(-1)
         open_BL = free_BL & (u_BL > 0) & (u_BL < 1)
         u_N = u_BL[open_BL]
-        value_N = schedule.sigma(u_N).pow(-3) * schedule.derivative(u_N) * error_N[open_BL[free_BL]]
+        weight_N = send(schedule.sigma(u_N).pow(-3) * schedule.derivative(u_N), device)
+        value_N = weight_N * error_N[places_of(open_BL[free_BL], device)]
         diffusion_B += batch.totals(value_N, open_BL) * (1 + path.slope) / draws
-        seen.append(torch.stack([u_N, value_N]).cpu())
+        seen.append(torch.stack([send(u_N, device), value_N]))
     last_N = noisy.nats(torch.where(free_BL, schedule.sigma_min, 0.0), batch.noise(size, seed, draws))
     prior_B = free_BL.sum(1).double() * size / 2 * math.log1p(schedule.sigma_max**-2)
     terms = {"reconstruction": batch.totals(last_N, free_BL), "diffusion": diffusion_B, "prior": prior_B}
-    return Priced(terms, every(batch, passes * (draws + 1)), torch.cat(seen, 1))
+    return Priced(terms, every(batch, passes * (draws + 1)), torch.cat(seen, 1).cpu())
 
 
 def left_to_right(objective: Objective, network: Network, batch: RowBatch) -> Priced:
@@ -151,21 +166,21 @@ def next_logits(objective: Objective, network: Network, batch: RowBatch) -> Tens
             network.denoiser, batch.ids_BL, batch.real_BL, batch.position_BL, free_BL, batch.special
         )
         logits_NV = seen.logits_NV
-    return rule_out(logits_NV, torch.zeros(len(logits_NV), dtype=torch.bool, device=logits_NV.device), batch.special)
+    return rule_out(logits_NV, False, batch.special)
 
 
 def right_to_left(network: Network, batch: RowBatch, passes: int) -> Priced:
     """Exact NLL of every token given those after it and the row's length, in an evaluation for each place."""
-    free_BL = batch.free(closed=True)
+    free_BL = batch.free(closed=True).cpu()
     noisy, count_B1 = Noisy(network, batch, 0, passes, True), free_BL.sum(1, keepdim=True)
     rank_BL = count_B1 - free_BL.long().cumsum(1)
-    total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=free_BL.device)
+    total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=network.device)
     for place in range(int(count_B1.max())):
         open_BL = free_BL & (rank_BL >= place)
         now_BL = open_BL & (rank_BL == place)
         nats_N = noisy.nats(torch.where(open_BL, torch.inf, 0.0))
-        total_B += batch.totals(nats_N[now_BL[open_BL]], now_BL)
-    return Priced({"reconstruction": total_B}, passes * count_B1.squeeze(1).float().cpu())
+        total_B += batch.totals(nats_N[places_of(now_BL[open_BL], network.device)], now_BL)
+    return Priced({"reconstruction": total_B}, passes * count_B1.squeeze(1).float())
 
 
 def random_order(network: Network, batch: RowBatch, draws: int, seed: int, passes: int) -> Priced:
@@ -174,13 +189,14 @@ def random_order(network: Network, batch: RowBatch, draws: int, seed: int, passe
     With t of n tokens given at random, each of the others is as likely to be the next, so ``n`` times their mean
     cross-entropy estimates the sum over an order, without bias (arXiv 2110.02037, section 3); t is stratified.
     """
-    free_BL = batch.free(closed=True)
+    free_BL = batch.free(closed=True).cpu()
     noisy = Noisy(network, batch, 0, passes, True)
-    offset_B, count_B = batch.low_discrepancy(seed).to(free_BL.device), free_BL.sum(1)
-    total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=free_BL.device)
+    offset_B, count_B = batch.low_discrepancy(seed), free_BL.sum(1)
+    total_B = torch.zeros(len(batch.index), dtype=torch.float64, device=network.device)
     for draw in range(draws):
         given_B = ((draw + offset_B) / draws * count_B).long()
         open_BL = free_BL & (batch.shuffled(free_BL, seed, draw) >= given_B[:, None])
         nats_N = noisy.nats(torch.where(open_BL, torch.inf, 0.0))
-        total_B += batch.totals(nats_N, open_BL) * count_B / (count_B - given_B).clamp(min=1) / draws
+        share_B = count_B.double() / (count_B - given_B).clamp(min=1) / draws
+        total_B += batch.totals(nats_N, open_BL) * send(share_B, network.device)
     return Priced({"reconstruction": total_B}, every(batch, passes * draws))

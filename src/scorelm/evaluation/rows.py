@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scorelm.device import send
 from scorelm.errors import InputError
 from scorelm.noise.levels import GOLDEN
-from scorelm.sampling.state import shuffle
+from scorelm.sampling.draws import shuffle
 from scorelm.text.batching import by_length, pad
 from scorelm.text.normalization import as_read
 from scorelm.text.templates import Template
@@ -108,16 +109,16 @@ class RowBatch:
 
     def templates(self, closed: bool) -> list[Template]:
         """The rows with a hole for each token that is priced."""
-        free_BL, found = self.free(closed), list[Template]()
-        for row, length in enumerate(self.real_BL.sum(1).tolist()):
-            pairs = zip(self.ids_BL[row, :length].tolist(), free_BL[row, :length].tolist(), strict=True)
+        ids_BL, free_BL, found = self.ids_BL.cpu().tolist(), self.free(closed).cpu().tolist(), list[Template]()
+        for row, length in enumerate(self.real_BL.sum(1).cpu().tolist()):
+            pairs = zip(ids_BL[row][:length], free_BL[row][:length], strict=True)
             found.append([None if free else token for token, free in pairs])
         return found
 
     def totals(self, value_N: Tensor, at_BL: Tensor) -> Tensor:
         """Sums over each row of values that stand at the true positions of `at_BL`, in reading order: [B] float64."""
-        total_B = torch.zeros(len(self.index), dtype=torch.float64, device=at_BL.device)
-        return total_B.index_add(0, at_BL.nonzero()[:, 0], value_N.double())
+        total_B = torch.zeros(len(self.index), dtype=torch.float64, device=value_N.device)
+        return total_B.index_add(0, send(at_BL.nonzero()[:, 0], value_N.device), value_N.double())
 
     def low_discrepancy(self, seed: int) -> Tensor:
         """A number in [0, 1) for each row: multiples of the golden ratio from an offset that the seed gives, [B]."""
@@ -136,10 +137,10 @@ class RowBatch:
     def noise(self, size: int, seed: int, draw: int) -> Tensor:
         """Standard normal [B, L, size], each row's own."""
         eps_BLE = torch.zeros(*self.ids_BL.shape, size)
-        for row, generator in enumerate(self.generators(seed, draw)):
-            length = int(self.real_BL[row].sum())
+        lengths = self.real_BL.sum(1).cpu().tolist()
+        for row, (length, generator) in enumerate(zip(lengths, self.generators(seed, draw), strict=True)):
             eps_BLE[row, :length] = torch.randn(length, size, generator=generator)
-        return eps_BLE.to(self.ids_BL.device)
+        return send(eps_BLE, self.ids_BL.device)
 
     def shuffled(self, free_BL: Tensor, seed: int, draw: int) -> Tensor:
         """A random place among its row's free positions for each of them, [B, L] from 0."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scorelm.device import send
 from scorelm.evaluation.likelihood import Priced
 from scorelm.evaluation.rows import RowBatch
+from scorelm.model.prediction import places_of
 from scorelm.sampling.loop import Loop
 from scorelm.sampling.request import Settings
 from scorelm.sampling.solvers import Step, towards
@@ -36,7 +38,7 @@ def walk(loop: Loop, batch: RowBatch, settings: Settings, seed: int) -> Priced:
     while not job.finished:
         loop.step()
     terms = {"reconstruction": told.finished_B, "diffusion": told.moved_B}
-    return Priced(terms, job.state.nfe_B.float().cpu())
+    return Priced(terms, job.state.nfe_B.float())
 
 
 class Told:
@@ -49,18 +51,18 @@ class Told:
 
     def move(self, step: Step, moving_BL: Tensor) -> Tensor:
         """Take positions to a level above 0 by the evidence that their true tokens give."""
-        true_NE = step.table_VE[self.ids_BL[moving_BL]]
+        true_NE = step.table_VE[self.ids_BL.flatten()[places_of(moving_BL, self.ids_BL.device)]]
         moved_NE = towards(step, true_NE, 1.0)
         before_NE = torch.where(step.sigma_N.isinf()[:, None], 0.0, step.x_NE / step.sigma_N[:, None] ** 2)
         gained_NE = (moved_NE / step.target_N[:, None] ** 2 - before_NE).double()
         ratio_NV = step.logits_NV.double().log_softmax(-1) + gained_NE @ step.table_VE.double().T
         cost_N = (gained_NE * true_NE).sum(-1) - ratio_NV.logsumexp(-1)
-        self.moved_B.index_add_(0, moving_BL.nonzero()[:, 0], cost_N)
+        self.moved_B.index_add_(0, send(moving_BL.nonzero()[:, 0], cost_N.device), cost_N)
         return moved_NE
 
     def write(self, logits_NV: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
         """The true tokens, at the price of their cross-entropy."""
-        true_N = self.ids_BL[finishing_BL]
+        true_N = self.ids_BL.flatten()[places_of(finishing_BL, self.ids_BL.device)]
         cost_N = -logits_NV.double().log_softmax(-1).gather(1, true_N[:, None]).squeeze(1)
-        self.finished_B.index_add_(0, finishing_BL.nonzero()[:, 0], cost_N)
+        self.finished_B.index_add_(0, send(finishing_BL.nonzero()[:, 0], cost_N.device), cost_N)
         return true_N

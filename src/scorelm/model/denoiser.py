@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scorelm.config.recipe import ModelConfig
+from scorelm.device import send
 from scorelm.model.backbone import Backbone, Count, Transformer
 from scorelm.model.embedding import Embedding, evidence, nearest_token
 from scorelm.model.kernels import different_rows
@@ -58,6 +59,12 @@ class Places(NamedTuple):
         noisy_U, given_M = place_BSL[:, -1].flatten(), place_BSL[:, :-1].flatten()
         order_P = torch.cat([noisy_U, given_M]).argsort()
         return cls(noisy_U, noisy_U[:0], given_M, noisy_U, order_P, fixed=True)
+
+    def to(self, device: torch.device) -> Places:
+        """The same places on a device, which does not wait for them."""
+        kinds, fixed = self[:5], self.fixed
+        noisy_U, blank_J, given_M, open_N, order_P = torch.split(send(torch.cat(kinds), device), [*map(len, kinds)])
+        return Places(noisy_U, blank_J, given_M, open_N, order_P, fixed)
 
 
 class Denoiser(nn.Module):

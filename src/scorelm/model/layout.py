@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scorelm.device import send
+
 CLEAN, NOISY = 0, 1
 WHOLE = 2**31 - 1
 """Size of a block that no document outgrows."""
@@ -80,8 +82,12 @@ class Layout:
         return cls(segment_BL, position_BL, position_BL, torch.full_like(position_BL, CLEAN))
 
     def to(self, device: torch.device) -> Layout:
-        """The same layout on another device."""
-        return self.map(lambda t_BL: t_BL.to(device))
+        """The same layout of the host on a device, which nobody waits for; it has no past."""
+        if device == self.segment_BL.device:
+            return self
+        fields = torch.stack([self.segment_BL, self.position_BL, self.block_BL, self.stream_BL])
+        segment_BL, position_BL, block_BL, stream_BL = send(fields, device).unbind()
+        return Layout(segment_BL, position_BL, block_BL, stream_BL)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
         """The layout with each of its tensors changed; it has no past."""

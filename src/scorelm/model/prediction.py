@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from scorelm.device import send
+
 CHUNK = 2**24
 """Most numbers of an array [N, V] that are held at a time where all of it is not asked for, on a CPU."""
 CHUNK_ON_GPU = 2**28
@@ -43,7 +45,7 @@ class Prediction:
     """
 
     open_BL: Tensor
-    """Where the open positions are, bool."""
+    """Where the open positions are, bool; generation keeps it on the host, so that it waits for nothing."""
     table_VE: Tensor
     """Embeddings of all tokens."""
     read_out: Callable[..., tuple[Tensor, Tensor]]
@@ -104,12 +106,18 @@ class Prediction:
         """The likeliest tokens."""
         return self.logits_NV.argmax(-1)
 
+    @once
+    def places_N(self) -> Tensor:
+        """The open positions, counted row after row, where the logits are."""
+        return places_of(self.open_BL, self.table_VE.device)
+
     def at(self, mask_BL: Tensor) -> Tensor:
         """Logits [M, V] of the positions of a mask, all of them open."""
-        return self.logits_NV[mask_BL[self.open_BL]]
+        return self.logits_NV[places_of(mask_BL[self.open_BL], self.logits_NV.device)]
 
     def spread(self, value_N: Tensor, fill: float = 0.0) -> Tensor:
-        """Values of the open positions where they stand, [B, L, ...], and `fill` elsewhere."""
+        """Values of the open positions where they stand, [B, L, ...], and `fill` elsewhere; where `open_BL` is."""
+        value_N = value_N.to(self.open_BL.device)
         spread_BL = value_N.new_full((*self.open_BL.shape, *value_N.shape[1:]), fill)
         spread_BL[self.open_BL] = value_N
         return spread_BL
@@ -122,6 +130,11 @@ class Prediction:
             return function(Prediction(self.open_BL, self.table_VE, self.read_out, own), *given)
 
         return in_chunks(of_chunk, len(self.table_VE), *self.rows, *rows_N)
+
+
+def places_of(mask: Tensor, device: torch.device) -> Tensor:
+    """Where a mask is true, counted row after row, on a device, which is not waited for if the mask is on the host."""
+    return send(mask.flatten().nonzero().squeeze(1), device)
 
 
 def in_chunks(function: Callable[..., Tensor], vocabulary: int, *rows_N: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from scorelm.config.recipe import NoiseConfig, ObjectiveName, TrainingConfig
 from scorelm.errors import InputError
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.layout import Layout
-from scorelm.model.prediction import Prediction
+from scorelm.model.prediction import Prediction, places_of
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
-from scorelm.sampling.evaluator import Cached, Evaluator, Network, Query, Reader
+from scorelm.sampling.evaluator import Cached, Evaluator, Network, Reader
 from scorelm.sampling.paths import Path
+from scorelm.sampling.query import Placed, Query
 from scorelm.sampling.request import Settings
 from scorelm.text.tokenizer import Special
 
@@ -131,12 +132,14 @@ def token_before(ids_BL: Tensor, position_BL: Tensor, special: Special) -> Tenso
 def read_before(network: Network) -> Reader:
     """Reads the token before each position, as an autoregressive model does."""
 
-    def read(query: Query, row_R1: Tensor, at_RW: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        before_RW = token_before(query.ids_BL, query.position_BL, network.special)[row_R1, at_RW]
-        open_RW = (layout.segment_BL > 0) & (query.sigma_BL[row_R1, at_RW] > 0)
+    def read(query: Query, placed: Placed) -> Tensor:
+        before_RW = query.ids_BL.flatten()[(placed.at_there_RW - 1).clamp(min=0)]
+        before_RW = torch.where(placed.layout_there.position_BL == 0, network.special.bos, before_RW)
+        open_RW = (placed.layout.segment_BL > 0) & (query.sigma_BL.flatten()[placed.at_RW] > 0)
+        open_N = places_of(open_RW, network.device)
         with network.autocast:
-            found = network.denoiser.predict_next(before_RW, layout, open_RW, network.table_VE)
-        closed_N, hole_N = (t[row_R1, at_RW][open_RW] for t in (query.closed_BL, query.hole_BL))
-        return network.logits(found, closed_N, hole_N), open_RW
+            found = network.denoiser.predict_next(before_RW, placed.layout_there, open_RW, network.table_VE, open_N)
+            logits_NV = found.logits_NV
+        return network.answer(logits_NV, open_RW, query, placed)
 
     return read

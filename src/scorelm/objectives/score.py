@@ -23,7 +23,7 @@ from scorelm.noise.forward import add_noise
 from scorelm.noise.levels import Uniform, draw_levels, given_spans, runs
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
-from scorelm.sampling.evaluator import Cached, Dense, Evaluator, Network, read_noisy
+from scorelm.sampling.evaluator import Cached, Dense, Evaluator, Network
 from scorelm.sampling.paths import Path
 from scorelm.sampling.request import Settings
 from scorelm.text.tokenizer import Special
@@ -109,7 +109,7 @@ class Score(Objective):
 
     def evaluator(self, network: Network, window: int | None) -> Evaluator:
         """Whole rows, or on blocks what is new behind the keys and values of what is finished."""
-        return Dense(network) if window is None else Cached(network, window, read_noisy(network))
+        return Dense(network) if window is None else Cached(network, window, network.noisy)
 
     def next_tokens(
         self,

@@ -13,11 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scorelm.model.prediction import Prediction
-from scorelm.sampling.evaluator import Query
+from scorelm.device import send
+from scorelm.model.prediction import Prediction, places_of
 from scorelm.sampling.guidance import guided, keep_likeliest
+from scorelm.sampling.query import Query
 from scorelm.sampling.request import Settings
-from scorelm.sampling.solvers import Estimate, Solver, Step, far_end, tempered
+from scorelm.sampling.solvers import Estimate, Solver, Step, bends, far_end, tempered
 from scorelm.sampling.state import State
 
 
@@ -74,7 +75,7 @@ class Transition(Protocol):
     """What becomes of positions that move: tokens are drawn, or the true ones are told and priced."""
 
     def move(self, step: Step, moving_BL: Tensor) -> Tensor:
-        """The new x [N, E] of positions that go to a level above 0."""
+        """The new x [N, E] of positions that go to a level above 0; masks are on the host."""
 
     def write(self, logits_NV: Tensor, finishing_BL: Tensor, state: State) -> Tensor:
         """The tokens [N] of positions that finish."""
@@ -106,7 +107,7 @@ def denoise(
     while state.open_BL.any():
         state.step += 1
         before = Before.of(state) if recorded else None
-        seen = (yield from judge(state, settings, state.open_BL)) if path.adaptive else None
+        seen = (yield from judge(state, settings, state.open_BL, recorded)) if path.adaptive else None
         target_BL = path.next_levels(seen, state)
         if path.forgets:
             state.forget((target_BL > state.sigma_BL) & state.free_BL)
@@ -114,7 +115,7 @@ def denoise(
         if not moving_BL.any():
             continue
         if add_churn(state, settings, moving_BL) or seen is None:
-            seen = yield from judge(state, settings, moving_BL)
+            seen = yield from judge(state, settings, moving_BL, recorded)
         if halts is not None:
             halted_BL = seen.open_BL & halts(seen)[:, None]
             target_BL, moving_BL = torch.where(halted_BL, 0.0, target_BL), moving_BL | halted_BL
@@ -127,14 +128,17 @@ def denoise(
             yield record(state, seen, steps, before, settings.candidates)
 
 
-def judge(state: State, settings: Settings, moving_BL: Tensor) -> Generator[Query, Prediction, Prediction]:
+def judge(
+    state: State, settings: Settings, moving_BL: Tensor, recorded: bool
+) -> Generator[Query, Prediction, Prediction]:
     """Ask about the open positions of the rows with `moving_BL`; the state takes the new estimate."""
     reach_BL = within_reach(state, settings, moving_BL)
     logits_NV = yield from ask(state, settings, state.x_BLE, state.sigma_BL, reach_BL)
     seen = Prediction.of(logits_NV, reach_BL & (state.sigma_BL > 0), state.rows.table_VE)
-    norm = state.x_BLE.shape[-1] ** 0.5
-    state.change_BL = seen.spread((seen.x0_NE - state.x0_BLE[seen.open_BL]).norm(dim=-1) / norm)
-    state.x0_BLE[seen.open_BL] = seen.x0_NE
+    if recorded:
+        norm = state.x_BLE.shape[-1] ** 0.5
+        state.change_BL = seen.spread((seen.x0_NE - state.x0_PE[seen.places_N]).norm(dim=-1) / norm)
+    state.x0_PE[seen.places_N] = seen.x0_NE
     return seen
 
 
@@ -153,7 +157,7 @@ def ask(
     told_BL = reach_BL & (prompt_BL & reach_BL).any(1, keepdim=True)
     if options.guidance != 1 and told_BL.any():
         other = yield query(torch.where(prompt_BL, torch.inf, sigma_BL), state.x0_BLE, told_BL)
-        at_N = told_BL[open_BL]
+        at_N = places_of(told_BL[open_BL], logits_NV.device)
         logits_NV[at_N] = guided(logits_NV[at_N], other.at(open_BL & told_BL), options.guidance)
     if options.self_guidance != 1:
         other = yield query(sigma_BL, torch.zeros_like(x_BLE), reach_BL)
@@ -179,8 +183,8 @@ def add_churn(state: State, settings: Settings, moving_BL: Tensor) -> bool:
     sigma_M = state.sigma_BL[moving_BL]
     raised_M = solver.churn(sigma_M, settings.path_steps)
     scale_M = torch.where(sigma_M.isfinite(), (raised_M**2 - sigma_M**2).clamp(min=0).sqrt(), 0.0)
-    noise_ME = solver.churn_noise * scale_M[:, None] * state.draws(moving_BL).normal()
-    state.put(moving_BL, state.x_BLE[moving_BL] + noise_ME, raised_M)
+    x_ME, noise_ME = state.x_PE[state.places(moving_BL)], state.draws(moving_BL).normal()
+    state.put(moving_BL, x_ME + solver.churn_noise * send(scale_M, x_ME.device)[:, None] * noise_ME, raised_M)
     return bool((raised_M > sigma_M).any())
 
 
@@ -190,32 +194,35 @@ def move(
     """Take positions to a level above 0, with a look at the far end where the solver corrects its step there."""
     if not moving_BL.any():
         return
+    at_N, device = state.places(moving_BL), state.x_BLE.device
+    x_NE, x0_NE, before_NE = (t[at_N] for t in (state.x_PE, state.x0_PE, state.before_x0_PE))
+    levels = [sigma_BL[moving_BL] for sigma_BL in (state.sigma_BL, target_BL, state.before_sigma_BL)]
+    sigma_N, target_N, before_N = send(torch.stack(levels), device).unbind()
     step = Step(
-        state.x_BLE[moving_BL], state.sigma_BL[moving_BL], target_BL[moving_BL], seen.at(moving_BL),
-        state.rows.table_VE, state.draws(moving_BL),
-        Estimate(state.before_x0_BLE[moving_BL], state.before_sigma_BL[moving_BL]), settings.options.score_temperature,
+        x_NE, sigma_N, target_N, seen.at(moving_BL), state.rows.table_VE, state.draws(moving_BL),
+        Estimate(before_NE, before_N), settings.options.score_temperature,
     )  # fmt: skip
-    state.before_x0_BLE[moving_BL] = tempered(step, state.x0_BLE[moving_BL], step.x_NE, step.sigma_N)
-    state.before_sigma_BL[moving_BL] = step.sigma_N
+    state.before_x0_PE[at_N] = tempered(step, x0_NE, x_NE, sigma_N)
+    state.before_sigma_BL[moving_BL] = levels[0]
     moved_NE = transition.move(step, moving_BL)
-    if settings.solver.correct is not None:
-        inner_N, x_NE, sigma_N = far_end(step, moved_NE)
-        if inner_N.any():
-            far_NV = yield from ask_elsewhere(state, settings, moving_BL, x_NE, sigma_N)
-            moved_NE = settings.solver.correct(step, moved_NE, far_NV)
-    state.put(moving_BL, moved_NE, step.target_N)
+    inner_BL = moving_BL & bends(state.sigma_BL, target_BL)
+    if settings.solver.correct is not None and inner_BL.any():
+        far_NV = yield from ask_elsewhere(state, settings, moving_BL, far_end(step, moved_NE)[1], inner_BL, target_BL)
+        moved_NE = settings.solver.correct(step, moved_NE, far_NV)
+    state.put(moving_BL, moved_NE, levels[1])
 
 
 def ask_elsewhere(
-    state: State, settings: Settings, moving_BL: Tensor, x_ME: Tensor, sigma_M: Tensor
+    state: State, settings: Settings, moving_BL: Tensor, x_ME: Tensor, inner_BL: Tensor, target_BL: Tensor
 ) -> Generator[Query, Prediction, Tensor]:
-    """Logits at the moving positions, were they at another place and level; 0 in rows where all stay."""
-    x_BLE, sigma_BL = state.x_BLE.clone(), state.sigma_BL.clone()
-    x_BLE[moving_BL], sigma_BL[moving_BL] = x_ME, sigma_M
-    reach_BL = within_reach(state, settings, moving_BL & (sigma_BL < state.sigma_BL))
+    """Logits at the moving positions, were they at `x_ME` and the inner ones at their target; 0 in rows without any."""
+    x_BLE, sigma_BL = state.x_BLE.clone(), torch.where(inner_BL, target_BL, state.sigma_BL)
+    x_BLE.view(-1, x_ME.shape[1])[state.places(moving_BL)] = x_ME
+    reach_BL = within_reach(state, settings, inner_BL)
     found_NV = yield from ask(state, settings, x_BLE, sigma_BL, reach_BL)
-    logits_MV = found_NV.new_zeros(len(x_ME), found_NV.shape[1])
-    logits_MV[reach_BL[moving_BL]] = found_NV[moving_BL[reach_BL & (sigma_BL > 0)]]
+    logits_MV, device = found_NV.new_zeros(len(x_ME), found_NV.shape[1]), found_NV.device
+    from_N = places_of(moving_BL[reach_BL & (sigma_BL > 0)], device)
+    logits_MV[places_of(reach_BL[moving_BL], device)] = found_NV[from_N]
     return logits_MV
 
 
@@ -223,15 +230,14 @@ def finish(state: State, transition: Transition, seen: Prediction, finishing_BL:
     """Write the tokens of positions that go to level 0."""
     if not finishing_BL.any():
         return
-    ids_N = transition.write(seen.at(finishing_BL), finishing_BL, state)
-    state.ids_BL[finishing_BL] = ids_N
-    state.put(finishing_BL, state.rows.table_VE[ids_N], 0.0)
+    state.write(finishing_BL, transition.write(seen.at(finishing_BL), finishing_BL, state))
 
 
 def guess(state: State, seen: Prediction) -> None:
     """Put the likeliest tokens where the rows are still open: nothing but a record reads them."""
     open_BL = state.open_BL & seen.open_BL
-    state.ids_BL[open_BL] = seen.ids_N[open_BL[seen.open_BL]]
+    among_N = places_of(open_BL[seen.open_BL], seen.logits_NV.device)
+    state.ids_BL.view(-1)[state.places(open_BL)] = seen.ids_N[among_N]
 
 
 def record(state: State, seen: Prediction, steps: int, before: Before, candidates: int = 0) -> StepRecord:
@@ -252,6 +258,6 @@ def likeliest(state: State, seen: Prediction, count: int) -> Candidates:
     """The `count` likeliest tokens of every position that was judged, of all tokens if there are fewer."""
     log_NV = seen.logits_NV.log_softmax(-1)
     top = log_NV.topk(min(count, log_NV.shape[1]))
-    now_N = log_NV.gather(1, state.ids_BL[seen.open_BL][:, None]).squeeze(1)
+    now_N = log_NV.gather(1, state.ids_BL.view(-1)[seen.places_N][:, None]).squeeze(1)
     spread = (seen.spread(t) for t in (top.indices, top.values.exp(), now_N))
     return Candidates(seen.open_BL.cpu().clone(), *(t.cpu() for t in spread))

@@ -7,78 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scorelm.device import pick_dtype
-from scorelm.model.denoiser import Denoiser
+from scorelm.device import pick_dtype, send
+from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.layout import CLEAN, NOISY, Layout
+from scorelm.model.passes import MOST, passes_of, round_up
 from scorelm.model.prediction import Prediction
-from scorelm.sampling.cache import BlockCache, finished_blocks
-from scorelm.sampling.state import State, side_by_side
+from scorelm.sampling.cache import BlockCache
+from scorelm.sampling.query import Placed, Query, joined
+from scorelm.sampling.state import side_by_side
 from scorelm.text.tokenizer import Special
 
 
-def rule_out(logits_NV: Tensor, closed_N: Tensor, special: Special, allowed_NV: Tensor | None = None) -> Tensor:
+def rule_out(logits_NV: Tensor, closed: Tensor | bool, special: Special, allowed_NV: Tensor | None = None) -> Tensor:
     """The logits, in place, without what is never written: ``<s>``, ``<pad>``, ``<unk>``, and a second ``</s>``.
 
     Sampler and prices share this rule, so that a price is that of text that can be written.
 
     Args:
         logits_NV: of N positions.
-        closed_N: whether the position's row has its ``</s>`` already.
+        closed: whether the position's row has its ``</s>`` already, [N], or whether all have.
         special: ids of the special tokens.
         allowed_NV: what the request allows where, if it does not allow everything.
     """
     if allowed_NV is not None:
         logits_NV.masked_fill_(~allowed_NV, -torch.inf)
     for token in (special.bos, special.pad, special.unk):  # a list of them would be copied to a GPU each time
-        logits_NV[:, token] = -torch.inf
-    logits_NV[:, special.eos].masked_fill_(closed_N, -torch.inf)
+        logits_NV[:, token].fill_(-torch.inf)
+    if isinstance(closed, Tensor):
+        logits_NV[:, special.eos].masked_fill_(closed, -torch.inf)
+    elif closed:
+        logits_NV[:, special.eos].fill_(-torch.inf)
     return logits_NV
-
-
-@dataclass(eq=False)
-class Query:
-    """Positions of the rows of a request whose tokens are to be predicted; tensors [B, L, ...]."""
-
-    x_BLE: Tensor
-    sigma_BL: Tensor
-    x0_BLE: Tensor
-    """The estimate that is fed back."""
-    reach_BL: Tensor
-    """Positions that the network reads; what is open among them is asked about."""
-    ids_BL: Tensor
-    """Tokens of the positions at sigma 0."""
-    closed_BL: Tensor
-    """Positions of rows whose ``</s>`` is given."""
-    hole_BL: Tensor
-    """The condition on what is written there: the value of a `Hole`, 0 for none."""
-    position_BL: Tensor
-    block_BL: Tensor
-    finished_BL: Tensor
-    """On a path of blocks, those without noise in the state, which later blocks may read."""
-    in_blocks: bool
-
-    @classmethod
-    def of(cls, state: State, x_BLE: Tensor, sigma_BL: Tensor, x0_BLE: Tensor, reach_BL: Tensor, blocks: bool) -> Self:
-        """What to ask of the rows of a state, were its positions at `x_BLE` and `sigma_BL`."""
-        layout = state.rows.layout
-        return cls(
-            x_BLE, sigma_BL, x0_BLE, reach_BL, state.ids_BL, state.rows.closed_B[:, None].expand_as(reach_BL),
-            state.rows.hole_BL, layout.position_BL, layout.block_BL,
-            finished_blocks(layout.block_BL, state.sigma_BL) if blocks else torch.zeros_like(reach_BL), blocks,
-        )  # fmt: skip
-
-    @property
-    def open_BL(self) -> Tensor:
-        """Positions to be predicted."""
-        return self.reach_BL & (self.sigma_BL > 0)
 
 
 class Network:
@@ -99,34 +66,68 @@ class Network:
         self.allowed_KV = None if allowed_KV is None else allowed_KV.to(self.device)
         self.dtype = pick_dtype(precision, self.device)
         self.denoiser = denoiser if self.dtype == torch.float32 else denoiser.lowered(self.dtype)
+        self.passes = passes_of(self.denoiser) if self.device.type == "cuda" else None
+        """What computes small batches in fixed shapes, where launches take the time."""
 
     @property
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of matrix products."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def logits(self, prediction: Prediction, closed_N: Tensor, hole_N: Tensor) -> Tensor:
-        """Logits [N, V] without what is never written."""
-        with self.autocast:
-            logits_NV = prediction.logits_NV
-        allowed_NV = self.allowed_KV[hole_N] if self.allowed_KV is not None and hole_N.any() else None
-        return rule_out(logits_NV, closed_N, self.special, allowed_NV)
+    def answer(self, logits_XV: Tensor, open_RW: Tensor, query: Query, placed: Placed) -> Tensor:
+        """Logits [N, V] of the open positions of a query in reading order, without what is never written.
 
-    def noisy(
-        self,
-        x_BLE: Tensor,
-        sigma_BL: Tensor,
-        layout: Layout,
-        x0_BLE: Tensor,
-        ids_BL: Tensor,
-        closed_BL: Tensor,
-        hole_BL: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [N, V] of the noisy positions of a batch, and where they are."""
-        self_cond_BLE = torch.where((sigma_BL > 0)[..., None], x0_BLE, 0.0)
+        Args:
+            logits_XV: of those positions in the order of the placed rows; where these are fixed, of all positions.
+            open_RW: which are open.
+            query: that is answered.
+            placed: where its positions stand.
+        """
+        order_N = placed.at_RW[open_RW].argsort()
+        chosen_N = open_RW.flatten().nonzero().squeeze(1)[order_N] if placed.fixed else order_N
+        if placed.fixed or (order_N.diff() < 0).any():
+            logits_XV = logits_XV[send(chosen_N, self.device)]
+        closed_N, hole_N, allowed_NV = query.closed_BL[query.open_BL], query.hole_BL[query.open_BL], None
+        if self.allowed_KV is not None and hole_N.any():
+            allowed_NV = self.allowed_KV[send(hole_N, self.device)]
+        some, every = bool(closed_N.any()), bool(closed_N.all())
+        closed = every if some == every else send(closed_N, self.device)
+        return rule_out(logits_XV, closed, self.special, allowed_NV)
+
+    def noisy(self, query: Query, placed: Placed) -> Tensor:
+        """Logits [N, V] of the open positions of a query, in reading order; noisy embeddings are read."""
+        sigma_RW = torch.where(placed.layout.segment_BL > 0, query.sigma_BL.flatten()[placed.at_RW], 0.0)
+        logits_XV = self.in_pass(query, placed, sigma_RW) if placed.fixed else self.exactly(query, placed, sigma_RW)
+        return self.answer(logits_XV, sigma_RW > 0, query, placed)
+
+    def exactly(self, query: Query, placed: Placed, sigma_RW: Tensor) -> Tensor:
+        """Logits [N, V] of the positions with `sigma_RW` above 0; others are not computed."""
+        x_RWE, x0_RWE, ids_RW = (placed.take(t) for t in (query.x_BLE, query.x0_BLE, query.ids_BL))
+        places = Places.of(sigma_RW, placed.layout).to(self.device)
+        sigma_RW = send(sigma_RW, self.device)
+        self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
         with self.autocast:
-            found = self.denoiser.predict(x_BLE, sigma_BL, layout, self_cond_BLE, ids_BL, self.table_VE)
-        return self.logits(found, closed_BL[found.open_BL], hole_BL[found.open_BL]), found.open_BL
+            return self.denoiser.predict(
+                x_RWE, sigma_RW, placed.layout_there, self_cond_RWE, ids_RW, self.table_VE, places
+            ).logits_NV
+
+    def in_pass(self, query: Query, placed: Placed, sigma_RW: Tensor) -> Tensor:
+        """Logits [R W, V] of all positions; those of the next evaluation take their place."""
+        assert self.passes is not None
+        rows, length = sigma_RW.shape
+        one = self.passes.of_shape(rows, length, self.table_VE.shape[1], self.device)
+        one.read(placed.at_there_RW, query.x_BLE, query.x0_BLE, query.ids_BL, sigma_RW, placed.layout_there)
+        return one.logits(self.denoiser, self.dtype)
+
+    def place(self, at_RW: Tensor, layout: Layout) -> Placed:
+        """Rows of positions on the network's device, padded to one of a few shapes if they are to be a `Pass`."""
+        rows, length = at_RW.shape
+        more_rows, more_length = (new - old for new, old in zip(round_up(rows, length), at_RW.shape, strict=True))
+        padding = (0, more_length, 0, more_rows)
+        fixed = self.passes is not None and (rows + more_rows) * (length + more_length) * len(self.table_VE) <= MOST
+        if fixed:
+            at_RW, layout = F.pad(at_RW, padding), layout.map(lambda t_BL: F.pad(t_BL, padding))
+        return Placed.of(at_RW, layout, self.device, fixed=fixed)
 
 
 class Evaluator(Protocol):
@@ -141,55 +142,33 @@ class Dense:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.packed: tuple[list[Tensor], tuple[int, ...], Tensor, Layout] | None = None
+        self.packed: tuple[list[Tensor], tuple[int, ...], Placed] | None = None
 
     def __call__(self, queries: Sequence[Query]) -> list[Prediction]:
         """One pass for all of them."""
         query = joined(queries)
-        at_RW, layout = self._pack(queries, query)
+        logits_NV = self.network.noisy(query, self._pack(queries, query))
+        return answers(queries, logits_NV, self.network.table_VE)
 
-        def packed(t_BL: Tensor) -> Tensor:
-            return t_BL.flatten(0, 1)[at_RW]
-
-        sigma_RW = torch.where(layout.segment_BL > 0, packed(query.sigma_BL), 0.0)
-        logits_NV, open_RW = self.network.noisy(
-            packed(query.x_BLE), sigma_RW, layout, packed(query.x0_BLE), packed(query.ids_BL),
-            packed(query.closed_BL), packed(query.hole_BL),
-        )  # fmt: skip
-        return answers(queries, logits_NV[at_RW[open_RW].argsort()], self.network.table_VE)
-
-    def _pack(self, queries: Sequence[Query], query: Query) -> tuple[Tensor, Layout]:
-        """Where each position of the packed rows comes from, and their layout; kept while rows stay as they are."""
+    def _pack(self, queries: Sequence[Query], query: Query) -> Placed:
+        """Where the positions stand side by side; kept while rows stay as they are."""
         extents, rows = tuple(query.reach_BL.sum(1).tolist()), [q.position_BL for q in queries]
         kept = self.packed
         if kept is None or kept[1] != extents or not same(kept[0], rows):
             layout = Layout.one_stream(query.reach_BL.long(), query.position_BL, query.block_BL)
-            kept = self.packed = rows, extents, *side_by_side(layout, extents)
-        *_, at_RW, layout = kept
-        if any(q.in_blocks for q in queries):
-            finished_RW = query.finished_BL.flatten(0, 1)[at_RW]
-            layout = replace(layout, stream_BL=torch.where(finished_RW, CLEAN, layout.stream_BL))
-        return at_RW, layout
+            kept = self.packed = rows, extents, self.network.place(*side_by_side(layout, extents))
+        placed = kept[2]
+        if not query.in_blocks:
+            return placed
+        finished_RW = query.finished_BL.flatten()[placed.at_RW]
+        stream_RW = torch.where(finished_RW, CLEAN, placed.layout.stream_BL)
+        layout = replace(placed.layout, stream_BL=stream_RW)
+        return Placed.of(placed.at_RW, layout, self.network.device, fixed=placed.fixed)
 
 
 def same(requests: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Whether two sets of requests are the same ones, by the identity of their tensors."""
     return len(requests) == len(others) and all(a is b for a, b in zip(requests, others, strict=True))
-
-
-def joined(queries: Sequence[Query]) -> Query:
-    """All queries in one, as long as the longest."""
-    if len(queries) == 1:
-        return queries[0]
-    longest = max(q.sigma_BL.shape[1] for q in queries)
-
-    def join(name: str) -> Tensor:
-        parts = [getattr(q, name) for q in queries]
-        padding = [(0, 0) * (part.ndim - 2) + (0, longest - part.shape[1]) for part in parts]
-        return torch.cat([F.pad(part, pad) for part, pad in zip(parts, padding, strict=True)])
-
-    tensors = {f.name: join(f.name) for f in fields(Query) if f.name != "in_blocks"}
-    return Query(**tensors, in_blocks=any(q.in_blocks for q in queries))
 
 
 def answers(queries: Sequence[Query], logits_NV: Tensor, table_VE: Tensor) -> list[Prediction]:
@@ -200,22 +179,8 @@ def answers(queries: Sequence[Query], logits_NV: Tensor, table_VE: Tensor) -> li
     return [Prediction.of(part, q.open_BL, table_VE) for part, q in zip(parts, queries, strict=True)]
 
 
-Reader = Callable[[Query, Tensor, Tensor, Layout], tuple[Tensor, Tensor]]
-"""``read(query, row_R1, at_RW, layout)``: logits of the open positions at those places, and where they are, [R, W]."""
-
-
-def read_noisy(network: Network) -> Reader:
-    """Reads noisy embeddings, as a score model does."""
-
-    def read(query: Query, row_R1: Tensor, at_RW: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        x_RWE, sigma_RW, x0_RWE, ids_RW, closed_RW, hole_RW = (
-            t[row_R1, at_RW]
-            for t in (query.x_BLE, query.sigma_BL, query.x0_BLE, query.ids_BL, query.closed_BL, query.hole_BL)
-        )
-        sigma_RW = sigma_RW.where(layout.segment_BL > 0, 0.0)
-        return network.noisy(x_RWE, sigma_RW, layout, x0_RWE, ids_RW, closed_RW, hole_RW)
-
-    return read
+Reader = Callable[[Query, Placed], Tensor]
+"""``read(query, placed)``: logits [N, V] of the query's open positions, in reading order."""
 
 
 class Cached:
@@ -240,16 +205,15 @@ class Cached:
         query = joined(queries)
         cache = self._cache(queries, query.sigma_BL.shape)
         row_R, column_RW = cache.place(query.reach_BL)
-        real_RW, row_R1, at_RW = column_RW >= 0, row_R[:, None], column_RW.clamp(min=0)
-        position_RW = query.position_BL[row_R1, at_RW]
-        past = cache.past(row_R, query.position_BL, query.block_BL, column_RW.amax(1))
+        real_RW, at_RW = column_RW >= 0, row_R[:, None] * query.sigma_BL.shape[1] + column_RW.clamp(min=0)
+        position_RW = query.position_BL.flatten()[at_RW]
         if self.causal:
-            layout = replace(Layout.causal(real_RW.long(), position_RW), past=past)
+            layout = Layout.causal(real_RW.long(), position_RW)
         else:
-            block_RW = query.block_BL[row_R1, at_RW]
-            stream_RW = torch.where(query.finished_BL[row_R1, at_RW], CLEAN, NOISY)
-            layout = Layout(real_RW.long(), position_RW, block_RW, stream_RW, past)
-        logits_NV, _ = self.read(query, row_R1, at_RW, layout)
+            stream_RW = torch.where(query.finished_BL.flatten()[at_RW], CLEAN, NOISY)
+            layout = Layout(real_RW.long(), position_RW, query.block_BL.flatten()[at_RW], stream_RW)
+        past = cache.past(row_R, query.position_BL, query.block_BL, column_RW.amax(1))
+        logits_NV = self.read(query, Placed.of(at_RW, layout, self.network.device, past))
         cache.keep(past, row_R, column_RW, real_RW & (layout.stream_BL == CLEAN))
         return answers(queries, logits_NV, self.network.table_VE)
 

@@ -76,11 +76,11 @@ def kl(nats: float = 1e-3) -> Halting:
         def rule(seen: Prediction) -> Tensor:
             now_NV = seen.logits_NV.log_softmax(-1)
             if "log" not in memory:
-                memory["log"] = now_NV.new_full((*seen.open_BL.shape, now_NV.shape[-1]), torch.nan)
-            before_BLV = memory["log"]
-            ratio_NV = torch.where(now_NV.isfinite(), now_NV - before_BLV[seen.open_BL], 0.0)
+                memory["log"] = now_NV.new_full((seen.open_BL.numel(), now_NV.shape[-1]), torch.nan)
+            before_PV = memory["log"]
+            ratio_NV = torch.where(now_NV.isfinite(), now_NV - before_PV[seen.places_N], 0.0)
             divergence_N = (now_NV.exp() * ratio_NV).sum(-1).nan_to_num(nan=torch.inf)
-            before_BLV[seen.open_BL] = now_NV
+            before_PV[seen.places_N] = now_NV
             return mean_open(seen.spread(divergence_N), seen.open_BL) <= nats
 
         return rule

@@ -10,7 +10,8 @@ from torch import Tensor
 from scorelm.model.prediction import Prediction
 from scorelm.noise.schedule import Schedule
 from scorelm.sampling.denoise import Draw, StepRecord, Transition, denoise
-from scorelm.sampling.evaluator import Evaluator, Network, Query
+from scorelm.sampling.evaluator import Evaluator, Network
+from scorelm.sampling.query import Query
 from scorelm.sampling.request import Settings
 from scorelm.sampling.state import Budget, State, start
 from scorelm.text.templates import Template
@@ -51,7 +52,7 @@ class Job:
 
     def rows(self) -> list[tuple[list[int], int]]:
         """Token ids of each row up to its end, and the evaluations that it took."""
-        ids, lengths, nfe = self.state.ids_BL.tolist(), self.state.length_B.tolist(), self.state.nfe_B.tolist()
+        ids, lengths, nfe = self.state.ids_BL.cpu().tolist(), self.state.length_B.tolist(), self.state.nfe_B.tolist()
         return [(row[:length], count) for row, length, count in zip(ids, lengths, nfe, strict=True)]
 
 

@@ -133,12 +133,17 @@ def euler() -> Solver:
     return Solver("euler", euler_step, stochastic=False)
 
 
+def bends(sigma: Tensor, target: Tensor) -> Tensor:
+    """Whether a step between two levels has a slope at its far end: both are finite and above 0, and it goes down."""
+    return (target > 0) & (target < sigma) & sigma.isfinite()
+
+
 def far_end(step: Step, moved_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where a step's far end is judged: a mask [N] of positions that move between two finite levels, their x and sigma.
 
     A step to 0, or from inf, has no slope at its far end: such positions stay where they were.
     """
-    inner_N = (step.target_N > 0) & (step.target_N < step.sigma_N) & step.sigma_N.isfinite()
+    inner_N = bends(step.sigma_N, step.target_N)
     x_NE = torch.where(inner_N[:, None], moved_NE, step.x_NE)
     return inner_N, x_NE, torch.where(inner_N, step.target_N, step.sigma_N)
 

@@ -1,19 +1,25 @@
-"""The state of a generation: positions of several rows, what is known of them, and the random numbers of each row."""
+"""The state of a generation: positions of several rows, what is known of them, and the random numbers of each row.
+
+What decides who moves where (levels, masks, lengths) is on the host, and what is computed with (embeddings, estimates,
+tokens) on the model's device, so that the host need not wait for a GPU to know what comes next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from scorelm.device import send
 from scorelm.model.layout import Layout, number_blocks
+from scorelm.model.prediction import places_of
 from scorelm.noise.forward import add_noise, to_sigma
 from scorelm.noise.schedule import Schedule
+from scorelm.sampling.draws import RowDraws, generator, shuffle
 from scorelm.text.batching import pad
 from scorelm.text.packing import first_fit
 from scorelm.text.templates import Hole, Template
@@ -25,12 +31,12 @@ FREE = -1
 
 @dataclass(frozen=True)
 class Rows:
-    """What stays as it is about the rows of a request."""
+    """What stays as it is about the rows of a request; on the host but for the table."""
 
     layout: Layout
     special: Special
     table_VE: Tensor
-    """Embeddings of all tokens."""
+    """Embeddings of all tokens, on the model's device."""
     wanted_BL: Tensor
     """Positions to be written."""
     prompt_BL: Tensor
@@ -63,7 +69,7 @@ class Budget:
 
 @dataclass
 class State:
-    """Everything that a step changes; tensors [B, L, ...]."""
+    """Everything that a step changes; tensors [B, L, ...]. `ids_BL` and those [B, L, E] are on the model's device."""
 
     rows: Rows
     budget: Budget
@@ -84,7 +90,7 @@ class State:
     nfe_B: Tensor
     """Evaluations that each row has taken part in."""
     change_BL: Tensor
-    """How far the last prediction moved the estimate, in units of an embedding's norm."""
+    """How far the last prediction moved the estimate, in units of an embedding's norm, where steps are recorded."""
     step: int = 0
     """Of the path; it counts those in which nothing moves, too."""
 
@@ -104,30 +110,60 @@ class State:
 
     def draws(self, mask_BL: Tensor) -> RowDraws:
         """Random numbers for the positions of a mask."""
-        return RowDraws(self.rows.generators, mask_BL, self.x_BLE.shape[-1], self.rows.greedy)
+        device, dim = self.x_BLE.device, self.x_BLE.shape[-1]
+        return RowDraws(self.rows.generators, mask_BL, dim, self.rows.greedy, device)
+
+    def places(self, mask_BL: Tensor) -> Tensor:
+        """Places of the true positions of a mask, counted row after row, on the model's device."""
+        return places_of(mask_BL, self.x_BLE.device)
+
+    @property
+    def x_PE(self) -> Tensor:
+        """All positions, row after row: a view to read and write, as the two below are."""
+        return self.x_BLE.view(-1, self.x_BLE.shape[-1])
+
+    @property
+    def x0_PE(self) -> Tensor:
+        return self.x0_BLE.view(-1, self.x0_BLE.shape[-1])
+
+    @property
+    def before_x0_PE(self) -> Tensor:
+        return self.before_x0_BLE.view(-1, self.before_x0_BLE.shape[-1])
 
     def sigma_at(self, u_BL: Tensor) -> Tensor:
         """Sigma at the levels u where a position is free, 0 elsewhere: inf at u = 1, 0 at u = 0, float32."""
         return torch.where(self.free_BL, to_sigma(u_BL, self.budget.schedule), 0.0)
 
-    def put(self, mask_BL: Tensor, x_NE: Tensor, sigma: Tensor | float) -> None:
-        """Place positions at a state and level."""
-        self.x_BLE[mask_BL] = x_NE
+    def put(self, mask_BL: Tensor, x_NE: Tensor | float, sigma: Tensor | float) -> None:
+        """Place positions at a state and level; levels are on the host."""
+        self.x_PE[self.places(mask_BL)] = x_NE
         self.sigma_BL[mask_BL] = sigma
+
+    def write(self, mask_BL: Tensor, ids_N: Tensor) -> None:
+        """Finish positions with these tokens."""
+        at_N = self.places(mask_BL)
+        self.ids_BL.view(-1)[at_N] = ids_N
+        self.x_PE[at_N] = self.rows.table_VE[ids_N]
+        self.sigma_BL[mask_BL] = 0
 
     def forget(self, back_BL: Tensor) -> None:
         """Take positions back to no evidence at all."""
-        self.put(back_BL, self.x_BLE.new_zeros(()), torch.inf)
+        self.put(back_BL, 0.0, torch.inf)
 
     def end_rows(self) -> None:
-        """End open rows at the ``</s>`` they have written: what follows becomes padding."""
+        """End open rows at the ``</s>`` they have written: what follows becomes padding.
+
+        Only where there are open rows, the host reads what was written.
+        """
         special = self.rows.special
-        column_L = torch.arange(self.free_BL.shape[1], device=self.free_BL.device)
-        ended_BL = self.free_BL & (self.sigma_BL == 0) & (self.ids_BL == special.eos)
+        if self.rows.closed_B.all():
+            return
+        column_L = torch.arange(self.free_BL.shape[1])
+        ended_BL = self.free_BL & (self.sigma_BL == 0) & (self.ids_BL.cpu() == special.eos)
         end_B = torch.where(ended_BL, column_L + 1, self.length_B[:, None]).amin(1)
         beyond_BL = column_L >= end_B[:, None]
         self.length_B.copy_(end_B)
-        self.ids_BL[beyond_BL] = special.pad
+        self.ids_BL.view(-1)[self.places(beyond_BL)] = special.pad
         self.sigma_BL[beyond_BL] = 0
         self.free_BL &= ~beyond_BL
         self.real_BL &= ~beyond_BL
@@ -164,12 +200,10 @@ def start(
     position_BL = torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
     block_BL = number_blocks(position_BL, (ids_BL[:, :1] == special.bos).long(), block)
     real_BL = position_BL < length_B[:, None]
-    layout = Layout.one_stream(real_BL.long(), position_BL, block_BL).to(table_VE.device)
-    ids_BL, free_BL, real_BL, length_B, closed_B, hole_BL = (
-        t.to(table_VE.device) for t in (ids_BL, free_BL, real_BL, length_B, closed_B, hole_BL)
-    )
+    layout = Layout.one_stream(real_BL.long(), position_BL, block_BL)
     prompt_BL = ~free_BL & real_BL & (layout.block_BL > 0) & (ids_BL != special.eos)
-    x_BLE = torch.where(free_BL[..., None], 0.0, table_VE[ids_BL])
+    ids_BL = send(ids_BL, table_VE.device)
+    x_BLE = torch.where(send(free_BL, table_VE.device)[..., None], 0.0, table_VE[ids_BL])
     sigma_BL = torch.where(free_BL, torch.inf, 0.0)
     nothing_BLE = torch.zeros_like(x_BLE)
     if budget.start < 1:
@@ -181,76 +215,11 @@ def start(
         torch.full_like(sigma_BL, torch.inf), length_B, torch.zeros_like(length_B), torch.zeros_like(sigma_BL),
     )  # fmt: skip
     if budget.start < 1 and seeds:
-        level = to_sigma(torch.tensor(budget.start, dtype=torch.float64), budget.schedule).to(table_VE.device)
-        x_NE, eps_NE = state.x_BLE[prompt_BL], state.draws(prompt_BL).normal()
-        state.put(prompt_BL, add_noise(x_NE, level.expand(len(x_NE)), eps_NE), level)
+        level = to_sigma(torch.tensor(budget.start, dtype=torch.float64), budget.schedule)
+        x_NE = state.x_PE[state.places(prompt_BL)]
+        level_N = send(level, table_VE.device).expand(len(x_NE))
+        state.put(prompt_BL, add_noise(x_NE, level_N, state.draws(prompt_BL).normal()), level)
     return state
-
-
-def generator(seed: int) -> torch.Generator:
-    """A CPU generator for a seed from 0 to below 2^63; torch itself reads the lowest 32 bits only."""
-    word = seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return torch.Generator().manual_seed(word)
-
-
-class RowDraws:
-    """Random numbers for a set of positions, each row's from its own generator, whatever its neighbours are.
-
-    Args:
-        generators: one for each row.
-        mask_BL: the positions.
-        dim: size of an embedding.
-        greedy: whether the likeliest token stands for a drawn one.
-    """
-
-    def __init__(self, generators: Sequence[torch.Generator], mask_BL: Tensor, dim: int, greedy: bool = False) -> None:
-        self.generators, self.counts, self.dim = generators, mask_BL.sum(1).tolist(), dim
-        self.device, self.greedy = mask_BL.device, greedy
-
-    def _rows(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        parts = [draw(n, g) for n, g in zip(self.counts, self.generators, strict=True)]
-        return torch.cat(parts).to(self.device)
-
-    def normal(self) -> Tensor:
-        return self._rows(lambda n, g: torch.randn(n, self.dim, generator=g))
-
-    def token(self, logits_NV: Tensor) -> Tensor:
-        """Inverse-transform draws in float64, in two levels: a chunk of the vocabulary, then a token inside it."""
-        if self.greedy:
-            return logits_NV.argmax(-1)
-        u_N = self._rows(lambda n, g: torch.rand(n, dtype=torch.float64, generator=g))
-        probability_NV = logits_NV.softmax(-1)
-        chunks = -(-probability_NV.shape[1] // CHUNK)
-        rest = chunks * CHUNK - probability_NV.shape[1]
-        padded_NV = F.pad(probability_NV, (0, rest)) if rest else probability_NV
-        probability_NCK = padded_NV.view(-1, chunks, CHUNK)
-        chunk_N, rest_N = inverse_transform(probability_NCK.sum(-1, dtype=torch.float64), u_N)
-        inside_NK = probability_NCK[torch.arange(len(chunk_N), device=self.device), chunk_N]
-        return chunk_N * CHUNK + inverse_transform(inside_NK.double(), rest_N)[0]
-
-
-CHUNK = 64
-"""Tokens that are summed before the first level of a draw."""
-
-
-def inverse_transform(weight_NC: Tensor, u_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw an index in proportion to weights, by u in [0, 1): the index [N], and how far u is through it, in [0, 1)."""
-    total_NC = weight_NC.cumsum(-1)
-    below_one = 1 - 2.0**-52  # rounding never reaches the total, where only weights of 0 may follow
-    target_N1 = u_N[:, None] * below_one * total_NC[:, -1:]
-    index_N1 = torch.searchsorted(total_NC, target_N1, right=True)
-    weight_N1 = weight_NC.gather(1, index_N1)
-    through_N1 = (target_N1 - (total_NC.gather(1, index_N1) - weight_N1)) / weight_N1
-    return index_N1.squeeze(1), through_N1.squeeze(1).clamp(0, below_one)
-
-
-def shuffle(generators: Sequence[torch.Generator], free_BL: Tensor) -> Tensor:
-    """A random place among its row's free positions for each of them, [B, L] from 0; each row by its own generator."""
-    rank_BL = torch.zeros(free_BL.shape, dtype=torch.long)
-    for row, generator in enumerate(generators):
-        count = int(free_BL[row].sum())
-        rank_BL[row, free_BL[row].cpu()] = torch.randperm(count, generator=generator)
-    return rank_BL.to(free_BL.device)
 
 
 def pack(extents: Sequence[int], length: int) -> Tensor:
@@ -266,7 +235,7 @@ def pack(extents: Sequence[int], length: int) -> Tensor:
 def side_by_side(layout: Layout, extents: Sequence[int]) -> tuple[Tensor, Layout]:
     """The first columns of each row in dense rows of the model: where each position is taken from, and their layout."""
     length = layout.position_BL.shape[1]
-    index_RW = pack(extents, length).to(layout.position_BL.device)
+    index_RW = pack(extents, length)
     at_RW = index_RW.clamp(min=0)
     found = layout.map(lambda t_BL: t_BL.flatten(0, 1)[at_RW])
     return at_RW, replace(found, segment_BL=torch.where(index_RW >= 0, at_RW // length + 1, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -83,8 +84,8 @@ class Packers:
         self._waiting: list[deque[tuple[dict[str, np.ndarray], Any]]] = [deque() for _ in streams]
         self._loader: Iterator[Any] | None = None
 
-    def take(self, number: int) -> dict[str, np.ndarray]:
-        """The next batch of a stream."""
+    def take(self, number: int, again: bool = False) -> dict[str, np.ndarray]:
+        """The next batch of a stream; where a process has ended, all are started `again`, once."""
         if self._loader is None:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "This DataLoader will create")  # where there are fewer cores
@@ -94,7 +95,13 @@ class Packers:
                 )  # fmt: skip
                 self._loader = iter(loader)
         while not self._waiting[number]:
-            of, batch, state = next(self._loader)
+            try:
+                of, batch, state = next(self._loader)
+            except RuntimeError:  # a process has ended, and its batches with it
+                if again:
+                    raise
+                self.go_on_from(number, self.states[number])
+                return self.take(number, again=True)
             self._waiting[of].append((batch, state))
         batch, self.states[number] = self._waiting[number].popleft()
         return batch
@@ -112,8 +119,9 @@ def as_it_is(item: Any) -> Any:
 
 
 def stand_apart(number: int) -> None:
-    """Leave signals to a group of processes, such as Ctrl-C, to the one that trains, which saves first."""
+    """Leave Ctrl-C to the process that trains, and end without an error when a whole job is told to: that one saves."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
 @dataclass
