@@ -28,6 +28,14 @@ def tangent(dy: Tensor, y: Tensor) -> Tensor:
     return torch.addcmul(dy, y, torch.linalg.vecdot(dy, y)[..., None] / y.shape[-1], value=-1)
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, but nothing at all where it is of that type already.
+
+    PyTorch 2.11 compiles a gradient of 0 for a function whose result is such a `to`, or was computed in place.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class UnitRMS(torch.autograd.Function):
     """``y = x / rms(x)``, and ``dx = (dy - y mean(dy y)) / rms(x)``."""
 
@@ -35,7 +43,7 @@ class UnitRMS(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Normalise in the precision of `x`, answer in `dtype`."""
         scale = inverse_rms(x)
-        y = (x * scale).to(dtype)
+        y = cast(x * scale, dtype)
         ctx.save_for_backward(y, scale)
         return y
 
@@ -87,7 +95,7 @@ class UnitRMSRotated(torch.autograd.Function):
         wide = torch.promote_types(x_BLHK.dtype, torch.float32)
         turned = rotate(x_BLHK.to(wide, memory_format=torch.contiguous_format), rotation_BLK2)
         scale = inverse_rms(turned)
-        y = turned.mul_(scale).to(x_BLHK.dtype)
+        y = cast(turned * scale if torch.compiler.is_compiling() else turned.mul_(scale), x_BLHK.dtype)
         ctx.save_for_backward(y, scale, rotation_BLK2)
         return y
 
