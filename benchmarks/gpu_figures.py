@@ -110,7 +110,7 @@ def loop(size: Size, kind: str, compiled: bool, folder: Path) -> Trainer | GPT:
         model=ModelConfig(dim=size.dim, layers=size.layers),
         training=TrainingConfig(**options),
     )
-    return Trainer(with_shards(recipe, data, world=1), data)
+    return Trainer(with_shards(recipe, world=1), data)
 
 
 def training(

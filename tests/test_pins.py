@@ -2,9 +2,9 @@
 
 `pins.json` was first written before the loop, the paths and the objectives were rebuilt, and what a seed gave then it
 gives now: all but fillings, which now are one to three words with the space before them, and three of 570 rows, whose
-path took back what `--halt` had finished; every loss; and the prices up to the probability of tokens that are never
-written and, where rows are full, of whether they end. Only rounding may differ from one machine to the next. `python
-tests/test_pins.py` writes the file anew.
+path took back what `--halt` had finished; and the prices up to the probability of tokens that are never written and,
+where rows are full, of whether they end. Losses were written anew when the order of the text changed with its packing.
+Only rounding may differ from one machine to the next. `python tests/test_pins.py` writes the file anew.
 """
 
 import json

@@ -1,7 +1,6 @@
 """The arithmetic of benchmarks/scaling.py against real processes, a real backward pass and a real model."""
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,8 @@ def test_the_parameter_formula_is_exact(modules: Any) -> None:
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="bytes written are read from /proc")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_real_processes_send_and_hold_what_the_formulas_say(
-    modules: Any, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In forked processes, which need not import everything again."""
+def test_two_real_processes_send_and_hold_what_the_formulas_say(modules: Any, kind: str) -> None:
     collectives, scaling = modules
-    monkeypatch.setattr(collectives.mp, "spawn", partial(collectives.mp.start_processes, start_method="fork"))
     found = collectives.measure(2, kind)
     blocks, rest = scaling.parameters(collectives.SIZE, collectives.VOCAB)
     for name, first_pass in (("with first pass", True), ("without", False)):

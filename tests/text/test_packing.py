@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from scorelm.errors import InputError
 from scorelm.text.corpus import Corpus, tokenise
-from scorelm.text.packing import packed_rows, packing_efficiency
+from scorelm.text.fit import best_fit, fill_rows
+from scorelm.text.packing import pack, packed_rows, packing_efficiency
 from scorelm.text.sentencepiece import SentencePieceTokenizer as Tokenizer
+from scorelm.text.windows import Windows
 
 BOS, EOS, PAD, _ = Tokenizer.special
 KEYS = {"ids", "segment", "position"}
@@ -62,6 +64,52 @@ def test_every_document_appears_once_whole_and_in_order(lengths, rows, seed):
     assert Counter(segments(batches)) == Counter(tuple(document["ids"]) for document in documents(lengths))
 
 
+def slow_best_fit(lengths, width):
+    """The row of each piece, by looking at every row: an obvious program for what ours does in another way."""
+    room, row_of = [], {}
+    for number in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        fitting = [row for row in range(len(room)) if room[row] >= lengths[number]]
+        if not fitting:
+            fitting = [len(room)]
+            room.append(width)
+        row_of[number] = min(fitting, key=lambda row: room[row])
+        room[row_of[number]] -= lengths[number]
+    return room, [row_of[number] for number in range(len(lengths))]
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=200), more=st.integers(0, 100))
+def test_rows_are_as_full_as_an_obvious_packer_makes_them(lengths, more):
+    """Which of equally full rows a piece goes into makes no difference to the rooms that are left."""
+    width = max(lengths) + more
+    left, _ = slow_best_fit(lengths, width)
+    row_of = best_fit(np.array(lengths), width)
+    used = np.bincount(row_of, lengths)
+    assert sorted(width - used) == sorted(left) and len(row_of) == len(lengths)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 90), min_size=1, max_size=60).filter(any),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_any_windows_in_any_order_are_in_the_rows_once(lengths, width, seed, data):
+    """Of documents in several pieces of Arrow, some of them without a token."""
+    plain = documents(lengths)
+    cut = data.draw(st.integers(0, len(plain)))
+    features = datasets.Features({"ids": datasets.List(datasets.Value("int32"))})
+    tables = [datasets.Dataset.from_list(part, features) for part in (plain[:cut], plain[cut:]) if part]
+    windows, random = Windows(datasets.concatenate_datasets(tables), width), np.random.default_rng(seed)
+    number, start, length = windows.cut(random.permutation(len(windows)), windows.draw_shifts(random))
+    expected = [tuple(plain[n]["ids"][s : s + k]) for n, s, k in zip(number, start, length, strict=True)]
+    rows = fill_rows(windows.tokens, (number, start, length), width, PAD, random)
+    assert Counter(segments([rows])) == Counter(expected)
+    assert sorted(chain.from_iterable(expected)) == list(chain.from_iterable(one["ids"] for one in plain))
+    assert rows["ids"].shape[1] == width
+
+
 def test_two_epochs_have_every_document_twice_in_another_order():
     found = list(segments(packed(documents(LENGTHS), max_length=16, rows=4, seed=0, epochs=2)))
     assert set(Counter(found).values()) == {2} and len(found) == 2 * len(LENGTHS)
@@ -70,8 +118,7 @@ def test_two_epochs_have_every_document_twice_in_another_order():
     assert one != other and sorted(one) == sorted(other)
 
 
-def test_many_documents_are_shuffled_and_shared_too(monkeypatch):
-    monkeypatch.setattr("scorelm.text.packing._LARGEST_TABLE", 100)
+def test_two_epochs_are_shuffled_and_shared():
     shards = [
         list(segments(packed(documents(LENGTHS), max_length=16, rows=4, seed=0, rank=rank, world=2, epochs=2)))
         for rank in range(2)
@@ -120,6 +167,59 @@ def test_resuming_repeats_exactly(steps, epochs):
     assert same(next(original), rest[0])
 
 
+def test_a_state_is_small_and_nothing_is_lost_between_chunks(monkeypatch):
+    """A batch may have rows of several chunks, and its state is that of the last one."""
+    monkeypatch.setattr("scorelm.text.packing._POSITIONS_AT_A_TIME", 1)
+    monkeypatch.setattr("scorelm.text.packing._LEAST_ROWS", 3)
+    rows = packed(documents(LENGTHS), max_length=16, rows=10, seed=1, epochs=2)
+    batches, states, iterator = [], [], iter(rows)
+    for batch in iterator:
+        batches.append(batch)
+        states.append(json.dumps(iterator.get_state()))
+    assert Counter(segments(batches)) == Counter({tuple(document["ids"]): 2 for document in documents(LENGTHS)})
+    assert max(map(len, states)) < 50 and json.loads(states[0])["chunk"] > 1
+    for after, state in enumerate(states, 1):
+        again = iter(rows)
+        again.set_state(json.loads(state))
+        assert all(same(*pair) for pair in zip(again, batches[after:], strict=True))
+
+
+def test_rows_of_long_documents_do_not_come_first():
+    """Though the longest are packed first."""
+    batches = list(packed(documents(LENGTHS), max_length=16, rows=20, seed=0, epochs=1))
+    longest = [batch["position"].max(axis=1).mean() for batch in batches[:-1]]
+    assert len(longest) > 5 and max(longest) < 1.4 * min(longest)
+
+
+class Numbers:
+    """An endless stream: every text is a number, as often as it says."""
+
+    def __iter__(self):
+        self = Numbers()
+        self.at = 0
+        return self
+
+    def __next__(self):
+        self.at += 1
+        return {"ids": [self.at] * (1 + self.at % 7)}
+
+    def get_state(self):
+        return self.at
+
+    def set_state(self, state):
+        self.at = state
+
+
+def test_a_stream_is_packed_in_its_order_chunk_by_chunk(monkeypatch):
+    monkeypatch.setattr("scorelm.text.packing._POSITIONS_AT_A_TIME", 1)
+    rows = pack(Numbers(), 8, 50, PAD, (0, 0))
+    batches = list(islice(rows, 12))
+    found = Counter(one[0] for one in segments(batches))
+    assert set(found.values()) == {1} and sorted(found)[:1000] == list(range(1, 1001)) and len(found) < max(found) + 200
+    assert all(set(one) == {one[0]} and len(one) == 1 + one[0] % 7 for one in segments(batches))
+    assert not same(batches[0], next(iter(pack(Numbers(), 8, 50, PAD, (0, 1)))))
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_out_every_document_in_each_epoch(world):
     whole = documents(LENGTHS[:-1])
@@ -159,7 +259,7 @@ def test_ranks_share_the_windows_of_a_long_document():
 
 def test_where_a_document_is_cut_depends_on_the_seed():
     def starts(seed):
-        rows = packed(documents([12]), max_length=10, rows=1, seed=seed, epochs=40)
+        rows = packed(documents([12]), max_length=10, rows=1, seed=seed, epochs=80)
         return [found[0] - 10 for found in segments(rows)]
 
     assert set(starts(0)) == {0, *range(2, 11)}
@@ -209,7 +309,7 @@ def verses(request, kjv, tmp_path_factory):
         return tokenise(Corpus("kjv", side, side.select([]), kjv.fingerprint), tokenizer, max_length=64).train
 
 
-@pytest.mark.parametrize(("max_length", "least"), [(64, 0.93), (128, 0.96), (256, 0.98)])
+@pytest.mark.parametrize(("max_length", "least"), [(64, 0.94), (128, 0.98), (256, 0.99)])
 def test_rows_of_the_embedded_corpus_are_full(verses, max_length, least):
     rows = 4096 // max_length
     batches = list(packed(verses, max_length=max_length, rows=rows, seed=0, epochs=1))

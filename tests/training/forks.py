@@ -21,7 +21,6 @@ from contextlib import suppress
 from typing import Any
 
 import datasets.io.generator  # noqa: F401
-import grain  # noqa: F401
 import torch
 import torch._dynamo
 import torch.distributed.fsdp

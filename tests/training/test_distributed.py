@@ -1,8 +1,6 @@
 """Training over ranks, in real processes with gloo: the same run on any number of them."""
 
-import gc
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -11,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ import torch
 from scorelm.config.recipe import Recipe
 from scorelm.config.toml import to_toml
 from scorelm.errors import InputError
-from scorelm.parallel import ALONE, Ranks
+from scorelm.parallel import Ranks
 from scorelm.text.packing import packed_rows
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.run import with_shards
@@ -261,68 +258,11 @@ def test_a_rank_that_is_killed_is_started_again_by_torchrun(
     tools.assert_same(out, world.whole(2))
 
 
-def test_processes_pack_what_a_thread_packs_and_go_on_where_they_were(data: TrainingData, recipe: Any) -> None:
-    """Two streams, taken in turn; from the states after three batches the same ones come again."""
-
-    def batches(processes: bool) -> list[Any]:
-        return [shard.batches for shard in data.shards(recipe(2), ALONE, processes)]
-
-    ours, theirs = batches(True), batches(False)
-    for _ in range(3):
-        for one, other in zip(ours, theirs, strict=True):
-            assert all(map(np.array_equal, next(one).values(), next(other).values()))
-    states = [json.loads(json.dumps(one.get_state())) for one in ours]
-    assert states == [one.get_state() for one in theirs]
-    expected = [[next(one) for one in theirs] for _ in range(3)]
-    again = batches(True)
-    for taken in (ours, again):
-        next(taken[1])  # and then back
-        for one, state in zip(taken, states, strict=True):
-            one.set_state(state)
-        for row in expected:
-            for one, batch in zip(taken, row, strict=True):
-                assert all(map(np.array_equal, next(one).values(), batch.values()))
-
-
-def test_processes_that_pack_end_with_what_they_pack_for(data: TrainingData, recipe: Any) -> None:
-    """At once, with the last reference: in a cycle of references PyTorch waits 5 seconds for each of them."""
-    shards = data.shards(recipe(2), ALONE, processes=True)
-    for shard in shards:
-        next(shard.batches)
-    packers = multiprocessing.active_children()
-    assert len(packers) == len(shards) == 2
-    gc.disable()
-    try:
-        del shards, shard
-        assert not any(packer.is_alive() for packer in packers)
-    finally:
-        gc.enable()
-
-
-def test_processes_that_pack_leave_saving_to_the_one_that_trains(data: TrainingData, recipe: Any) -> None:
-    """A cluster tells every process of a job to end; until it has saved, the run goes on with the batches it had."""
-    ours, theirs = ([shard.batches for shard in data.shards(recipe(2), ALONE, how)] for how in (True, False))
-    for _ in range(3):
-        for one, other in zip(ours, theirs, strict=True):
-            assert all(map(np.array_equal, next(one).values(), next(other).values()))
-        for packer in multiprocessing.active_children():
-            packer.terminate()
-            packer.join(10)
-            assert packer.exitcode == 0
-
-
-def test_a_gpu_has_more_shards_as_far_as_rows_and_texts_allow(
-    data: TrainingData, recipe: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rows", "world", "given", "shards"), [(64, 1, None, 1), (64, 3, None, 1), (64, 4, None, 4), (64, 4, 2, 2)]
+)
+def test_there_is_a_shard_for_each_rank_if_they_share_rows_evenly(
+    recipe: Any, rows: int, world: int, given: int | None, shards: int
 ) -> None:
-    def shards(device: str, rows: int, world: int, examples: int, given: int | None = None) -> int | None:
-        training = recipe(1).training.model_copy(update={"device": device, "rows": rows, "shards": given})
-        text = replace(data, documents=replace(data.documents, train=range(examples)))
-        return with_shards(recipe(1).model_copy(update={"training": training}), text, world).training.shards
-
-    monkeypatch.setattr("scorelm.training.run.pick_device", torch.device)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
-    assert [shards("cpu", 64, world, 10**6) for world in (1, 2, 3, 4)] == [1, 2, 1, 4]
-    assert [shards("cuda", 64, world, 10**6) for world in (1, 2, 4)] == [4, 8, 16]
-    assert [shards("cuda", rows, 1, 10**6) for rows in (30, 7, 2)] == [3, 1, 2]
-    assert [shards("cuda", 64, 1, examples) for examples in (10, 140, 200)] == [1, 2, 2]
-    assert shards("cuda", 64, 1, 10**6, given=1) == 1
+    training = recipe(1).training.model_copy(update={"rows": rows, "shards": given})
+    assert with_shards(recipe(1).model_copy(update={"training": training}), world).training.shards == shards

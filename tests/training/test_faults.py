@@ -271,12 +271,16 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     assert process.wait() == 2
 
 
-def test_a_checkpoint_of_an_older_version_is_refused(runs: Any, out: Path) -> None:
+@pytest.mark.parametrize("age", ["no watch", "rows packed in another way"])
+def test_a_checkpoint_of_an_older_version_is_refused(runs: Any, out: Path, age: str) -> None:
     newest = list_checkpoints(out / "checkpoints")[-1]
     state = json.loads((newest / "state.json").read_text())
-    del state["watch"]
+    if age == "no watch":
+        del state["watch"]
+    else:
+        state["batches"] = {"0": {"parent": {"next_index": 0}, "next_row": 128, "counter": 128}}
     (newest / "state.json").write_text(json.dumps(state))
     (newest / "checksums.json").unlink()
     seal(newest)
-    with pytest.raises(InputError, match="was written by an older scorelm"):
+    with pytest.raises(InputError, match=r"was written by an older scorelm: start a new run .* --init-from [^\n]*$"):
         train(runs.recipe, out, resume=True, say=lambda text: None)

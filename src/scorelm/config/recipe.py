@@ -132,8 +132,7 @@ class TrainingConfig(Options):
     rows: PositiveInt = 32
     """Packed rows in a batch, over all processes. Chosen for the machine unless --recipe is given."""
     shards: PositiveInt | None = None
-    """Equal parts that the data is cut into, as far as they divide --rows evenly; by default one for each process, or
-    on GPUs four, each packed into rows by a process of its own."""
+    """Equal parts that the data is cut into; by default one for each process, as far as they divide --rows evenly."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps a copy of the model in every process, fsdp divides its weights among them."""
     accumulation: PositiveInt = 1

@@ -15,15 +15,12 @@ import numpy as np
 from scorelm.config.text import DataConfig
 from scorelm.errors import InputError
 from scorelm.text.corpus import quiet
-from scorelm.text.packing import Ids, Windows, import_grain, pack
+from scorelm.text.packing import Packed, pack
 from scorelm.text.records import Counts
 from scorelm.text.sides import Sorter
 from scorelm.text.source import Hub, Reading
 from scorelm.text.tokenizer import Tokenizer
-
-_GRAIN = import_grain()
-_IterDataset: Any = _GRAIN.IterDataset
-_DatasetIterator: Any = _GRAIN.DatasetIterator
+from scorelm.text.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Stream:
     holdout: float
     """Share of the examples that are left out, as `scorelm.text.corpus.load_corpus` does."""
 
-    def packed_rows(self, *, max_length: int, rows: int, seed: int, rank: int, world: int) -> Any:
+    def packed_rows(self, *, max_length: int, rows: int, seed: int, rank: int, world: int) -> Packed:
         """Endless batches of rows, as `scorelm.text.packing.packed_rows` makes them of documents that are there.
 
         Every rank reads its own part of the records: its own files, where their number can be divided by that of
@@ -51,11 +48,10 @@ def open_stream(config: DataConfig, tokenizer: Tokenizer) -> Stream:
         return Stream(Hub(config.source, Reading.of(config)), tokenizer, config.holdout)
 
 
-class Windowed(_IterDataset):  # type: ignore[misc]
+class Windowed:
     """The windows of at most `max_length` tokens that one rank of `world` reads, epoch after epoch."""
 
     def __init__(self, stream: Stream, max_length: int, seed: int, rank: int, world: int) -> None:
-        super().__init__()
         self.stream, self.max_length = stream, max_length
         self.seed = seed
         self.rank, self.world = rank, world
@@ -64,35 +60,34 @@ class Windowed(_IterDataset):  # type: ignore[misc]
         return _Place(self)
 
 
-class _Place(_DatasetIterator):  # type: ignore[misc]
+class _Place:
     """A place in the windows of a rank."""
 
     def __init__(self, of: Windowed) -> None:
-        super().__init__()
         self._of = of
+        self._rows = of.stream.source.part(of.rank, of.world)
+        self._beginning = self._rows.state_dict()
         self.set_state({"epoch": 0, "rows": None, "chunk": 0, "at": 0})
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go there; nothing is read before the next window is wanted."""
         self._epoch, self._before, self._chunk, self._at = (state[name] for name in ("epoch", "rows", "chunk", "at"))
-        self._rows = self._of.stream.source.part(self._of.rank, self._of.world)
-        if self._before is not None:
-            self._rows.load_state_dict(self._before)
+        self._rows.load_state_dict(self._beginning if self._before is None else self._before)
         self._records: Iterator[dict[str, Any]] = iter(self._rows)
-        self._windows: Windows | None = None
+        self._windows: list[list[int]] | None = None
         self._found = self._at > 0
 
     def get_state(self) -> dict[str, Any]:
         """Where to go on, for `set_state`; JSON can hold it."""
         return {"epoch": self._epoch, "rows": self._before, "chunk": self._chunk, "at": self._at}
 
-    def __next__(self) -> dict[str, Ids]:
+    def __next__(self) -> dict[str, list[int]]:
         while self._windows is None or self._at >= len(self._windows):
             if self._windows is not None:
                 self._before, self._chunk, self._at = self._rows.state_dict(), self._chunk + 1, 0
             self._read()
         self._found, self._at = True, self._at + 1
-        return {"ids": self._windows.cut(self._order[self._at - 1], (self._of.seed, self._epoch, self._chunk))}
+        return {"ids": self._windows[self._at - 1]}
 
     def _read(self) -> None:
         """Read the windows of a chunk, or begin again at the end.
@@ -114,6 +109,7 @@ class _Place(_DatasetIterator):  # type: ignore[misc]
             whole, held_out = sorter.sort(own, lead)
             kept = (text for text, out in zip(whole.to_pylist(), held_out, strict=True) if not out)
             documents += [{"ids": stream.tokenizer.encode_document(text)} for text in kept]
-        self._windows = Windows(documents, of.max_length)
-        seed = (of.seed, self._epoch, self._chunk, of.rank)
-        self._order = np.random.default_rng(seed).permutation(len(self._windows)).tolist()
+        windows = Windows(documents, of.max_length)
+        random = np.random.default_rng((of.seed, self._epoch, self._chunk, of.rank))
+        places = windows.cut(random.permutation(len(windows)), windows.draw_shifts(random))
+        self._windows = [documents[n]["ids"][start : start + length] for n, start, length in zip(*places, strict=True)]

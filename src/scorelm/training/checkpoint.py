@@ -254,8 +254,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         InputError: an older version has written it.
     """
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-    if "watch" not in state:
-        raise InputError(f"{checkpoint} was written by an older scorelm: start a new run in another --out")
+    rows = [kept for kept in state["batches"].values() if kept is not None]
+    if "watch" not in state or not all("taken" in kept for kept in rows):
+        raise InputError(
+            f"{checkpoint} was written by an older scorelm: start a new run in another --out, with --init-from and the "
+            "model of this one to go on from it"
+        )
     return state
 
 

@@ -22,7 +22,7 @@ from scorelm.text.packing import packed_rows
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.source import Reading
 from scorelm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
-from scorelm.training.ahead import Ahead, Packers, Turn
+from scorelm.training.ahead import Ahead
 from scorelm.training.runlog import Say
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Shard:
     """One of the equal streams that a global batch is made of, and which of its rows this rank computes."""
 
     index: int
-    batches: Ahead | Turn
+    batches: Ahead
     """Endless packed batches."""
     rows: slice
     owned: bool
@@ -55,12 +55,12 @@ class TrainingData:
     stream: Stream | None = None
     """What is trained on, where that is read meanwhile; the documents are then those of its beginning."""
 
-    def shards(self, recipe: Recipe, ranks: Ranks, processes: bool = False) -> list[Shard]:
+    def shards(self, recipe: Recipe, ranks: Ranks) -> list[Shard]:
         """The shards of the data that a rank reads.
 
         A global batch is the rows of all shards one after the other, whichever rank computes them: rank r of w takes
         rows ``r n / w`` to ``(r + 1) n / w`` of n. So a run is the same on any number of ranks, and no two shards share
-        a document in an epoch. With `processes`, each shard is packed by one of its own, and by a thread otherwise.
+        a document in an epoch.
 
         Raises:
             InputError: rows that cannot be shared out.
@@ -76,16 +76,14 @@ class TrainingData:
         pack: Callable[..., Any]
         if self.stream is None:
             pack = partial(packed_rows, self.documents.train, pad=self.tokenizer.special.pad)
-        else:  # whose connections a process must not share
-            pack, processes = self.stream.packed_rows, False
-        shape = {"max_length": width, "rows": each, "seed": training.seed}
-        streams = [pack(**shape, rank=index, world=count) for index in indices]
-        packers, found = Packers(streams), list[Shard]()
-        for number, index in enumerate(indices):
+        else:
+            pack = self.stream.packed_rows
+        found = []
+        for index in indices:
             start = index * each
             rows = slice(max(own.start - start, 0), min(own.stop - start, each))
-            batches = Turn(packers, number) if processes else Ahead(iter(streams[number]))
-            found.append(Shard(index, batches, rows, rows.start == 0))
+            packed = pack(max_length=width, rows=each, seed=training.seed, rank=index, world=count)
+            found.append(Shard(index, Ahead(iter(packed)), rows, rows.start == 0))
         return found
 
     def row_shape(self, recipe: Recipe, rows: int) -> tuple[int, int]:

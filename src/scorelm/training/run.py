@@ -7,7 +7,6 @@ A run directory holds ``recipe.toml``, a tokenizer, ``metrics.jsonl``, ``samples
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from scorelm.errors import InputError, writing
 from scorelm.parallel import ALONE, Ranks
 from scorelm.text.tokenizer import find_tokenizer
 from scorelm.training.checkpoint import find_checkpoint, list_checkpoints, read_state
-from scorelm.training.data import TrainingData, prepare
+from scorelm.training.data import prepare
 from scorelm.training.durable import replace_file
 from scorelm.training.heldout import check_select
 from scorelm.training.initial import Initial, adopt, check_held_out, read_initial
@@ -117,7 +116,7 @@ def train(
         if start.finished:
             return out / "model"
         data = prepare(start.recipe.data, start.home, start.checkpoint is not None, say, ranks)
-        start = start._replace(recipe=with_shards(start.recipe, data, ranks.world))
+        start = start._replace(recipe=with_shards(start.recipe, ranks.world))
         if start.initial is not None:
             check_held_out(start.recipe, data.text_fingerprint, start.initial.provenance)
         trainer = Trainer(start.recipe, data, ranks, start.initial)
@@ -249,22 +248,12 @@ def begin(start: Start, out: Path, held: Hold, say: Say) -> None:
     held.begin()
 
 
-PACKERS = 4
-"""Most processes that pack rows for a GPU; each has its noise drawn apart, so that more cost more launches."""
-
-
-def with_shards(recipe: Recipe, data: TrainingData, world: int) -> Recipe:
-    """The recipe with its number of shards decided, unless it is: as far as they divide a batch's rows evenly.
-
-    There are as many as ranks; on GPUs, where a process packs each, up to `PACKERS` for each rank.
-    """
+def with_shards(recipe: Recipe, world: int) -> Recipe:
+    """The recipe with its number of shards decided, unless it is: one for each rank, if they share a batch evenly."""
     training = recipe.training
     if training.shards is not None:
         return recipe
     shards = math.gcd(training.rows, world)
-    if pick_device(training.device).type != "cpu":
-        most = min(world * PACKERS, max(world, os.cpu_count() or 1), len(data.documents.train) // 64)
-        shards = next((n for n in range(most, world, -1) if n % world == 0 and training.rows % n == 0), shards)
     return recipe.model_copy(update={"training": training.model_copy(update={"shards": shards})})
 
 

@@ -56,7 +56,7 @@ class Trainer:
         if initial is not None:
             self.schedule = initial.start_schedule(self.schedule, noise)
         self.curve = EntropyCurve(self.schedule, self.learner.device) if isinstance(self.schedule, Gumbel) else None
-        self.shards = data.shards(recipe, ranks, processes=self.learner.device.type != "cpu")
+        self.shards = data.shards(recipe, ranks)
         self.progress = Progress()
         self.unread = Unread.after(self.progress, self.learner.device)
         self.window = Window(self.learner.device)
