@@ -29,6 +29,7 @@ from scorelm.text.huggingface import HuggingFaceTokenizer
 from .families import gpt2
 from .hub import OWNER, TOKEN, Hub, point_client_at, serving
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the hub's client to its own httpx
 NAME = f"{OWNER}/verses"
 RECIPE = '[data]\nsource = "four.txt"\n'
 MADE = Provenance(
