@@ -119,7 +119,9 @@ def test_a_full_queue_says_when_to_come_back_and_a_slow_request_ends(lm):
     long = {"path": "uniform", "steps": 1000, "n": 64, "length": 40}
     with serving(lm, queue=1, timeout=1.5) as client, ThreadPoolExecutor(8) as pool:
         client.app.state.worker.most = 64 * 40
-        answers = [pool.submit(client.post, "/v1/generate", json=long) for _ in range(6)]
+        answers = [pool.submit(client.post, "/v1/generate", json=long)]
+        wait_for(lambda: client.app.state.worker.under_way)  # and so out of the queue
+        answers += [pool.submit(client.post, "/v1/generate", json=long) for _ in range(5)]
         codes = sorted(answer.result().status_code for answer in answers)
         assert codes == [429] * 4 + [504] * 2
         refused = next(a.result() for a in answers if a.result().status_code == 429)
