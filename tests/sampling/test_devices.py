@@ -1,5 +1,8 @@
 """On another device, and in fixed shapes, a model writes what it writes; and the host seldom waits for the device."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -129,6 +132,19 @@ def make_loop(lm):
     loop = lm.loop()
     loop.network.passes = passes_of(loop.network.denoiser)
     return loop
+
+
+def test_threads_that_share_a_model_write_what_they_write_alone(calm):
+    texts, before = ("the", ""), sys.getswitchinterval()
+    expected = [write(calm, fixed=True, texts=(text,), length=14, steps=9) for text in texts]
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(6):
+                found = pool.map(lambda text: write(calm, fixed=True, texts=(text,), length=14, steps=9), texts)
+                assert list(found) == expected
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_passes_end_with_the_weights_that_they_read(make_lm):

@@ -294,9 +294,12 @@ def test_impossible_sizes(wrong, message):
         packed(documents([4, 4, 4]), **sizes)
 
 
-def test_no_documents():
+@pytest.mark.parametrize("width", [8, 512])
+def test_no_documents(width):
+    """As of the last records of a stream, when all are held out."""
+    assert len(Windows([], width)) == 0
     with pytest.raises(InputError, match="0 documents are too few"):
-        packed([], max_length=8, rows=2, seed=0)
+        packed([], max_length=width, rows=2, seed=0)
 
 
 @pytest.fixture(scope="module", params=[8, pytest.param(1, marks=pytest.mark.slow)])

@@ -7,6 +7,8 @@ positions are computed alike, and what the first evaluations of a shape have lau
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import cache
+from threading import Lock
 from weakref import WeakKeyDictionary
 
 import torch
@@ -73,15 +75,16 @@ class Pass:
         self.turns += 1
         if self.sigma_RW.device.type != "cuda" or self.turns <= EAGER:
             return self.compute(denoiser, dtype)
-        if self.graph is None:
-            self.record(denoiser, dtype)
-        assert self.graph is not None and self.logits_PV is not None
-        self.graph.replay()
+        with torch.cuda.device(self.sigma_RW.device):  # graphs are of the current one
+            if self.graph is None:
+                self.record(denoiser, dtype)
+            assert self.graph is not None and self.logits_PV is not None
+            self.graph.replay()
         return self.logits_PV
 
     def record(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
         """Make the graph, on a stream on which everything has run once."""
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+        stream, graph = recording_stream(self.sigma_RW.device), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.compute(denoiser, dtype)
@@ -89,6 +92,12 @@ class Pass:
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self.logits_PV = self.compute(denoiser, dtype)
         self.graph = graph
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """What graphs are recorded on, one for a device: each has working memory of its own, which it keeps."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Passes:
@@ -109,6 +118,8 @@ class Passes:
 
 PASSES: WeakKeyDictionary[Denoiser, Passes] = WeakKeyDictionary()
 """Of every denoiser that is there."""
+ONE_AT_A_TIME = Lock()
+"""Held while an evaluation goes through a pass, from its inputs until its logits are copied: threads share them."""
 
 
 def passes_of(denoiser: Denoiser) -> Passes:

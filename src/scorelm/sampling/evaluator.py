@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from scorelm.device import pick_dtype, send
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.layout import CLEAN, NOISY, Layout
-from scorelm.model.passes import MOST, passes_of, round_up
+from scorelm.model.passes import MOST, ONE_AT_A_TIME, passes_of, round_up
 from scorelm.model.prediction import Prediction
 from scorelm.sampling.cache import BlockCache
 from scorelm.sampling.query import Placed, Query, joined
@@ -97,8 +97,10 @@ class Network:
     def noisy(self, query: Query, placed: Placed) -> Tensor:
         """Logits [N, V] of the open positions of a query, in reading order; noisy embeddings are read."""
         sigma_RW = torch.where(placed.layout.segment_BL > 0, query.sigma_BL.flatten()[placed.at_RW], 0.0)
-        logits_XV = self.in_pass(query, placed, sigma_RW) if placed.fixed else self.exactly(query, placed, sigma_RW)
-        return self.answer(logits_XV, sigma_RW > 0, query, placed)
+        if not placed.fixed:
+            return self.answer(self.exactly(query, placed, sigma_RW), sigma_RW > 0, query, placed)
+        with ONE_AT_A_TIME:
+            return self.answer(self.in_pass(query, placed, sigma_RW), sigma_RW > 0, query, placed)
 
     def exactly(self, query: Query, placed: Placed, sigma_RW: Tensor) -> Tensor:
         """Logits [N, V] of the positions with `sigma_RW` above 0; others are not computed."""
@@ -113,7 +115,7 @@ class Network:
 
     def in_pass(self, query: Query, placed: Placed, sigma_RW: Tensor) -> Tensor:
         """Logits [R W, V] of all positions; those of the next evaluation take their place."""
-        assert self.passes is not None
+        self.passes = passes_of(self.denoiser)  # weights may have moved
         rows, length = sigma_RW.shape
         one = self.passes.of_shape(rows, length, self.table_VE.shape[1], self.device)
         one.read(placed.at_there_RW, query.x_BLE, query.x0_BLE, query.ids_BL, sigma_RW, placed.layout_there)

@@ -23,8 +23,8 @@ class Tokens:
         flat = list(_flat_arrays(documents))
         self._values = [values for values, _ in flat]
         self._first = _sum_up([len(offsets) - 1 for _, offsets in flat])
-        self._begin_D = np.concatenate([np.zeros(0, np.int8), *(offsets[:-1] for _, offsets in flat)])
-        self.length_D = np.concatenate([np.zeros(0, np.int8), *(np.diff(offsets) for _, offsets in flat)])
+        self._begin_D = np.concatenate([np.zeros(0, np.int64), *(offsets[:-1] for _, offsets in flat)])
+        self.length_D = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for _, offsets in flat)])
 
     def read(self, places: Places) -> Ids:
         """The tokens of windows one after the other, int64 [T]; the windows are in the order of the documents."""
