@@ -64,8 +64,8 @@ def test_pack_wastes_no_row(extents):
 
 
 def test_pack_by_hand():
-    """Longest first, each where it first fits."""
-    assert pack([2, 5, 3], 6).tolist() == [[6, 7, 8, 9, 10], [12, 13, 14, 0, 1]]
+    """Longest first, each in the fullest row that has room; in a row they stand in their own order."""
+    assert pack([2, 5, 3], 6).tolist() == [[6, 7, 8, 9, 10], [0, 1, 12, 13, 14]]
     assert pack([1, 0, 1, 2], 3).tolist() == [[9, 10], [0, 6]]
     assert pack([4], 4).tolist() == [[0, 1, 2, 3]]
 

@@ -66,11 +66,16 @@ def test_readings_are_counted_in_the_time_and_rows_that_are_proposed() -> None:
 def test_a_run_is_compiled_on_a_gpu_that_can_be_compiled_for(
     monkeypatch: pytest.MonkeyPatch, compiler: str | None
 ) -> None:
+    """And is long enough; networks that others have trained have not been compiled yet."""
     monkeypatch.setattr("shutil.which", lambda name: compiler)
-    assert choose(Recipe(), (), text(1e6), CARD).recipe.training.compile is bool(compiler)
-    assert not choose(Recipe(), (), text(1e6), LAPTOP).recipe.training.compile
-    asked = Recipe(training=TrainingConfig(compile=True))
-    assert choose(asked, (), text(1e6), LAPTOP).recipe.training.compile
+
+    def compiles(machine: Machine, minutes: float, **training: Any) -> bool:
+        said = Recipe(training=TrainingConfig(minutes=minutes, **training))
+        return choose(said, ("minutes",), text(1e8), machine).recipe.training.compile
+
+    assert compiles(CARD, 5) is bool(compiler)
+    assert not compiles(CARD, 4.9) and not compiles(LAPTOP, 60) and not compiles(CARD, 60, init_from=Path("bert"))
+    assert compiles(LAPTOP, 5, compile=True)
 
 
 def test_flags_are_read_however_they_are_written() -> None:

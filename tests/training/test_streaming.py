@@ -116,6 +116,13 @@ def test_rows_come_again_after_any_batch(data, world):
             assert [digest(batch) for batch in islice(again, min(20, 90 - begin))] == expected[begin : begin + 20]
 
 
+def test_rows_have_the_width_that_was_asked_for_however_short_the_beginning_is(data, tools):
+    """Else longer texts that come later would be cut into more pieces than was said."""
+    recipe = tools.recipe(NAME, {"data": STREAM | {"max_length": 512}}, rows=4)
+    (shard,) = data.shards(recipe, Ranks())
+    assert next(shard.batches)["ids"].shape == (4, 512)
+
+
 def test_two_ranks_have_the_rows_of_one(data, tools):
     recipe = tools.recipe(NAME, {"data": STREAM}, shards=2, rows=8)
     whole = [next(shard.batches)["ids"] for shard in data.shards(recipe, Ranks())]

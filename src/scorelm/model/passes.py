@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from scorelm.device import send
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.layout import Layout
 
@@ -53,8 +54,7 @@ class Pass:
         pairs = (self.x_RWE, x_BLE), (self.x0_RWE, x0_BLE), (self.ids_RW, ids_BL)
         for own, t_BL in pairs:
             torch.index_select(t_BL.flatten(0, 1), 0, at_RW.flatten(), out=own.flatten(0, 1))
-        pinned = sigma_RW.pin_memory() if self.sigma_RW.device.type == "cuda" else sigma_RW
-        self.sigma_RW.copy_(pinned, non_blocking=True)
+        self.sigma_RW.copy_(send(sigma_RW, self.sigma_RW.device))
         if layout is not self.layout:
             fields = layout.segment_BL, layout.position_BL, layout.block_BL, layout.stream_BL
             torch.stack(fields, out=self.marks_4RW)

@@ -21,9 +21,10 @@ from scorelm.noise.forward import add_noise, to_sigma
 from scorelm.noise.schedule import Schedule
 from scorelm.sampling.draws import RowDraws, generator, shuffle
 from scorelm.text.batching import pad
-from scorelm.text.packing import first_fit
+from scorelm.text.fit import best_fit, line_up
 from scorelm.text.templates import Hole, Template
 from scorelm.text.tokenizer import Special
+from scorelm.text.windows import count_up
 
 FREE = -1
 """In the place of a token that is to be written."""
@@ -226,10 +227,16 @@ def pack(extents: Sequence[int], length: int) -> Tensor:
     """Where to find each position of dense rows of the model: [R, W] indices into flat [B, L]; -1 is padding.
 
     Row b fills `extents[b]` columns from its first; rows share a row of the model, which is as long as the longest
-    extent, so that short ones waste nothing (first-fit decreasing).
+    extent, so that short ones waste nothing.
     """
-    pieces = [np.arange(row * length, row * length + extent) for row, extent in enumerate(extents) if extent]
-    return torch.from_numpy(first_fit(pieces, max(extents)))
+    extent_B, width = np.array(extents), max(extents)
+    filled_N = np.flatnonzero(extent_B)
+    extent_N = extent_B[filled_N]
+    row_N = best_fit(extent_N, width)
+    _, column_N = line_up(row_N, extent_N)
+    index_RW = np.full((row_N.max() + 1, width), -1)
+    index_RW.ravel()[count_up(row_N * width + column_N, extent_N)] = count_up(filled_N * length, extent_N)
+    return torch.from_numpy(index_RW)
 
 
 def side_by_side(layout: Layout, extents: Sequence[int]) -> tuple[Tensor, Layout]:

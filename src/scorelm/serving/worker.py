@@ -200,7 +200,9 @@ class Worker(Thread):
             self._end(ticket, Done(work(lambda: self._pause(ticket))))
             return
         precision = work.settings.options.precision
-        loop = self.loops.setdefault(precision, self.lm.loop(precision))
+        if precision not in self.loops:
+            self.loops[precision] = self.lm.loop(precision)
+        loop = self.loops[precision]
         watch = ticket.send if ticket.steps else None
         job = loop.join(work.templates, work.seeds, work.settings, watch=watch)
         self.under_way[job] = ticket

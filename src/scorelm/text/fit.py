@@ -19,7 +19,7 @@ def fill_rows(tokens: Tokens, places: Places, width: int, pad: int, random: np.r
     row_N = best_fit(length_N, width)
     count = int(row_N.max()) + 1
     row_N = random.permutation(count)[row_N]
-    segment_N, column_N = _line_up(row_N, length_N)
+    segment_N, column_N = line_up(row_N, length_N)
     by_document = np.argsort(document_N)
     document_N, start_N, length_N = document_N[by_document], start_N[by_document], length_N[by_document]
     at_T = count_up((row_N * width + column_N)[by_document], length_N)
@@ -54,7 +54,7 @@ def best_fit(length_N: Ids, width: int) -> Ids:
     return row_N
 
 
-def _line_up(row_N: Ids, length_N: Ids) -> tuple[Ids, Ids]:
+def line_up(row_N: Ids, length_N: Ids) -> tuple[Ids, Ids]:
     """Of each piece which one of its row it is, from 1 on, and the column in which it begins; both int64 [N]."""
     by_row = np.argsort(row_N, kind="stable")
     row, length = row_N[by_row], length_N[by_row]

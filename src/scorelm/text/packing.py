@@ -7,7 +7,7 @@ of the chunk and how many of its rows are taken are all that there is to remembe
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, Protocol, Self
 
@@ -88,23 +88,6 @@ def pack(stream: Any, max_length: int, rows: int, pad: int, seed: tuple[int, int
 def packing_efficiency(batch: Mapping[str, Ids]) -> float:
     """Return the share of a batch's positions that hold a token and not padding, between 0 and 1."""
     return float(np.mean(np.asarray(batch["segment"]) > 0))
-
-
-def first_fit(pieces: Sequence[Ids], width: int) -> Ids:
-    """Put each piece, the longest first, into the first row with room for it: [R, width], filled up with -1."""
-    rows: list[list[Ids]] = []
-    used: list[int] = []
-    for piece in sorted(pieces, key=len, reverse=True):
-        place = next((k for k, n in enumerate(used) if n + len(piece) <= width), len(rows))
-        if place == len(rows):
-            rows.append([])
-            used.append(0)
-        rows[place].append(piece)
-        used[place] += len(piece)
-    index_RW = np.full((len(rows), width), -1)
-    for place, parts in enumerate(rows):
-        index_RW[place, : used[place]] = np.concatenate(parts)
-    return index_RW
 
 
 class Packed:
@@ -213,7 +196,8 @@ class _Collected:
     """What a stream gives, as much at a time as makes a chunk."""
 
     def __init__(self, stream: Any, width: int, pad: int, seed: tuple[int, int]) -> None:
-        self._stream, self._width, self._pad, self._seed = stream, width, pad, seed
+        self._stream, self._seed = stream, seed
+        self._width, self._pad = width, pad
         self._number = 0
 
     def get_state(self) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from scorelm.text.packing import packed_rows
 from scorelm.text.sentencepiece import SentencePieceTokenizer
 from scorelm.text.source import Reading
 from scorelm.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
-from scorelm.training.ahead import Ahead
 from scorelm.training.runlog import Say
 
 if TYPE_CHECKING:
@@ -30,6 +30,43 @@ if TYPE_CHECKING:
 
 WIDTH_MULTIPLE = 64
 """The width of rows that follows from the documents is a multiple of this."""
+
+
+class Ahead:
+    """An iterator of batches, the next of which a thread packs meanwhile.
+
+    Its state is that of the batches that were taken, so that a run resumes with the next one.
+
+    Args:
+        batches: an iterator with `get_state` and `set_state`.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self._batches, self._state = batches, batches.get_state()
+        self._thread = ThreadPoolExecutor(1, "packing")
+        self._next: Future[tuple[dict[str, np.ndarray], Any]] | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch, self._state = (self._next or self._thread.submit(self._pack)).result()
+        self._next = self._thread.submit(self._pack)
+        return batch
+
+    def _pack(self) -> tuple[dict[str, np.ndarray], Any]:
+        return next(self._batches), self._batches.get_state()
+
+    def get_state(self) -> Any:
+        """Where to go on after the batches that were taken."""
+        return self._state
+
+    def set_state(self, state: Any) -> None:
+        """Go on from there."""
+        if self._next is not None:
+            self._next.exception()
+        self._next, self._state = None, state
+        self._batches.set_state(state)
 
 
 @dataclass
@@ -90,9 +127,12 @@ class TrainingData:
         """How many rows, and how wide, stand for `rows` of ``max_length`` positions.
 
         Attention costs the square of a row's length, however short the documents in it are. So where the longest
-        document takes half of a row or less, rows are as wide as it, in a multiple of 64, and more of them.
+        document takes half of a row or less, rows are as wide as it, in a multiple of 64, and more of them. How long
+        the documents of a stream are is not known.
         """
         length, (train, heldout) = recipe.data.max_length, (self.documents.train, self.documents.heldout)
+        if self.stream is not None:
+            return rows, length
         counts = length_histogram(train, length) + length_histogram(heldout, length)
         width = -(-int(counts.nonzero()[0].max()) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         return (round(rows * length / width), width) if 2 * width <= length else (rows, length)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scorelm.config.recipe import ModelConfig, Recipe
+from scorelm.config.recipe import ModelConfig, Recipe, TrainingConfig
 from scorelm.config.text import DataConfig
 from scorelm.device import find_compiler, matmul_peak, pick_device, pick_dtype
 from scorelm.errors import InputError
@@ -36,6 +36,8 @@ EXPECT = (
 )  # fmt: skip
 """What is written after about so many tokens: a rule of thumb, from models of the embedded corpus."""
 PATIENCE = 8
+WORTH_COMPILING = 300.0
+"""Seconds of a run that is worth the minute or two that compiling takes."""
 REACHED = 0.2
 """Share of the peak of matrix products that training reaches."""
 
@@ -158,7 +160,7 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
         "optimizer": "muon" if machine.dtype == torch.bfloat16 else "adamw",
         "dropout": 0.0 if epochs < 2 else 0.1 if epochs < 12 else 0.2,
         "patience": PATIENCE if epochs >= 2 else None,
-        "compile": training.compile or (machine.device.type == "cuda" and find_compiler(machine.device) is not None),
+        "compile": training.compile or worth_compiling(training, machine, trained / speed),
         "minutes": None if "steps" in given else minutes,
     }
     training = training.model_copy(update={name: v for name, v in found.items() if name not in given})
@@ -167,6 +169,12 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
         noise = noise.model_copy(update={"block_sizes": (1, 2, 4, 8, 0, 0, 0, 0)})
     made = Recipe(data=data, model=model, noise=noise, training=training)
     return Proposal(made, explain(made, text, machine, trained, speed))
+
+
+def worth_compiling(training: TrainingConfig, machine: Machine, seconds: float) -> bool:
+    """Whether a run of our own network on a GPU is long enough, and there is what compiles it."""
+    on_gpu = machine.device.type == "cuda" and training.init_from is None
+    return on_gpu and seconds >= WORTH_COMPILING and find_compiler(machine.device) is not None
 
 
 def choose_size(

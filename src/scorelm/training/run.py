@@ -249,7 +249,7 @@ def begin(start: Start, out: Path, held: Hold, say: Say) -> None:
 
 
 def with_shards(recipe: Recipe, world: int) -> Recipe:
-    """The recipe with its number of shards decided, unless it is: one for each rank, if they share a batch evenly."""
+    """The recipe with its number of shards decided, unless it is: one for each rank, as far as they divide a batch."""
     training = recipe.training
     if training.shards is not None:
         return recipe

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from scorelm.config.recipe import Recipe
-from scorelm.device import check_compiler, pick_device, pick_dtype
+from scorelm.device import check_compiler, pick_device, pick_dtype, send
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.kernels import Dropout
 from scorelm.model.layout import Layout
@@ -48,10 +48,7 @@ def seeded_generator(*words: int, device: torch.device = CPU) -> torch.Generator
 
 def to_batch(arrays: dict[str, np.ndarray], device: torch.device) -> Batch:
     """A packed batch as tensors on a device."""
-    tensors = (torch.from_numpy(arrays[name]) for name in Batch._fields)
-    if device.type == "cuda":
-        return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
-    return Batch(*(t.to(device) for t in tensors))
+    return Batch(*(send(torch.from_numpy(arrays[name]), device) for name in Batch._fields))
 
 
 def draw_step(
