@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from scorelm import ScoreLM, price
 from scorelm.config.recipe import Recipe, TrainingConfig
 from scorelm.errors import InputError
 from scorelm.objectives import OBJECTIVES
-from scorelm.training import heldout, train, trainer
+from scorelm.training import heldout, loop, train, trainer
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.heldout import check_select, choose_rows, decide, plan, verdict
+from scorelm.training.loop import forecast
 from scorelm.training.progress import Cooling, Progress, Watch
 
 
@@ -64,6 +66,39 @@ def test_prices_take_no_more_than_their_share_of_the_work(objective: str, total:
         assert (watch.times, watch.tokens) == (100, 20_000)
     else:
         assert 1_000 <= watch.tokens <= 20_000 and 3 <= watch.times <= 100
+
+
+def test_a_forecast_is_of_the_pace_after_the_first_steps() -> None:
+    """Ten minutes, of which compiling took six: 40 tokens a second in the four that are left."""
+    config = TrainingConfig(minutes=10)
+    warm = Progress(step=8, tokens=100, seconds=360)
+    assert forecast(Progress(step=8, tokens=100, seconds=360), warm, config) is None
+    assert forecast(Progress(step=16, tokens=900, seconds=380), warm, config) == pytest.approx(900 + 40 * 220)
+    assert forecast(Progress(step=16, tokens=900, seconds=700), warm, config) == 900
+    assert forecast(Progress(step=900, tokens=900, seconds=11), None, config) is None
+    steps = TrainingConfig(steps=100)
+    assert forecast(Progress(step=1, tokens=10), None, steps) is None
+    assert forecast(Progress(step=4, tokens=40), None, steps) == 1000
+
+
+def test_a_first_step_that_compiles_does_not_keep_a_run_from_being_priced(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes most of this run; what is planned for are the tokens that were trained on in the end."""
+    step, planned = trainer.Trainer.step, []
+
+    def slow_at_first(self: trainer.Trainer) -> None:
+        time.sleep(2.0 if self.progress.step == 0 else 0.0)
+        step(self)
+
+    monkeypatch.setattr(trainer.Trainer, "step", slow_at_first)
+    monkeypatch.setattr(
+        loop, "plan", lambda watch, recipe, data, total: planned.append(total) or plan(watch, recipe, data, total)
+    )
+    budget = recipe.training.model_copy(update={"steps": None, "minutes": 0.06})
+    train(recipe.model_copy(update={"training": budget}), tmp_path / "run")
+    tokens = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["tokens"]
+    assert len(planned) == 1 and tokens / 3 < planned[0] < 3 * tokens
 
 
 def test_prices_are_due_at_even_shares_and_at_the_end_also_after_a_longer_budget() -> None:

@@ -28,6 +28,8 @@ MakeFilm = Callable[[ScoreLM], str]
 """Shows a model at work, on a web page."""
 PLAN_AT = 0.02
 """Share of a run after which it is clear how many tokens it will train on, and prices can be planned."""
+WARM_UP = 8
+"""First steps of a process, some of which compile and take as long as hundreds of others."""
 FIRST_SAMPLES = 60.0
 """Seconds of training before the first texts in samples.txt."""
 
@@ -54,7 +56,7 @@ def run(
         saver.pinned = progress.watch.best_step
         if progress.step and progress.watch.keeps(progress.step) and not holds_model(out / "model", progress.step):
             save_model(trainer, out)  # killed before it was written
-        stopping = False
+        stopping, first, warm = False, progress.step, None
         while progress.share(config) < 1 and not stopping:
             started, before = time.perf_counter(), replace(progress)
             trainer.step()
@@ -65,7 +67,10 @@ def run(
             saver.poll()
             share = progress.share(config)
             log.advance(progress.step, share)
-            looked = look(trainer, saver, log)
+            if progress.step == first + WARM_UP:
+                trainer.read()
+                warm = replace(progress)
+            looked = look(trainer, warm, saver, log)
             if progress.step % config.log_every == 0 or share >= 1 or looked:
                 log.write(measure(trainer, peak, looked), share)
             if progress.step % config.save_every == 0 or share >= 1 or due or looked:
@@ -94,7 +99,26 @@ def samples_due(before: Progress, now: Progress, config: TrainingConfig) -> bool
     return not now.watch.times and int(5 * before.share(config)) < int(5 * now.share(config))
 
 
-def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
+def forecast(progress: Progress, warm: Progress | None, config: TrainingConfig) -> float | None:
+    """Tokens that a run will have read at its end; None while its pace is not known.
+
+    Args:
+        progress: of the run.
+        warm: the same after the first steps of this process; None before that.
+        config: with the budget. Of minutes, the first steps may have taken many.
+    """
+    share = progress.share(config)
+    if share < PLAN_AT:
+        return None
+    if not config.minutes:
+        return progress.tokens / share
+    if warm is None or progress.step < warm.step + WARM_UP:
+        return None
+    pace = (progress.tokens - warm.tokens) / (progress.seconds - warm.seconds)
+    return progress.tokens + pace * max(0.0, 60 * config.minutes - progress.seconds)
+
+
+def look(trainer: Trainer, warm: Progress | None, saver: Saver, log: RunLog) -> bool:
     """Price held-out text where it is time for it, say how the run goes, and let it end if it has stopped improving.
 
     Returns:
@@ -102,9 +126,11 @@ def look(trainer: Trainer, saver: Saver, log: RunLog) -> bool:
     """
     config, progress = trainer.recipe.training, trainer.progress
     watch, share = progress.watch, progress.share(config)
-    if watch.times is None and share >= PLAN_AT:
+    if watch.times is None and forecast(progress, warm, config) is not None:
         trainer.read()
-        plan(watch, trainer.recipe, trainer.data, progress.tokens / share)
+        total = forecast(progress, warm, config)
+        assert total is not None
+        plan(watch, trainer.recipe, trainer.data, total)
         if config.patience and not watch.times:
             log.say("held-out text is not priced (a short run, or nothing held out), so the run goes on to its end")
     if not progress.watch_due(config):
