@@ -36,7 +36,7 @@ from scorelm.cli import process
 
 NAMES = (
     "384x6-score", "generate-score", "generate-ar", "generate-gpt2", "256x6-score", "256x6-score-eager", "384x6-ar",
-    "384x6-gpt", "768x12-score", "768x12-ar", "768x12-gpt", "256x6-ar", "256x6-gpt", "256x6-ar-eager",
+    "384x6-gpt", "768x12-score", "768x12-ar", "768x12-gpt", "320x6-score", "256x6-ar", "256x6-gpt", "256x6-ar-eager",
     "256x6-gpt-eager",
 )  # fmt: skip
 """Width x layers and what is trained, compiled unless it says eager; or what generates. The most wanted come first."""

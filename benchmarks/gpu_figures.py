@@ -2,7 +2,7 @@
 
 Training. ``tokens_per_second``: real tokens. ``of_peak``: useful FLOPs (padding and what fixed places compute for
 nothing are not counted) over the fastest square product in the same process and precision. ``step_ms``: with a wait
-after every ten steps. ``host_ms``: until a step is handed to an idle GPU. ``draw_ms``, ``pack_ms``, ``line_ms``: noise
+after every ten steps. ``host_ms``: until a step is handed to an idle GPU, which takes about a thousand launches before the host waits. ``draw_ms``, ``pack_ms``, ``line_ms``: noise
 and its levels for a batch, its rows, and a line of metrics (in a run once in ten steps), each by itself.
 ``first_steps_s``: four steps, with a first pass and without, of a new process that has no compiled kernels;
 ``first_steps_again_s``: that has those of the process before. From CUDA's own trace of ten steps, ``busy``: share of
@@ -67,11 +67,13 @@ class Size(NamedTuple):
 SIZES = {
     "256x6": Size(256, 6, 64, 1024),
     "384x6": Size(384, 6, 128, 512, "muon"),
+    "320x6": Size(320, 6, 128, 128, "muon"),
     "768x12": Size(768, 12, 1024, 16, long=True),
 }
 SMALL = {
     "256x6": Size(64, 1, 64, 16),
     "384x6": Size(64, 1, 128, 8, "muon"),
+    "320x6": Size(64, 1, 128, 4, "muon"),
     "768x12": Size(64, 1, 256, 4, long=True),
 }
 

@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from scorelm.config.recipe import ModelConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
 from scorelm.training.optimizer import (
     MUON_LR,
+    Muon,
     make_averages,
     make_optimizers,
     move_averages,
@@ -33,7 +35,7 @@ def test_every_weight_has_one_rule_and_only_matrices_of_the_backbone_decay(name:
     assert layers < matrices  # FiLM's are no part of Muon
     for p in denoiser.parameters():
         if name == "muon" and id(p) in layers:
-            assert found[id(p)] == (torch.optim.Muon, 0.3, MUON_LR * 1e-2)
+            assert found[id(p)] == (Muon, 0.3, MUON_LR * 1e-2)
         else:
             assert found[id(p)] == (torch.optim.AdamW, 0.3 if id(p) in matrices else 0.0, 1e-2)
 
@@ -56,6 +58,26 @@ def test_a_first_step_of_muon_is_orthogonal_and_of_the_size_of_adamw() -> None:
     assert values.median() > 0.6 and values.max() < 1.5
     assert float((update * (u @ v)).sum() / (update.norm() * (u @ v).norm())) > 0.95
     assert float(update.square().mean().sqrt()) == pytest.approx(0.2 * MUON_LR * 0.1, rel=0.3)
+
+
+def test_muon_steps_as_that_of_torch() -> None:
+    """Three steps of matrices of three shapes, two of each, one without a gradient; but for bfloat16's rounding."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(24, 8), (8, 24), (8, 24), (24, 8), (16, 16), (16, 16)]
+    own = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in own]
+    ours = Muon(own, 0.1, 0.3)
+    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for p, q in list(zip(own, theirs, strict=True))[1:]:
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        ours.step()
+        reference.step()
+    for p, q in zip(own, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=2e-3)
+        if p.grad is not None:
+            torch.testing.assert_close(ours.state[p]["momentum_buffer"], reference.state[q]["momentum_buffer"])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
