@@ -2,12 +2,12 @@
 
 Training. ``tokens_per_second``: real tokens. ``of_peak``: useful FLOPs (padding and what fixed places compute for
 nothing are not counted) over the fastest square product in the same process and precision. ``step_ms``: with a wait
-after every ten steps. ``host_ms``: until a step is handed to an idle GPU, which takes about a thousand launches before the host waits. ``draw_ms``, ``pack_ms``, ``line_ms``: noise
-and its levels for a batch, its rows, and a line of metrics (in a run once in ten steps), each by itself.
-``first_steps_s``: four steps, with a first pass and without, of a new process that has no compiled kernels;
-``first_steps_again_s``: that has those of the process before. From CUDA's own trace of ten steps, ``busy``: share of
-the time in which kernels run; ``waits``: how often the host waits in a step; ``kernels``: those that take most of the
-time, with their shares.
+after every ten steps. ``host_ms``: until a step is handed to an idle GPU, which takes about a thousand launches before
+the host waits. ``draw_ms``, ``pack_ms``, ``line_ms``: noise and its levels for a batch, its rows, and a line of metrics
+(in a run once in ten steps), each by itself. ``first_steps_s``: four steps, with a first pass and without, of a new
+process that has no compiled kernels; ``first_steps_again_s``: that has those of the process before. From CUDA's own
+trace of ten steps, ``busy``: share of the time in which kernels run; ``waits``: how often the host waits in a step;
+``kernels``: those that take most of the time, with their shares.
 
 Generation, with random weights. ``evaluation_ms``: of the network, with all that goes with it. Counted in a trace, for
 an evaluation: ``launches`` of kernels; ``items`` and ``nonzeros``, most of which read what the host has anyway;

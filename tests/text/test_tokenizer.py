@@ -24,6 +24,16 @@ BOS, EOS, PAD, UNK = TOKENIZER.special
 SPACE_SIGN = "\u2581"
 
 
+def test_an_indentation_takes_a_token_or_two() -> None:
+    """Not one for each of its spaces, of which there are twenty here."""
+    names = ("one", "two", "three", "four")
+    lines = [f"def {name}(self):\n        if x:\n            return {name}" for name in names]
+    tokenizer = Tokenizer.train(lines * 20, 300)
+    ids = tokenizer.encode(lines[2])
+    assert tokenizer.decode(ids) == lines[2]
+    assert sum(not tokenizer.decode([i]).strip(" ") for i in ids) <= 5
+
+
 def test_special_ids_come_first_and_digits_stand_alone():
     assert TOKENIZER.pieces([BOS, EOS, PAD, UNK]) == ["<s>", "</s>", "<pad>", "<unk>"]
     assert TOKENIZER.special == Special(bos=0, eos=1, pad=2, unk=3)

@@ -98,6 +98,7 @@ class SentencePieceTokenizer:
                 model_writer=model,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,  # an indentation is a token or two, not one a space
                 max_sentence_length=_LONGEST_LINE,
                 num_threads=1,
                 minloglevel=_ERRORS_ONLY,
