@@ -43,6 +43,18 @@ def test_more_text_and_a_faster_machine_take_larger_models() -> None:
         assert all(1 <= (sizes(machine, tokens)[1] or 0) <= machine.minutes for tokens in (1e4, 1e6, 1e9))
 
 
+def test_a_gpu_takes_larger_batches_only_where_that_leaves_enough_steps() -> None:
+    """A step of a small batch takes as long as its launches, which is what the speed says then."""
+
+    def positions(machine: Machine, tokens: float) -> int:
+        recipe, _ = choose(Recipe(), (), text(tokens), machine)
+        return recipe.training.rows * recipe.data.max_length
+
+    assert [positions(CARD, tokens) for tokens in (1e5, 1e6, 1e8)] == [16_384, 16_384, 65_536]
+    assert positions(LAPTOP, 1e5) == positions(LAPTOP, 1e8) == 4096
+    assert " 327,700 tokens/s" in choose(Recipe(), (), text(1e6), CARD).lines[2]
+
+
 def test_dropout_and_whole_documents_follow_how_often_the_text_is_read() -> None:
     often, _ = choose(Recipe(), (), text(1e6), CARD)
     assert often.training.dropout == 0.2 and often.noise.block_sizes == (1, 2, 4, 8, 0, 0, 0, 0)

@@ -28,8 +28,10 @@ SAMPLE = 1_000_000
 """Characters that tokens are counted in."""
 LADDER = ((1024, 16, 300e6), (768, 12, 50e6), (512, 8, 10e6), (384, 6, 1e6), (256, 6, 2e5), (128, 4, 0.0))
 """Width, layers, and the tokens of text that such a model wants at least."""
-PER_WEIGHT, MOST_EPOCHS = 5.0, 30.0
+PER_WEIGHT, MOST_EPOCHS = 5.0, 40.0
 """Tokens that a model should be trained on for each of its layers' weights, unless the text would be read too often."""
+STEPS = 2500
+"""That a run should have, rather than large batches: the included model had 2,657."""
 EXPECT = (
     (15e6, "sentences in its manner"), (3e6, "phrases in its manner, and little sense"),
     (0.0, "words of it, and no sense: more time, or more text, will help"),
@@ -51,14 +53,30 @@ class Machine(NamedTuple):
     """FLOP/s of matrix products."""
 
     @property
-    def positions(self) -> int:
-        """In a batch that makes good use of it."""
-        return 4096 if self.device.type == "cpu" else 65_536
+    def positions(self) -> tuple[int, int]:
+        """Fewest and most of a batch: a GPU works best on many."""
+        return (4096, 4096) if self.device.type == "cpu" else (16_384, 65_536)
+
+    @property
+    def step_seconds(self) -> float:
+        """What a step takes at least, however small: a thousand launches of kernels, on the machines that were seen."""
+        return 0.0 if self.device.type == "cpu" else 0.05
 
     @property
     def minutes(self) -> float:
         """That a run may take unless somebody says otherwise."""
         return 120.0 if self.device.type == "cpu" else 30.0
+
+
+class Work(NamedTuple):
+    """What a run of a model takes, and gives."""
+
+    model: ModelConfig
+    rows: int
+    minutes: float
+    tokens: float
+    speed: float
+    """Tokens/s."""
 
 
 class Text(NamedTuple):
@@ -152,11 +170,11 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
     length = recipe.data.max_length if "max_length" in given else max(64, length)
     size = recipe.data.vocab_size if "vocab_size" in given else text.vocab_size
     data = recipe.data.model_copy(update={"max_length": length, "vocab_size": size})
-    model, minutes, trained, speed = choose_size(recipe, given, text, machine, length)
+    model, rows, minutes, trained, speed = choose_size(recipe, given, text, machine, length)
     epochs = trained / max(1, text.tokens)
     training = recipe.training
     found = {
-        "rows": max(1, machine.positions // length),
+        "rows": rows,
         "optimizer": "muon" if machine.dtype == torch.bfloat16 else "adamw",
         "dropout": 0.0 if epochs < 2 else 0.1 if epochs < 12 else 0.2,
         "patience": PATIENCE if epochs >= 2 else None,
@@ -177,13 +195,9 @@ def worth_compiling(training: TrainingConfig, machine: Machine, seconds: float) 
     return on_gpu and seconds >= WORTH_COMPILING and find_compiler(machine.device) is not None
 
 
-def choose_size(
-    recipe: Recipe, given: Collection[str], text: Text, machine: Machine, length: int
-) -> tuple[ModelConfig, float, float, float]:
-    """The largest model that the text is enough for and the time too: its minutes, tokens and tokens/s."""
-    rows = recipe.training.rows if "rows" in given else max(1, machine.positions // length)
-    rows *= recipe.training.accumulation
-    typical = min(length, int(text.lengths.mean()))
+def choose_size(recipe: Recipe, given: Collection[str], text: Text, machine: Machine, length: int) -> Work:
+    """The largest model that the text is enough for and the time too."""
+    training, typical = recipe.training, min(length, int(text.lengths.mean()))
     shares = draw_shares(recipe, typical)
     for dim, layers, wants in LADDER:
         sizes = {"dim": dim, "layers": layers}
@@ -193,12 +207,15 @@ def choose_size(
             sizes = {"dim": dim}
         model = recipe.model.model_copy(update=sizes)
         work, weights = measure_work(model, recipe, text.vocab_size, typical, shares)
-        speed, worth = REACHED * machine.speed / work, min(PER_WEIGHT * weights, MOST_EPOCHS * text.tokens)
-        minutes = recipe.training.minutes or max(1.0, round(min(machine.minutes, max(worth, text.tokens) / speed / 60)))
-        trained = float((recipe.training.steps or 0) * rows * length) or minutes * 60 * speed
+        worth = min(PER_WEIGHT * weights, MOST_EPOCHS * text.tokens)
+        rows = training.rows if "rows" in given else max(1, round_power(worth / STEPS, *machine.positions) // length)
+        batch = rows * training.accumulation * length
+        speed = 1 / max(work / (REACHED * machine.speed), machine.step_seconds / batch)
+        minutes = training.minutes or max(1.0, round(min(machine.minutes, max(worth, text.tokens) / speed / 60)))
+        trained = float((training.steps or 0) * batch) or minutes * 60 * speed
         if (text.tokens >= wants and trained >= worth / 2) or "dim" in given:
             break
-    return model, minutes, trained, speed
+    return Work(model, rows, minutes, trained, speed)
 
 
 def draw_shares(recipe: Recipe, length: int) -> tuple[float, float, float]:
