@@ -1,5 +1,7 @@
 """Studio: a text is written, and what the model thought of at every word can be looked at."""
 
+import math
+
 import pytest
 
 from .conftest import PROMPT, QUICK, answer, run, serving, states, texts
@@ -75,7 +77,7 @@ def test_candidates_of_a_token(studio, server):
     token.hover()
     listed = [part.split("\n")[0] for part in card.locator("li").all_inner_texts()]
     assert listed == [text.strip() for text, _ in row["candidates"][i]]
-    assert f"{round(100 * row['candidates'][i][0][1])} %" in card.locator("li >> nth=0").inner_text()
+    assert f"{math.floor(100 * row['candidates'][i][0][1] + 0.5)} %" in card.locator("li >> nth=0").inner_text()
     certainty = f"{row['certainty'][i]:.2f}" if row["certainty"][i] >= 0.01 else "below 0.01"
     assert f"A guess, certainty {certainty}, no evidence yet" in card.inner_text()
     tab.mouse.move(640, 5)
