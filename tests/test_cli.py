@@ -15,6 +15,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
@@ -598,6 +599,34 @@ def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         assert scorelm("info") == Done(130, "", "scorelm: interrupted\n")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_the_texts_that_are_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in the third part of five; what is printed then are the texts of the first two."""
+    monkeypatch.setattr("scorelm.cli.output.PART", 2)
+    words = ("sample", str(run), "-n", "5", "--prompt", "R", "--prompt", "S", "--steps", "2")
+    every = json.loads(done(*words, "--json"))
+    generate, calls = ScoreLM.generate, count()
+
+    def interrupted(lm: ScoreLM, *args: object, **how: object) -> object:
+        if next(calls) % 5 == 2:
+            raise KeyboardInterrupt
+        return generate(lm, *args, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ScoreLM, "generate", interrupted)
+    assert scorelm(*words, "--json") == Done(130, json.dumps(every[:4], indent=2) + "\n", "scorelm: interrupted\n")
+    next(calls), next(calls)
+    assert scorelm(*words).out.splitlines() == [text["text"] for text in every[:4]]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_text_is_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorelm.cli.output.PART", 1)
+    monkeypatch.setattr(ScoreLM, "generate", None)
+    (tmp_path / "prompts.txt").write_text("Ruth\n" + 99 * "Ruth ")
+    code, out, err = scorelm("sample", str(run), "--prompt-file", str(tmp_path / "prompts.txt"))
+    assert (code, out) == (2, "") and "the prompt takes" in err
 
 
 # What only a process has

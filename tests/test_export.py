@@ -84,6 +84,16 @@ def new(output, prompts) -> list[list[int]]:
     return [[token for token in row if token != 2] for row in output[:, prompts.shape[1] :].tolist()]
 
 
+def test_an_export_that_is_interrupted_leaves_nothing(lm, tmp_path, monkeypatch) -> None:
+    def interrupted(lm: ScoreLM) -> None:
+        raise KeyboardInterrupt
+
+    lm.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("scorelm.transformers.export.tokenizer_config_of", interrupted)
+    assert scorelm("export", tmp_path / "model", tmp_path / "out") == (130, "", "scorelm: interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("kind", ["sentencepiece", "gpt2", "bert", "llama"])
 def test_transformers_writes_and_reads_what_scorelm_does(kind, models, tmp_path, own_modules) -> None:
     lm = models[kind]

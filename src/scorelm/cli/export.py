@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,12 +29,13 @@ class ExportVerb(Verb):
 
     def run(self) -> int:
         """Export the model."""
+        from scorelm.training.durable import write_directory
         from scorelm.transformers.export import export
 
         with writing(self.directory):
             if exists(self.directory) and (not self.directory.is_dir() or any(self.directory.iterdir())):
                 raise InputError(f"{self.directory} is there already: choose a directory that is new, or empty")
-        export(open_model(self.model), self.directory)
+        write_directory(self.directory, partial(export, open_model(self.model)))
         show(str(self.directory))
         tell(f"to use it in Python: AutoModel.from_pretrained({str(self.directory)!r}, trust_remote_code=True)")
         return 0

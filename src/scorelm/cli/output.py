@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from scorelm.cli.printing import show, tell
 from scorelm.config import Options, named
-from scorelm.config.generation import Generation, Infilling
+from scorelm.config.generation import Continuation, Generation, Infilling
 
 if TYPE_CHECKING:
     from scorelm.lm import ScoreLM
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from scorelm.viz.film import Film
 
 LESS_MEMORY = "lower -n, --best-of or the length of the texts, or use a smaller model"
-
-
+PART, PART_ON_GPU = 64, 1024
+"""Texts that are written together: those before them are printed if Ctrl-C comes."""
 MOST_SAID = 3
 """Texts that are read otherwise than they were given, of which it is said one by one."""
 
@@ -58,7 +58,7 @@ def check(how: Generation, output: Output) -> None:
 def answer(
     lm: ScoreLM,
     ranks: Ranks,
-    how: Generation,
+    how: Continuation | Infilling,
     output: Output,
     texts: Sequence[str],
     write: Callable[..., list[Sample]],
@@ -85,13 +85,25 @@ def answer(
     rows = [text for text in texts for _ in range(output.n)]
     own, title = ranks.part(len(rows)), f"writing {len(rows):,} text{'s' * (len(rows) != 1)}"
     film = None if output.film is None else make_film(lm, how, texts)
-    fields = how.model_dump() | {"seed": how.seed + own.start * how.best_of}
+    lm.plan(rows[own], 1, how)  # refuses what does not fit before anything is written
+    made: list[Sample] = []
     with (
         Watch(lm.tokenizer) if output.watch and ranks.main else nullcontext() as live,
         progress(title, ranks.main and not (live and live.console.is_terminal)) as tell_share,
     ):
         watchers: list[Callable[[Any], object]] = [watcher for watcher in (film, live) if watcher is not None]
-        made = write(rows[own], watch=lambda record: [seen(record) for seen in watchers], progress=tell_share, **fields)
+        try:
+            for part, fields in in_parts(rows[own], how, own.start, PART if lm.device.type == "cpu" else PART_ON_GPU):
+                made += write(
+                    part,
+                    watch=lambda record: [seen(record) for seen in watchers],
+                    progress=lambda share: tell_share((len(made) + share * len(part)) / len(rows[own])),  # noqa: B023
+                    **fields,
+                )
+        except KeyboardInterrupt:
+            if made and ranks.world == 1:
+                print_samples(made)
+            raise
     parts = ranks.gather(made)
     if not ranks.main:
         return
@@ -100,6 +112,14 @@ def answer(
             save_film(film, output.film, len(rows) * how.best_of)
     finally:
         print_samples([sample for part in parts for sample in part])
+
+
+def in_parts(
+    rows: Sequence[str], how: Generation, before: int, size: int
+) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+    """At most `size` texts at a time, with the options of their request; `before` come before the first of them."""
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size], how.model_dump() | {"seed": how.seed + (before + first) * how.best_of}
 
 
 def say_what_is_read(lm: ScoreLM, texts: Sequence[str], how: Generation) -> None:

@@ -55,7 +55,7 @@ class SampleVerb(Verb):
     def print_samples(self, prompts: list[str], samples: list[Sample]) -> None:
         """The texts, or JSON, with the prompts where there are several."""
         if self.output.as_json:
-            each = [prompt for prompt in prompts for _ in range(self.output.n)]
+            each = [prompt for prompt in prompts for _ in range(self.output.n)][: len(samples)]
             print_json(samples, **({"prompt": each} if len(prompts) > 1 else {}))
         else:
             print_texts([sample.text for sample in samples])
