@@ -139,7 +139,7 @@ def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
         raise InputError(
             f"{len(unknown)} of {len(rows.characters)} texts (number {unknown[0] + 1} is the first) have characters "
             "that this model's tokenizer cannot spell, so their probability is 0: leave them out, price what it can "
-            "spell of them with --lossy, or train with --byte-fallback"
+            "spell of them with --lossy, or train with a tokenizer that can spell them, as one with --byte-fallback can"
         )
 
 
