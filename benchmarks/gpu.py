@@ -3,9 +3,10 @@
     python benchmarks/gpu.py [--only NAME,NAME] [--out FILE] [--small] [--limit SECONDS] [--total SECONDS] [--at-once N]
 
 Each configuration runs in a process of its own, which is ended after --limit seconds, or when all together have taken
---total; what it has measured by then is kept, and the next one begins. With --at-once, N of them compile side by side,
-which takes each of them longer, and then measure one after another. Figures are added to benchmarks/results/gpu.json
-(on a CPU to a temporary file) as they come; at the end there is a table. `gpu_figures.py` says what is measured.
+--total; what it has measured by then is kept, and the next one begins. What is compiled is so first, in processes that
+do nothing else, with --at-once N of them side by side, which takes each of them longer; then everything is measured
+alone. Figures are added to benchmarks/results/gpu.json (on a CPU to a temporary file) as they come; at the end there is
+a table. `gpu_figures.py` says what is measured.
 
 --small, which a CPU implies, takes sizes that two cores do in two minutes, and only a few of the names: compiling takes
 a CPU half a minute each, but any name can be asked for with --only.
@@ -22,12 +23,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from gpu_figures import SIZES, SMALL, generation, training, write_text
 from gpu_trace import CUDA
@@ -59,7 +59,7 @@ GENERATION = {
 Row = dict[str, Any]
 
 
-def child(name: str, folder: Path, small: bool, again: bool) -> None:
+def child(name: str, folder: Path, small: bool, compiling: bool) -> None:
     """Measure a configuration; its rows go to a file of its name as they come, and what it says to another."""
     with (folder / f"{name}.log").open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
@@ -75,26 +75,24 @@ def child(name: str, folder: Path, small: bool, again: bool) -> None:
         draft.replace(folder / f"{name}.json")
 
     kind, _, rest = name.partition("-")
-    turn = FileLock(folder / "turn")
     try:
         if kind == "generate":
-            with turn:
-                generation(rest, folder, small, keep)
+            generation(rest, folder, small, keep)
         else:
             what, _, eager = rest.partition("-")
             size = (SMALL if small else SIZES)[kind]
-            training(size, what, not eager, folder, again, turn, lambda **figures: keep(name, **figures))
+            training(size, what, not eager, folder, compiling, lambda **figures: keep(name, **figures))
     except BaseException as error:
         keep(name, failed=f"{type(error).__name__}: {error}"[:1000])
         traceback.print_exc()
         raise SystemExit(1) from None
 
 
-def measure(name: str, folder: Path, small: bool, limit: float, again: bool = False) -> dict[str, Row]:
+def measure(name: str, folder: Path, small: bool, limit: float, compiling: bool) -> dict[str, Row]:
     """The rows of a configuration, measured in a process of its own; what went wrong is said, and noted in its row."""
     found, log = folder / f"{name}.json", folder / f"{name}.log"
     found.unlink(missing_ok=True)
-    work = multiprocessing.get_context("spawn").Process(target=child, args=(name, folder, small, again))
+    work = multiprocessing.get_context("spawn").Process(target=child, args=(name, folder, small, compiling))
     work.start()
     work.join(limit)
     stopped = work.exitcode is None
@@ -110,22 +108,22 @@ def measure(name: str, folder: Path, small: bool, limit: float, again: bool = Fa
 
 
 def measured(names: list[str], small: bool, limit: float, total: float, at_once: int) -> Iterator[dict[str, Row]]:
-    """The rows of each configuration; those that compile run twice, the second time with the kernels of the first."""
+    """The rows of each configuration: of those that compile, first what that takes; then everything, one by one."""
     end = time.monotonic() + total
+    compiled = [name for name in names if not name.startswith("generate") and not name.endswith("eager")]
+    with tempfile.TemporaryDirectory() as place:
 
-    def both(name: str, place: Path) -> dict[str, Row]:
-        rows = dict[str, Row]()
-        for again in (False, True)[: 1 if name.startswith("generate") or name.endswith("eager") else 2]:
+        def rows(name: str, compiling: bool) -> dict[str, Row]:
             left = min(limit, end - time.monotonic())
-            if left > 0 and "failed" not in rows.get(name, {}):
-                for row, figures in measure(name, place, small, left, again).items():
-                    rows[row] = rows.get(row, {}) | figures
-        return rows
+            return measure(name, Path(place), small, left, compiling) if left > 0 else {}
 
-    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(at_once) as pool:
         write_text(Path(place), SMALL if small else SIZES)
-        for work in as_completed([pool.submit(both, name, Path(place)) for name in names]):
-            yield work.result()
+        with ThreadPoolExecutor(at_once) as pool:
+            first = dict(zip(compiled, pool.map(lambda name: rows(name, True), compiled), strict=True))
+        for name in names:
+            before = first.get(name, {})
+            found = {} if "failed" in before.get(name, {}) else rows(name, False)
+            yield before | {row: before.get(row, {}) | figures for row, figures in found.items()}
 
 
 def table(rows: Mapping[str, Row]) -> Iterator[str]:

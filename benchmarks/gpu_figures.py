@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from torch.profiler import ProfilerActivity
 
 import runs
@@ -115,17 +114,12 @@ def loop(size: Size, kind: str, compiled: bool, folder: Path) -> Trainer | GPT:
     return Trainer(with_shards(recipe, world=1), data)
 
 
-def training(
-    size: Size, kind: str, compiled: bool, folder: Path, again: bool, turn: FileLock, keep: Callable[..., None]
-) -> None:
-    """Measure a training loop in its `turn`, or only its first steps `again`; `keep` takes the figures as they come."""
+def training(size: Size, kind: str, compiled: bool, folder: Path, compiling: bool, keep: Callable[..., None]) -> None:
+    """Measure a training loop, or where it is `compiling` only its first steps; `keep` takes the figures."""
     run = loop(size, kind, compiled, folder)
-    if again:
-        with turn:
-            keep(first_steps_again_s=seconds(lambda: steps(run, FIRST)))
-        return
-    keep(first_steps_s=seconds(lambda: steps(run, FIRST)))
-    with turn:
+    first = "first_steps_s" if compiling or not compiled else "first_steps_again_s"
+    keep(**{first: seconds(lambda: steps(run, FIRST))})
+    if not compiling:
         measure_loop(run, keep)
 
 
