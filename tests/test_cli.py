@@ -601,8 +601,10 @@ def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_keeps_the_texts_that_are_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes in the third part of five; what is printed then are the texts of the first two."""
+@pytest.mark.parametrize("bar", ["0", "1"])
+def test_ctrl_c_keeps_the_texts_that_are_written(run: Path, bar: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in the third part of five; the texts of the first two are printed, behind the bar of a terminal too."""
+    monkeypatch.setenv("TTY_COMPATIBLE", bar)
     monkeypatch.setattr("scorelm.cli.output.PART", 2)
     words = ("sample", str(run), "-n", "5", "--prompt", "R", "--prompt", "S", "--steps", "2")
     every = json.loads(done(*words, "--json"))
@@ -614,7 +616,9 @@ def test_ctrl_c_keeps_the_texts_that_are_written(run: Path, monkeypatch: pytest.
         return generate(lm, *args, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ScoreLM, "generate", interrupted)
-    assert scorelm(*words, "--json") == Done(130, json.dumps(every[:4], indent=2) + "\n", "scorelm: interrupted\n")
+    code, out, err = scorelm(*words, "--json")
+    assert (code, json.loads(out)) == (130, every[:4]) and err.endswith("scorelm: interrupted\n")
+    assert ("━" in err) == (bar == "1")
     next(calls), next(calls)
     assert scorelm(*words).out.splitlines() == [text["text"] for text in every[:4]]
 

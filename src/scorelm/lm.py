@@ -212,7 +212,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
 
         def draft(prompt: str | Sequence[int], rng: np.random.Generator) -> Draft:
             sizes = self.lengths, request.length, longest
-            return Draft(prompt_template(prompt, self.tokenizer, self._has_spaces, *sizes, closed, rng))
+            return Draft(prompt_template(prompt, self.tokenizer, *sizes, closed, rng))
 
         return draft, settings
 

@@ -1,5 +1,6 @@
 """Blanks: what is one, what may be written there, and that what is given comes back as it was."""
 
+import re
 from functools import cache
 from io import BytesIO
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scorelm.config.generation import Infilling
 from scorelm.errors import InputError
 from scorelm.text.sentencepiece import SentencePieceTokenizer as Tokenizer
-from scorelm.text.templates import Hole, blank_draft, split_blanks, tokens_for
+from scorelm.text.templates import Hole, blank_draft, prompt_template, split_blanks, tokens_for
 
 LINES = ["the light of the world, and the sea\nis not the light", "thyself they cat cats 12"] * 3
 TOKENIZER = Tokenizer.train(LINES, 340)
@@ -179,3 +180,21 @@ def test_a_blank_is_one_to_three_words_unless_it_says_otherwise_or_there_is_no_r
     assert [blank.stop - blank.start for blank in tight.blanks] == [1, 1]
     free = blank_draft("the ____ sea", TOKENIZER, True, False, LENGTHS, how, np.random.default_rng(0)).template
     assert None in free and Hole.WORD not in free
+
+
+def test_a_prompt_that_ends_in_spaces_has_the_tokens_that_it_has_in_a_text() -> None:
+    """A space belongs to the word behind it, and an indentation is a token of its own; blanks begin likewise."""
+    names = ("one", "two", "three", "four")
+    lines = [f"def {name}(self):\n        if x:\n            return {name} + 1  # so" for name in names]
+    tokenizer = Tokenizer.train(lines * 20, 320)
+    allowed_KV, rng = tokens_for(tokenizer), np.random.default_rng(0)
+    for text in lines:
+        whole = tokenizer.encode(text)
+        for found in re.finditer(r" +(?=[a-z])", text):
+            template = prompt_template(text[: found.end()], tokenizer, [0] * 200, 150, 200, False, rng)
+            given = [token for token in template if isinstance(token, int)][1:]
+            hole = template[1 + len(given)]
+            assert whole[: len(given)] == given
+            assert not isinstance(hole, Hole) or allowed_KV[hole.value, whole[len(given)]]
+            blank = blank_draft(text[: found.end()] + "____", tokenizer, True, False, [0] * 200, Infilling(), rng)
+            assert blank.template[1 : 1 + len(given)] == given and blank.template[1 + len(given)] == hole

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LESS_MEMORY = "lower -n, --best-of or the length of the texts, or use a smaller model"
 PART, PART_ON_GPU = 64, 1024
-"""Texts that are written together: those before them are printed if Ctrl-C comes."""
+"""Texts that are written together: if Ctrl-C comes, those before them are printed. A film shows texts of one part."""
 MOST_SAID = 3
 """Texts that are read otherwise than they were given, of which it is said one by one."""
 
@@ -86,24 +86,25 @@ def answer(
     own, title = ranks.part(len(rows)), f"writing {len(rows):,} text{'s' * (len(rows) != 1)}"
     film = None if output.film is None else make_film(lm, how, texts)
     lm.plan(rows[own], 1, how)  # refuses what does not fit before anything is written
+    size = len(rows) if film is not None else PART if lm.device.type == "cpu" else PART_ON_GPU
     made: list[Sample] = []
-    with (
-        Watch(lm.tokenizer) if output.watch and ranks.main else nullcontext() as live,
-        progress(title, ranks.main and not (live and live.console.is_terminal)) as tell_share,
-    ):
-        watchers: list[Callable[[Any], object]] = [watcher for watcher in (film, live) if watcher is not None]
-        try:
-            for part, fields in in_parts(rows[own], how, own.start, PART if lm.device.type == "cpu" else PART_ON_GPU):
+    try:
+        with (
+            Watch(lm.tokenizer) if output.watch and ranks.main else nullcontext() as live,
+            progress(title, ranks.main and not (live and live.console.is_terminal)) as tell_share,
+        ):
+            watchers: list[Callable[[Any], object]] = [watcher for watcher in (film, live) if watcher is not None]
+            for part, fields in in_parts(rows[own], how, own.start, size):
                 made += write(
                     part,
                     watch=lambda record: [seen(record) for seen in watchers],
                     progress=lambda share: tell_share((len(made) + share * len(part)) / len(rows[own])),  # noqa: B023
                     **fields,
                 )
-        except KeyboardInterrupt:
-            if made and ranks.world == 1:
-                print_samples(made)
-            raise
+    except BaseException:  # Ctrl-C, or memory that ran out
+        if made and ranks.world == 1:
+            print_samples(made)
+        raise
     parts = ranks.gather(made)
     if not ranks.main:
         return

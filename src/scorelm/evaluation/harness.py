@@ -37,6 +37,7 @@ from scorelm.evaluation.price import price, pricing
 from scorelm.evaluation.rows import RowBatch, batches, most_positions
 from scorelm.lm import ScoreLM
 from scorelm.sampling.request import Settings
+from scorelm.text.templates import prompt_text
 
 MOST_TOKENS = 256
 """Tokens that are written where a task does not say how many, as everywhere in lm-eval."""
@@ -183,13 +184,13 @@ class Harness(LM):  # type: ignore[misc]
         for text, head, sample in zip(contexts, heads, samples, strict=True):
             behind = self.lm.tokenizer.decode(sample.ids[: len(head) + most])
             behind = behind[len(self.lm.tokenizer.decode(head)) :]
-            behind = behind.removeprefix(" ") if text.endswith(" ") else behind
+            behind = behind if prompt_text(text, self.lm.tokenizer) == text else behind.removeprefix(" ")
             texts.append(min((behind.partition(stop)[0] for stop in listed(stops) if stop), key=len, default=behind))
         return texts
 
     def _head(self, context: str) -> list[int]:
         """Token ids of a context as `ScoreLM.generate` begins a text with it."""
-        return [self.lm.tokenizer.special.bos, *self.lm.tokenizer.encode(context.removesuffix(" "))]
+        return [self.lm.tokenizer.special.bos, *self.lm.tokenizer.encode(prompt_text(context, self.lm.tokenizer))]
 
     def _last(self, context: str, most: int) -> str:
         """The end of a context that takes less than so many tokens."""

@@ -29,7 +29,7 @@ from scorelm.sampling.plan import Plan
 from scorelm.serving.requests import Desk, error_body, notes_on
 from scorelm.serving.schema import ERRORS, Texts
 from scorelm.serving.worker import Done, Event, Refusal
-from scorelm.text.templates import Draft, Hole
+from scorelm.text.templates import Draft, Hole, prompt_text
 
 BLANK = "\ue0f0"
 """Sign of the blank before a suffix, a private character of Unicode."""
@@ -131,7 +131,7 @@ class Completions:
         if asked.suffix is not None:
             return Infilling.of(blank=BLANK, blank_tokens=asked.max_tokens, **options)
         if asked.max_tokens is not None:
-            given = 1 + len(self.lm.tokenizer.encode(prompt.removesuffix(" ")))
+            given = 1 + len(self.lm.tokenizer.encode(prompt_text(prompt, self.lm.tokenizer)))
             options["max_length"] = min(given + asked.max_tokens + (path != "blocks:1"), self.lm.max_length)
         return Continuation.of(**options)
 

@@ -102,10 +102,26 @@ def draw_length(lengths: Sequence[int], at_least: int, rng: np.random.Generator)
     return at_least + int(rng.choice(len(weights), p=weights / weights.sum()))
 
 
+def leaves_space(text: str, tokenizer: Tokenizer) -> bool:
+    """Whether a space at the end of a text is left to the word behind it, as the tokenizer has it in a whole text.
+
+    It is not at the end of an indentation that is one token.
+    """
+    if not text.endswith(" "):
+        return False
+    pieces = tokenizer.pieces(tokenizer.encode(f"{text}a"))
+    last = next((piece for piece in reversed(pieces) if piece.startswith("▁")), "▁▁")
+    return not last.startswith("▁▁")
+
+
+def prompt_text(prompt: str, tokenizer: Tokenizer) -> str:
+    """What of a prompt is given as it is: all but a space at its end that is part of the word behind it."""
+    return prompt[:-1] if prompt != " " and leaves_space(prompt, tokenizer) else prompt
+
+
 def prompt_template(
     prompt: str | Sequence[int],
     tokenizer: Tokenizer,
-    spaces: bool,
     lengths: Sequence[int],
     length: int | None,
     longest: int,
@@ -115,9 +131,9 @@ def prompt_template(
     """A document that starts with `prompt`.
 
     Args:
-        prompt: a text, or the ids of its tokens; may be empty.
+        prompt: a text, or the ids of its tokens; may be empty. Of a text, `prompt_text` is given; where that leaves a
+            space out, the next token begins with one.
         tokenizer: of the model.
-        spaces: whether it has tokens that begin with a space; one at the end of the prompt is left to the next token.
         lengths: how many documents have each length, from 0 on.
         length: tokens in the document, ``<s>`` and ``</s>`` included; drawn from `lengths` when None.
         longest: most tokens that can be written, and the length where the prompt is too long for one to be drawn.
@@ -127,8 +143,8 @@ def prompt_template(
     Raises:
         InputError: the prompt does not fit.
     """
-    spaced = spaces and isinstance(prompt, str) and prompt.endswith(" ") and prompt != " "
-    ids = tokenizer.encode(prompt[:-1] if spaced else prompt) if isinstance(prompt, str) else prompt
+    kept = prompt_text(prompt, tokenizer) if isinstance(prompt, str) else prompt
+    ids = tokenizer.encode(kept) if isinstance(kept, str) else kept
     head: Template = [tokenizer.special.bos, *ids]
     taken = f"the prompt takes {len(head) + 1} tokens, <s> and </s> included, and at most {longest} can be written"
     if length is not None and not len(head) + 1 <= length <= longest:
@@ -138,7 +154,7 @@ def prompt_template(
     if length is None and closed and len(head) + 2 <= min(longest, len(lengths) - 1):
         length = draw_length(lengths[: longest + 1], len(head) + 2, rng)
     free = (longest if length is None else length) - len(head)
-    hole: Template = [Hole.SPACE if spaced else None]
+    hole: Template = [None if kept == prompt else Hole.SPACE]
     return head + (hole + [None] * (free - 1))[: free - closed] + [tokenizer.special.eos] * closed
 
 
@@ -212,7 +228,7 @@ def encode_given(given: Sequence[str], tokenizer: Tokenizer, spaces: bool) -> tu
     """
     space = tokenizer.encode_inside(" ")
     unseen = not tokenizer.decode(space)
-    spaced = [spaces and piece.endswith(" ") for piece in given[:-1]]
+    spaced = [spaces and leaves_space(piece, tokenizer) for piece in given[:-1]]
     kept = [piece[:-1] if space else piece for piece, space in zip(given, [*spaced, False], strict=True)]
     parts = [tokenizer.encode(kept[0]), *map(tokenizer.encode_inside, kept[1:])]
     if spaced and spaces and unseen and kept[0] == "":
