@@ -84,14 +84,26 @@ def new(output, prompts) -> list[list[int]]:
     return [[token for token in row if token != 2] for row in output[:, prompts.shape[1] :].tolist()]
 
 
-def test_an_export_that_is_interrupted_leaves_nothing(lm, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("place", ["new", "empty", "link", "."])
+def test_an_export_that_is_interrupted_leaves_what_there_was(place, lm, tmp_path, monkeypatch) -> None:
+    """And the next one writes there, also into the current directory or through a link."""
+
     def interrupted(lm: ScoreLM) -> None:
         raise KeyboardInterrupt
 
-    lm.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("scorelm.transformers.export.tokenizer_config_of", interrupted)
-    assert scorelm("export", tmp_path / "model", tmp_path / "out") == (130, "", "scorelm: interrupted\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    model, empty = tmp_path / "model", tmp_path / "empty"
+    lm.save_pretrained(model)
+    empty.mkdir()
+    (tmp_path / "link").symlink_to(empty)
+    monkeypatch.chdir(empty if place == "." else tmp_path)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr("scorelm.transformers.export.tokenizer_config_of", interrupted)
+        assert scorelm("export", model, place) == (130, "", "scorelm: interrupted\n")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert scorelm("export", model, place)[0] == 0
+    assert (tmp_path / place if place == "new" else empty).joinpath("tokenizer_config.json").is_file()
+    assert (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "gpt2", "bert", "llama"])

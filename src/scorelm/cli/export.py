@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,13 +28,26 @@ class ExportVerb(Verb):
 
     def run(self) -> int:
         """Export the model."""
-        from scorelm.training.durable import write_directory
         from scorelm.transformers.export import export
 
         with writing(self.directory):
-            if exists(self.directory) and (not self.directory.is_dir() or any(self.directory.iterdir())):
+            new = not exists(self.directory)
+            if not new and (not self.directory.is_dir() or any(self.directory.iterdir())):
                 raise InputError(f"{self.directory} is there already: choose a directory that is new, or empty")
-        write_directory(self.directory, partial(export, open_model(self.model)))
+        lm = open_model(self.model)
+        try:
+            export(lm, self.directory)
+        except BaseException:
+            clear(self.directory, new)
+            raise
         show(str(self.directory))
         tell(f"to use it in Python: AutoModel.from_pretrained({str(self.directory)!r}, trust_remote_code=True)")
         return 0
+
+
+def clear(directory: Path, remove: bool) -> None:
+    """Delete what an interrupted export has left in a directory that was empty, or was not there."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        path.unlink()
+    if remove and directory.is_dir():
+        directory.rmdir()
