@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from scorelm.objectives import OBJECTIVES
 from scorelm.training import heldout, loop, train, trainer
 from scorelm.training.data import TrainingData, prepare
 from scorelm.training.heldout import check_select, choose_rows, decide, plan, verdict
-from scorelm.training.loop import forecast
+from scorelm.training.loop import can_plan, forecast
 from scorelm.training.progress import Cooling, Progress, Watch
 
 
@@ -70,15 +71,19 @@ def test_prices_take_no_more_than_their_share_of_the_work(objective: str, total:
 
 def test_a_forecast_is_of_the_pace_after_the_first_steps() -> None:
     """Ten minutes, of which compiling took six: 40 tokens a second in the four that are left."""
-    config = TrainingConfig(minutes=10)
-    warm = Progress(step=8, tokens=100, seconds=360)
-    assert forecast(Progress(step=8, tokens=100, seconds=360), warm, config) is None
-    assert forecast(Progress(step=16, tokens=900, seconds=380), warm, config) == pytest.approx(900 + 40 * 220)
-    assert forecast(Progress(step=16, tokens=900, seconds=700), warm, config) == 900
-    assert forecast(Progress(step=900, tokens=900, seconds=11), None, config) is None
-    steps = TrainingConfig(steps=100)
-    assert forecast(Progress(step=1, tokens=10), None, steps) is None
-    assert forecast(Progress(step=4, tokens=40), None, steps) == 1000
+    config, steps = TrainingConfig(minutes=10), TrainingConfig(steps=100)
+    marks = [Progress(step=k, tokens=100 * k - 700, seconds=340 + 2.5 * k) for k in (1, 2, 4, 8, 16)]
+    assert can_plan(marks[-1], marks, config)
+    assert forecast(marks[-1], marks, config) == pytest.approx(900 + 40 * 220)
+    assert forecast(Progress(step=16, tokens=900, seconds=700), marks, config) == 900
+    assert not can_plan(Progress(step=9, tokens=9, seconds=200), marks[:4], config)
+    slow = [Progress(step=k, tokens=10 * k, seconds=50 * k) for k in (1, 2, 4)]  # twelve steps in all
+    assert can_plan(Progress(step=6, tokens=60, seconds=300), slow, config)
+    assert forecast(Progress(step=6, tokens=60, seconds=300), slow, config) == pytest.approx(120)
+    only = Progress(step=1, tokens=10, seconds=599)
+    assert not can_plan(only, [only], config) and can_plan(replace(only, seconds=600), [only], config)
+    assert not can_plan(Progress(step=1, tokens=10), [], steps) and can_plan(Progress(step=4, tokens=40), [], steps)
+    assert forecast(Progress(step=4, tokens=40), [], steps) == 1000
 
 
 def test_a_first_step_that_compiles_does_not_keep_a_run_from_being_priced(

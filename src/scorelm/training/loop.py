@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ MakeFilm = Callable[[ScoreLM], str]
 """Shows a model at work, on a web page."""
 PLAN_AT = 0.02
 """Share of a run after which it is clear how many tokens it will train on, and prices can be planned."""
-WARM_UP = 8
-"""First steps of a process, some of which compile and take as long as hundreds of others."""
+MARKS = (1, 2, 4, 8, 16)
+"""Steps of a process after which its pace is taken: the first ones may compile, which takes as long as hundreds."""
 FIRST_SAMPLES = 60.0
 """Seconds of training before the first texts in samples.txt."""
 
@@ -57,10 +57,12 @@ def run(
         saver.pinned = progress.watch.best_step
         if progress.step and progress.watch.keeps(progress.step) and not holds_model(out / "model", progress.step):
             save_model(trainer, out)  # killed before it was written
-        stopping, first, warm = False, progress.step, None
+        stopping, first, marks = False, progress.step, list[Progress]()
         while progress.share(config) < 1 and not stopping:
             started, before = time.perf_counter(), replace(progress)
             trainer.step()
+            if marked := progress.step - first in MARKS:
+                trainer.read()  # which waits for all that these steps have begun
             stopping, due = agree(trainer, time.perf_counter() - started, len(received), saver.due)
             if ranks.main and log.file is None:
                 begin()
@@ -68,10 +70,8 @@ def run(
             saver.poll()
             share = progress.share(config)
             log.advance(progress.step, share)
-            if progress.step == first + WARM_UP:
-                trainer.read()
-                warm = replace(progress)
-            looked = look(trainer, warm, saver, log)
+            marks += [replace(progress)] if marked else []
+            looked = look(trainer, marks, saver, log)
             if progress.step % config.log_every == 0 or share >= 1 or looked:
                 log.write(measure(trainer, peak, looked), share)
             if progress.step % config.save_every == 0 or share >= 1 or due or looked:
@@ -100,26 +100,24 @@ def samples_due(before: Progress, now: Progress, config: TrainingConfig) -> bool
     return not now.watch.times and int(5 * before.share(config)) < int(5 * now.share(config))
 
 
-def forecast(progress: Progress, warm: Progress | None, config: TrainingConfig) -> float | None:
-    """Tokens that a run will have read at its end; None while its pace is not known.
-
-    Args:
-        progress: of the run.
-        warm: the same after the first steps of this process; None before that.
-        config: with the budget. Of minutes, the first steps may have taken many.
-    """
+def can_plan(progress: Progress, marks: Sequence[Progress], config: TrainingConfig) -> bool:
+    """Whether it is clear how many tokens the run will read: of minutes, that takes its pace."""
     share = progress.share(config)
-    if share < PLAN_AT:
-        return None
-    if not config.minutes:
-        return progress.tokens / share
-    if warm is None or progress.step < warm.step + WARM_UP:
-        return None
-    pace = (progress.tokens - warm.tokens) / (progress.seconds - warm.seconds)
+    if config.minutes and len(marks) < len(MARKS):
+        return share >= (0.5 if len(marks) > 1 else 1)
+    return share >= PLAN_AT
+
+
+def forecast(progress: Progress, marks: Sequence[Progress], config: TrainingConfig) -> float:
+    """Tokens that a run will have read at its end: of minutes, at the pace between the last two `marks`."""
+    if not config.minutes or len(marks) < 2:
+        return progress.tokens / progress.share(config)
+    begun, then = marks[-2:]
+    pace = (then.tokens - begun.tokens) / (then.seconds - begun.seconds)
     return progress.tokens + pace * max(0.0, 60 * config.minutes - progress.seconds)
 
 
-def look(trainer: Trainer, warm: Progress | None, saver: Saver, log: RunLog) -> bool:
+def look(trainer: Trainer, marks: Sequence[Progress], saver: Saver, log: RunLog) -> bool:
     """Price held-out text where it is time for it, say how the run goes, and let it end if it has stopped improving.
 
     Returns:
@@ -127,11 +125,9 @@ def look(trainer: Trainer, warm: Progress | None, saver: Saver, log: RunLog) -> 
     """
     config, progress = trainer.recipe.training, trainer.progress
     watch, share = progress.watch, progress.share(config)
-    if watch.times is None and forecast(progress, warm, config) is not None:
+    if watch.times is None and can_plan(progress, marks, config):
         trainer.read()
-        total = forecast(progress, warm, config)
-        assert total is not None
-        plan(watch, trainer.recipe, trainer.data, total)
+        plan(watch, trainer.recipe, trainer.data, forecast(progress, marks, config))
         if config.patience and not watch.times:
             log.say("held-out text is not priced (a short run, or nothing held out), so the run goes on to its end")
     if not progress.watch_due(config):
