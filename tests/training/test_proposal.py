@@ -52,7 +52,9 @@ def test_a_gpu_takes_larger_batches_only_where_that_leaves_enough_steps() -> Non
 
     assert [positions(CARD, tokens) for tokens in (1e5, 1e6, 1e8)] == [16_384, 16_384, 65_536]
     assert positions(LAPTOP, 1e5) == positions(LAPTOP, 1e8) == 4096
-    assert " 327,700 tokens/s" in choose(Recipe(), (), text(1e6), CARD).lines[2]
+    for accumulation in (1, 16):  # each of whose batches has launches of its own
+        said = Recipe(training=TrainingConfig(accumulation=accumulation))
+        assert " 327,700 tokens/s" in choose(said, (), text(1e6), CARD).lines[2]
 
 
 def test_dropout_and_whole_documents_follow_how_often_the_text_is_read() -> None:

@@ -208,11 +208,11 @@ def choose_size(recipe: Recipe, given: Collection[str], text: Text, machine: Mac
         model = recipe.model.model_copy(update=sizes)
         work, weights = measure_work(model, recipe, text.vocab_size, typical, shares)
         worth = min(PER_WEIGHT * weights, MOST_EPOCHS * text.tokens)
-        rows = training.rows if "rows" in given else max(1, round_power(worth / STEPS, *machine.positions) // length)
-        batch = rows * training.accumulation * length
-        speed = 1 / max(work / (REACHED * machine.speed), machine.step_seconds / batch)
+        positions = round_power(worth / STEPS / training.accumulation, *machine.positions)
+        rows = training.rows if "rows" in given else max(1, positions // length)
+        speed = 1 / max(work / (REACHED * machine.speed), machine.step_seconds / (rows * length))
         minutes = training.minutes or max(1.0, round(min(machine.minutes, max(worth, text.tokens) / speed / 60)))
-        trained = float((training.steps or 0) * batch) or minutes * 60 * speed
+        trained = float((training.steps or 0) * rows * training.accumulation * length) or minutes * 60 * speed
         if (text.tokens >= wants and trained >= worth / 2) or "dim" in given:
             break
     return Work(model, rows, minutes, trained, speed)
