@@ -153,6 +153,15 @@ def gather_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def place_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A tensor with its parts on the ranks that have those of another; every rank must call it."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(tensor, DTensor) and isinstance(other, DTensor):
+        return tensor.redistribute(other.device_mesh, other.placements)
+    return tensor
+
+
 def gather_weights(module: nn.Module) -> dict[str, Tensor]:
     """All weights of a model on the CPU of the main rank; every rank must call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from scorelm.config.recipe import TrainingConfig
 from scorelm.model.denoiser import Denoiser
+from scorelm.parallel import place_like
 
 MUON_LR = 3.0
 """Learning rate of Muon in units of AdamW's, its updates being as large as AdamW's at the same rate."""
+TOGETHER = 2**24
+"""Most weights that Muon steps together: it takes several times their memory."""
 
 
 def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -66,7 +69,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike[p.shape].append(p)
             for shape, matrices in alike.items():
-                self._step(matrices, group, 0.2 * math.sqrt(max(shape)))
+                many = max(1, TOGETHER // shape.numel())
+                for k in range(0, len(matrices), many):
+                    self._step(matrices[k : k + many], group, 0.2 * math.sqrt(max(shape)))
 
     def _step(self, matrices: list[Tensor], group: dict[str, Any], scale: float) -> None:
         """One step of N matrices of one shape."""
@@ -76,7 +81,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, grad_NKL.unbind(), decay)
         update_NKL = orthogonalized(torch.stack(momenta).lerp(grad_NKL, decay))
         torch._foreach_mul_(matrices, 1.0 - kept * (group["lr"] * group["weight_decay"]))
-        torch._foreach_add_(matrices, (update_NKL * (kept * (-group["lr"] * scale))).unbind())
+        updates = (update_NKL * (kept * (-group["lr"] * scale))).unbind()
+        torch._foreach_add_(matrices, [place_like(update, p) for update, p in zip(updates, matrices, strict=True)])
 
 
 def orthogonalized(matrix_NKL: Tensor) -> Tensor:
