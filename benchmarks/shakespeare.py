@@ -98,6 +98,8 @@ def measure(options: Recipe, data: TrainingData, rows: list[list[int]], turns: i
             started = time.perf_counter()
             trainer.step()
             progress.seconds += time.perf_counter() - started
+        if curve and curve[-1]["step"] == progress.step:  # it compiled for several turns
+            continue
         trainer.read()
         trainer.measure_heldout()
         lm = trainer.model()
