@@ -201,7 +201,7 @@ def picture(kept: Kept, judge: str) -> None:
     for (axis, name), points in lines.items():
         if len(points) < 3:
             continue
-        x, found, notes = zip(*sorted(points), strict=True)
+        x, found, notes = zip(*sorted(points, key=lambda point: (point[2], point[0])), strict=True)  # by temperature
         middle, low, high = np.array(found).T
         axis.errorbar(x, middle, (middle - low, high - middle), marker="o", markersize=4, capsize=2, label=name)
         for place in zip(x, middle, notes, strict=True):
