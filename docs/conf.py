@@ -7,6 +7,9 @@ from pydantic import BaseModel
 from sphinx.application import Sphinx
 
 import scorelm
+from scorelm.cli.process import let_waiting_threads_sleep
+
+let_waiting_threads_sleep()  # in the notebooks' kernels too: beside other work they would take ten times as long
 
 project = "scorelm"
 author = "The scorelm authors"
@@ -28,7 +31,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!scorelm\.\w+\.\w+\.\w+).*")]  # only what
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
-nb_execution_timeout = 180
+nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
