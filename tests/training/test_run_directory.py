@@ -16,8 +16,7 @@ from scorelm.config.recipe import KEPT, Recipe, TrainingConfig, kept_on_resume
 from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError
 from scorelm.training import train
-from scorelm.training.checkpoint import list_checkpoints
-from scorelm.training.durable import write_directory
+from scorelm.training.checkpoint import list_checkpoints, write_model
 from scorelm.training.run_directory import hold
 from scorelm.training.runlog import RunLog
 from scorelm.training.trainer import Trainer
@@ -153,13 +152,13 @@ def test_training_on_keeps_files_of_the_user(tools: Any, recipe: Recipe, out: Pa
 def test_a_model_whose_replacement_was_killed_keeps_files_of_the_user(make_lm: Any, tmp_path: Path) -> None:
     lm, model, old = make_lm(), tmp_path / "model", tmp_path / ".model-old"
     for killed_before in ("the new one is there", "the old one is removed"):
-        write_directory(model, lm.save_pretrained)
+        write_model(lm, model)
         (model / "notes.txt").write_text(killed_before)
         (model / "config.json").write_text("of the old one")
         model.rename(old)
         if killed_before == "the old one is removed":
             lm.save_pretrained(model)
-        write_directory(model, lm.save_pretrained)
+        write_model(lm, model)
         assert (model / "notes.txt").read_text() == killed_before and not old.exists()
         assert "of the old one" not in (model / "config.json").read_text()
 

@@ -25,8 +25,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from scorelm.errors import InputError, exists, writing
+from scorelm.lm import ScoreLM
 from scorelm.parallel import ALONE, Ranks
-from scorelm.training.durable import sync, write_durably, writing_draft
+from scorelm.training.durable import replace_directory, sync, write_durably, writing_draft
 
 PREFIX = "step-"
 NAME = re.compile(PREFIX + r"\d{8,}")
@@ -150,6 +151,19 @@ def clear_way(final: Path) -> None:
 def holds_nothing_else(checkpoint: Path) -> bool:
     """Whether nobody has put a file of their own into a checkpoint, which then has to stay."""
     return all(FILES.fullmatch(path.name) for path in checkpoint.iterdir())
+
+
+def write_model(lm: ScoreLM, final: Path) -> None:
+    """Put a model in the place of the last one.
+
+    Raises:
+        DiskError: it could not be written; the last one is whole.
+    """
+    draft = final.with_name(f".{final.name}-writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    with writing_draft(draft, final):
+        lm.save_pretrained(draft)
+        replace_directory(draft, final)
 
 
 def seal(draft: Path) -> None:

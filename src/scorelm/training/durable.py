@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,19 +57,6 @@ def replace_file(path: Path, text: str) -> None:
     with writing(path):
         write_durably(draft, text)
         draft.replace(path)
-
-
-def write_directory(final: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a directory, and put it in the place of `final`.
-
-    Raises:
-        DiskError: it could not be written; what was there before is whole.
-    """
-    draft = final.with_name(f".{final.name}-writing")
-    shutil.rmtree(draft, ignore_errors=True)
-    with writing_draft(draft, final):
-        write(draft)
-        replace_directory(draft, final)
 
 
 def replace_directory(draft: Path, final: Path) -> None:

@@ -16,8 +16,7 @@ from scorelm.device import matmul_peak
 from scorelm.errors import InputError, brief
 from scorelm.lm import ScoreLM
 from scorelm.model.directory import read_manifest
-from scorelm.training.checkpoint import PREFIX, Saver, find_damage
-from scorelm.training.durable import write_directory
+from scorelm.training.checkpoint import PREFIX, Saver, find_damage, write_model
 from scorelm.training.heldout import decide, plan, verdict
 from scorelm.training.metrics import Window, anisotropy, parameter_norm
 from scorelm.training.progress import Progress, point
@@ -206,7 +205,7 @@ def save_model(trainer: Trainer, out: Path) -> None:
     """Put the model as it is now in the place of the last one."""
     lm = trainer.model()
     if lm is not None:
-        write_directory(out / "model", lm.save_pretrained)
+        write_model(lm, out / "model")
 
 
 def save_samples(trainer: Trainer, log: RunLog) -> None:
