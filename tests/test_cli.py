@@ -608,19 +608,23 @@ def test_ctrl_c_keeps_the_texts_that_are_written(run: Path, bar: str, monkeypatc
     monkeypatch.setattr("scorelm.cli.output.PART", 2)
     words = ("sample", str(run), "-n", "5", "--prompt", "R", "--prompt", "S", "--steps", "2")
     every = json.loads(done(*words, "--json"))
-    generate, calls = ScoreLM.generate, count()
+    generate = ScoreLM.generate
 
-    def interrupted(lm: ScoreLM, *args: object, **how: object) -> object:
-        if next(calls) % 5 == 2:
-            raise KeyboardInterrupt
-        return generate(lm, *args, **how)  # type: ignore[arg-type]
+    def interrupted(*how: str) -> Done:
+        calls = count()
 
-    monkeypatch.setattr(ScoreLM, "generate", interrupted)
-    code, out, err = scorelm(*words, "--json")
+        def write(lm: ScoreLM, *args: object, **options: object) -> object:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return generate(lm, *args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(ScoreLM, "generate", write)
+        return scorelm(*words, *how)
+
+    code, out, err = interrupted("--json")
     assert (code, json.loads(out)) == (130, every[:4]) and err.endswith("scorelm: interrupted\n")
     assert ("━" in err) == (bar == "1")
-    next(calls), next(calls)
-    assert scorelm(*words).out.splitlines() == [text["text"] for text in every[:4]]
+    assert interrupted().out.splitlines() == [text["text"] for text in every[:4]]
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_any_text_is_written(

@@ -60,8 +60,10 @@ def test_a_first_step_of_muon_is_orthogonal_and_of_the_size_of_adamw() -> None:
     assert float(update.square().mean().sqrt()) == pytest.approx(0.2 * MUON_LR * 0.1, rel=0.3)
 
 
-def test_muon_steps_as_that_of_torch() -> None:
+@pytest.mark.parametrize("together", [1, 2**24])
+def test_muon_steps_as_that_of_torch(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
     """Three steps of matrices of three shapes, two of each, one without a gradient; but for bfloat16's rounding."""
+    monkeypatch.setattr("scorelm.training.optimizer.TOGETHER", together)
     generator = torch.Generator().manual_seed(0)
     shapes = [(24, 8), (8, 24), (8, 24), (24, 8), (16, 16), (16, 16)]
     own = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
