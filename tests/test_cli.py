@@ -601,6 +601,16 @@ def test_ctrl_c_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize(("missing", "judge"), [("sacrebleu", ()), ("mauve", ("--judge", "none"))])
+def test_what_a_report_needs_is_asked_for_before_anything_is_measured(
+    missing: str, judge: tuple[str, ...], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorelm.evaluation.diversity.find_spec", lambda name: None if name == missing else name)
+    code, out, err = scorelm("eval", str(run), *judge)
+    assert (code, out) == (2, "") and err.startswith(f"scorelm: {missing}") and "pip install 'scorelm[eval]'" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("bar", ["0", "1"])
 def test_ctrl_c_keeps_the_texts_that_are_written(run: Path, bar: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes in the third part of five; the texts of the first two are printed, behind the bar of a terminal too."""

@@ -52,6 +52,7 @@ class EvalVerb(Verb):
 
     def run(self) -> int:
         """Measure, write the report and print the tables."""
+        from scorelm.evaluation.diversity import check_packages
         from scorelm.evaluation.judge import load_judge
         from scorelm.evaluation.report import evaluate
         from scorelm.text.normalization import normalize
@@ -59,6 +60,7 @@ class EvalVerb(Verb):
         from scorelm.viz.report import check_report, save_report
 
         check_report(self.report)
+        check_packages(self.judge is not None)
         lm = open_model(self.model, self.device)
         judge = load_judge(self.judge, self.device) if self.judge is not None else None
         measured = load_texts(lm.provenance, self.texts)

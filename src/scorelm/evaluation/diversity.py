@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain, count
 from typing import NamedTuple
 
@@ -148,6 +149,20 @@ def copy_rate(texts: Sequence[str], training: Sequence[str], n: int = 8) -> Copi
     lines = {tuple(text) for text in known if text}
     exact = sum(tuple(text) in lines for text in own)
     return Copies(copied / max(grams, 1), float(longest.mean()), exact / len(own))
+
+
+def check_packages(judged: bool) -> None:
+    """Refuse, before long work, what could not be measured at its end.
+
+    Args:
+        judged: whether there is a judge, which MAUVE takes.
+
+    Raises:
+        InputError: a package is missing.
+    """
+    for module, package in (("sacrebleu", "sacrebleu"), ("mauve", "mauve-text"))[: 1 + judged]:
+        if find_spec(module) is None:
+            raise InputError(f"{package} is not installed: pip install 'scorelm[eval]'")
 
 
 def mauve(features: NDArray[np.floating], reference_features: NDArray[np.floating], seed: int = 0) -> float:
