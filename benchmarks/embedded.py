@@ -1,15 +1,17 @@
 """Put a run's model into the package, where `scorelm sample` finds it if no other is named.
 
     .venv/bin/scorelm train --recipe kjv --out runs/kjv
-    .venv/bin/python benchmarks/embedded.py runs/kjv
+    .venv/bin/python benchmarks/embedded.py runs/kjv "one NVIDIA H100"
 
 Writes src/scorelm/assets/model: the weights in bfloat16 (half the size; where they are used they are float32), the
-tokenizer, config.json, the card, and the run's recipe. What the rounding costs is printed: prices of held-out verses
-before and after it. Writes docs/samples.md: what the model writes with seeds from 0, all of it.
+tokenizer, config.json, the run's recipe, and the card, which also says how long the run took on what machine. What the
+rounding costs is printed: prices of held-out verses before and after it. Writes docs/samples.md: what the model writes
+with seeds from 0, all of it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -37,7 +39,7 @@ def prices(lm: ScoreLM) -> dict[str, float]:
     return {path: one.nats_per_token for path, one in found.items()} | {"stderr": stderr}
 
 
-def write(lm: ScoreLM, run: Path) -> None:
+def write(lm: ScoreLM, run: Path, machine: str) -> None:
     """The model's directory, its weights in bfloat16."""
     shutil.rmtree(ASSETS, ignore_errors=True)
     lm.save_pretrained(ASSETS)
@@ -45,6 +47,10 @@ def write(lm: ScoreLM, run: Path) -> None:
     save_file(weights, ASSETS / "model.safetensors")
     (ASSETS / "model.safetensors").chmod(0o644)
     shutil.copy(run / "recipe.toml", ASSETS / "recipe.toml")
+    seconds = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    made = f"Made by `scorelm train --recipe recipe.toml`, in {seconds:.0f} seconds on {machine}.\n"
+    card = ASSETS / "README.md"
+    card.write_text(card.read_text().replace("Held-out text costs", made + "Held-out text costs", 1))
 
 
 def blanked(verse: str, start: int) -> str:
@@ -72,13 +78,13 @@ def write_samples(lm: ScoreLM) -> None:
 
 def main() -> None:
     process.prepare()
-    run = Path(sys.argv[1])
+    run, machine = Path(sys.argv[1]), sys.argv[2]
     before = ScoreLM.from_pretrained(run)
-    write(before, run)
+    write(before, run, machine)
     after = ScoreLM.from_pretrained(ASSETS)
     unrounded, found = prices(before), prices(after)
     after.provenance = before.provenance.model_copy(update={"prices": found})
-    write(after, run)
+    write(after, run, machine)
     size = sum(path.stat().st_size for path in ASSETS.iterdir()) / 1e6
     print(f"{ASSETS}: {size:.1f} MB")
     for path, nats in found.items():

@@ -28,7 +28,7 @@ def main() -> None:
     table = []
     for solver in ("posterior", "euler"):
         for halt in RULES:
-            samples = lm.generate(n=32, path="uniform", solver=solver, steps=64, halt=halt, temperature=1)
+            samples = lm.generate(n=32, path="uniform", solver=solver, steps=64, halt=halt, temperature=1, top_p=1)
             nfe = statistics.mean(sample.nfe for sample in samples)
             table.append({"solver": solver, "halt": halt, "nfe": nfe} | quality(lm, [s.ids for s in samples]))
             line = table[-1]

@@ -63,7 +63,7 @@ def quality(kept: Kept, name: str, lm: ScoreLM, examiner: Examiner, seed: int) -
 
         def point(path: str = path, steps: int = steps, temperature: float = temperature) -> dict[str, float]:
             made = written(
-                lm, TEXTS, seed=1000 * seed, path=path, steps=steps, temperature=temperature, precision="auto"
+                lm, TEXTS, seed=1000 * seed, path=path, steps=steps, temperature=temperature, top_p=1, precision="auto"
             )
             return {"nfe": made.nfe, "seconds": made.seconds} | examiner.point(made.texts)
 

@@ -67,7 +67,14 @@ def measure(kept: Kept, objective: str, seed: int, steps: int, judge_steps: int)
 
             def point(path: str = path, budget: int = budget, temperature: float = temperature) -> dict[str, float]:
                 made = written(
-                    lm, TEXTS, seed=1000 * seed, path=path, steps=budget, temperature=temperature, precision="auto"
+                    lm,
+                    TEXTS,
+                    seed=1000 * seed,
+                    path=path,
+                    steps=budget,
+                    temperature=temperature,
+                    top_p=1,
+                    precision="auto",
                 )
                 figures = examiner.figures(made.texts) if temperature == 1.0 else examiner.point(made.texts)
                 return {"nfe": made.nfe, "seconds": made.seconds} | figures

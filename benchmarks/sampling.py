@@ -75,7 +75,7 @@ def measure(lm: ScoreLM, path: str, solver: str, steps: int, length: int | None)
 
     with patch.object(lm.denoiser, "predict", timed):
         started = time.perf_counter()
-        samples = lm.generate(n=ROWS, path=path, solver=solver, steps=steps, length=length, temperature=1)
+        samples = lm.generate(n=ROWS, path=path, solver=solver, steps=steps, length=length, temperature=1, top_p=1)
         seconds = time.perf_counter() - started
     nfe = statistics.mean(sample.nfe for sample in samples)
     cost = {"nfe": nfe, "seconds": seconds / ROWS, "overhead": 1 - inside / seconds}

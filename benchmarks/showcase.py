@@ -43,6 +43,7 @@ REMEDIES: tuple[dict[str, Any], ...] = (
     {"path": "bounded", "steps": 128, "temperature": 0.8}, {"path": "bounded:0.25", "steps": 128, "temperature": 0.8},
     {"path": "surest", "steps": 64, "temperature": 0.8}, {"path": "remask:0.05", "steps": 64, "temperature": 0.8},
     {"path": "bounded", "steps": 64, "temperature": 0.8, "self_guidance": 1.5},
+    {"path": "bounded", "steps": 128, "temperature": 0.75, "top_p": 0.95},
     {"path": "blocks:1", "steps": 64, "temperature": 0.9, "top_p": 0.95},
     {"path": "blocks:1", "steps": 64, "temperature": 0.8, "best_of": 4},
 )  # fmt: skip
@@ -60,6 +61,7 @@ def settings(lm: ScoreLM) -> list[dict[str, Any]]:
     """Everything that is tried of a model."""
     left_to_right = [{"path": "blocks:1", "steps": 64, "temperature": t} for t in (1.0, 0.9, 0.8, 0.75, 0.7, 0.6)]
     left_to_right += [{"path": "blocks:1", "steps": 64, "temperature": 1.0, "top_p": p} for p in (0.95, 0.9)]
+    left_to_right += [{"path": "blocks:1", "steps": 64, "temperature": t, "top_p": 0.95} for t in (0.8, 0.75, 0.7)]
     if lm.objective.default_path == "blocks:1":
         return left_to_right
     usual = {"path": lm.objective.default_path}
@@ -112,7 +114,7 @@ class Reader:
 
     def written(self, lm: ScoreLM, n: int, how: dict[str, Any]) -> dict[str, Any]:
         """Write texts in one way and take their figures."""
-        made = written(lm, n, seed=0, precision="auto", **how)
+        made = written(lm, n, seed=0, precision="auto", **{"top_p": 1} | how)
         return {"nfe": made.nfe, "seconds": made.seconds, **self.figures(made.texts), "texts": made.texts[:SHOWN]}
 
 

@@ -80,7 +80,7 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
 
 def test_the_options_of_a_request_are_immutable_and_checked() -> None:
     request = Continuation.of(path="uniform", top_p=0.5, length=9)
-    assert (request.path, request.top_p, request.length, request.steps) == ("uniform", 0.5, 9, 128)
+    assert (request.path, request.top_p, request.length, request.steps) == ("uniform", 0.5, 9, None)
     with pytest.raises(ValidationError):
         request.steps = 3  # type: ignore[misc]
 
@@ -136,5 +136,5 @@ def test_a_function_shows_the_options_that_it_takes() -> None:
     shown = inspect.signature(write)
     assert list(shown.parameters)[:2] == ["text", "steps"] and shown.parameters["steps"].default == 8
     assert {"repair", "temperature", "seed"} <= set(shown.parameters) and "options" not in shown.parameters
-    assert shown.parameters["temperature"].default == 0.8
+    assert shown.parameters["temperature"].default == 0.75
     assert "InputError: it cannot." in write.__doc__ and "\n    repair: Doubt " in write.__doc__

@@ -242,7 +242,7 @@ def test_streamers_of_transformers_follow(model, tokenizer, capsys) -> None:
         ({"stopping_criteria": [1]}, "no option 'stopping_criteria'"),
         ({"max_new_tokens": 0}, "max_new_tokens is 1 or more, got 0"),
         ({"max_new_tokens": 5, "max_length": 9}, "either max_new_tokens or max_length"),
-        ({"max_new_tokens": 500}, "trained on at most 44 tokens"),
+        ({"max_new_tokens": 500, "path": "bounded"}, "trained on at most 44 tokens"),
         ({"num_steps": 5, "steps": 5}, "either num_steps or steps"),
         ({"seed": 5, "generator": torch.Generator()}, "either a seed or a generator"),
         ({"do_sample": False, "temperature": 1.0}, "leave temperature out"),

@@ -52,7 +52,7 @@ def small(objective, film="none"):
 def writers(objective, film="none"):
     """What continues texts and what fills them in, at temperature 1 unless another is given."""
     lm = small(objective, film)
-    return partial(lm.generate, temperature=1), partial(lm.infill, temperature=1)
+    return partial(lm.generate, temperature=1, top_p=1), partial(lm.infill, temperature=1, top_p=1)
 
 
 def samples():

@@ -54,11 +54,22 @@ def test_four_underscores_behind_a_backslash_are_text_and_what_is_read_otherwise
 
 def test_options_are_set_shown_and_taken_back(play, make_lm):
     shown, told = play(
-        "/path uniform", "/steps 4", "/options", "a", "/default steps", "/steps", "/default", "/path", ""
+        "/path uniform",
+        "/steps 4",
+        "/options",
+        "a",
+        "/default steps",
+        "/steps",
+        "/temperature",
+        "/default",
+        "/path",
+        "",
     )
     assert shown[0] == make_lm().generate("a", path="uniform", steps=4)[0].text
     assert "/seed 0  /path uniform  /steps 4" in told
-    assert "steps is 128" in told and "path is not set" in told and len(shown) == 2
+    assert (
+        "steps is not set" in told and "temperature is 0.75" in told and "path is not set" in told and len(shown) == 2
+    )
 
 
 def test_what_is_wrong_is_said_and_changes_nothing(play, make_lm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -197,9 +198,21 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         draft, settings = self._fills(request) if isinstance(request, Infilling) else self._continues(request)
         return Plan.of([texts] if isinstance(texts, str) else texts, n, draft, settings, self.tokenizer)
 
+    def default_path(self, request: Continuation | Infilling) -> str:
+        """The path that a request takes if it names none.
+
+        Texts are continued from left to right, where nothing is asked that needs another path and held-out text has not
+        cost the model more in that order than in any.
+        """
+        if isinstance(request, Infilling):
+            return self.objective.default_path if request.repair is None else self.objective.repair_path
+        prices, asked = self.provenance.prices, request.steps is not None or request.length is not None
+        good = prices.get("ordered", -math.inf) <= prices.get("random", math.inf)
+        return "blocks:1" if self.objective.continues_in_order and good and not asked else self.objective.default_path
+
     def _continues(self, request: Continuation) -> tuple[Drafter, Settings]:
         """What drafts the continuation of a prompt, and its settings."""
-        settings = self.objective.allows(Settings.of(request, self.objective.default_path))
+        settings = self.objective.allows(Settings.of(request, self.default_path(request)))
         closed = settings.path.block != 1 or request.length is not None
         longest = self.max_length if request.max_length is None else request.max_length
         if longest > self.max_length:
@@ -218,8 +231,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
 
     def _fills(self, request: Infilling) -> tuple[Drafter, Settings]:
         """What drafts a text with blanks, and its settings."""
-        path = self.objective.default_path if request.repair is None else self.objective.repair_path
-        settings = Settings.of(request, path)
+        settings = Settings.of(request, self.default_path(request))
         self.objective.allows_infilling(settings)
         words = bool(self._allowed_KV[Hole.WORD.value].any() and self._allowed_KV[Hole.REST.value].any())
         if request.blank_words is not None and not words:

@@ -66,7 +66,7 @@ class Pipeline:
     def __call__(
         self,
         prompt: str | Sequence[str] = "",
-        num_inference_steps: int = Continuation().steps,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | None = None,
         num_texts_per_prompt: int = 1,
         callback_on_step_end: StepEnd | None = None,

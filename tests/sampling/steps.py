@@ -26,7 +26,7 @@ PATHS = [
 def records(lm, templates, seeds=None, window=0, **options):
     """Records of every step of a request; seeds count from 0 unless they are given."""
     seeds = range(len(templates)) if seeds is None else seeds
-    settings = Settings.of(Infilling.of(**({"path": "uniform", "temperature": 1} | options)), window=window)
+    settings = Settings.of(Infilling.of(**({"path": "uniform", "temperature": 1, "top_p": 1} | options)), window=window)
     return list(generate(lm.loop(), templates, seeds, settings))
 
 

@@ -50,7 +50,9 @@ def calm(make_lm):
 
 def write(lm, fixed=False, texts=("the", ""), **options):
     """Two texts for each of these, in fixed shapes or not; ids and evaluations of each."""
-    request = (Infilling if "____" in texts[0] else Continuation).of(**{"steps": 6, "temperature": 1} | options)
+    request = (Infilling if "____" in texts[0] else Continuation).of(
+        **{"steps": 6, "temperature": 1, "top_p": 1} | options
+    )
     plan, loop = lm.plan(texts, 2, request), lm.loop()
     if fixed:
         loop.network.passes = passes_of(loop.network.denoiser)

@@ -10,6 +10,8 @@ import torch
 from scorelm import ScoreLM, Tokenizer
 from scorelm.config.generation import Infilling
 from scorelm.errors import InputError
+from scorelm.model.directory import Provenance
+from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.request import Settings
 from scorelm.sampling.sample import Sample, minimum_bayes_risk, most_common
 from scorelm.sampling.solvers import SOLVERS
@@ -55,6 +57,28 @@ def test_open_rows_end_where_the_model_ends_them(lm):
         assert one.nfe == len(one.ids) - head  # no evaluation after the end
     lengths = torch.stack([record.length_B for record in watched])
     assert (lengths.diff(dim=0) <= 0).all()
+
+
+def test_a_text_is_continued_from_left_to_right_unless_another_path_is_needed(lm, monkeypatch):
+    def texts(**options):
+        return [(one.ids, one.nfe) for one in lm.generate(["the", ""], n=3, **options)]
+
+    in_order, at_once = texts(path="blocks:1", steps=1), texts(path="bounded", steps=128)
+    assert texts() == in_order == texts(path="blocks:1") and in_order != at_once
+    assert texts(steps=128) == at_once == texts(path="bounded")
+    assert texts(length=9) == texts(path="bounded", length=9) != texts(path="blocks:1", length=9)
+    monkeypatch.setattr(lm, "provenance", Provenance(prices={"ordered": 4.0, "random": 3.9}))
+    assert texts() == at_once
+    monkeypatch.setattr(lm, "provenance", Provenance(prices={"ordered": 3.8, "random": 3.9}))
+    assert texts() == in_order
+    monkeypatch.setattr(lm, "objective", OBJECTIVES["masked"])
+    assert texts() == at_once
+
+
+def test_a_blank_is_filled_with_the_surest_words_first(lm):
+    filled = [one.ids for one in lm.infill("the ____ of", n=3, blank_tokens=5)]
+    assert filled == [one.ids for one in lm.infill("the ____ of", n=3, blank_tokens=5, path="bounded", steps=128)]
+    assert filled != [one.ids for one in lm.infill("the ____ of", n=3, blank_tokens=5, path="blocks:1")]
 
 
 def test_a_length_closes_a_row_on_every_path(lm):

@@ -84,14 +84,14 @@ def test_what_a_stream_commits_is_never_taken_back(api, path, prompt):
 
 def paid(lm, path: str, steps: int, term: str) -> float:
     """Nats of the very tokens that the server writes with seed 4; read again, their text may have others."""
-    (sample,) = lm.generate(path=path, steps=steps, seed=4, temperature=1)
+    (sample,) = lm.generate(path=path, steps=steps, seed=4, temperature=1, top_p=1)
     found = price(lm, CutTexts([sample.ids], [0], [len(sample.text)], [0]), path, steps=steps)
     return found.terms[term] * found.tokens
 
 
 def test_log_probabilities_are_the_price(api, lm):
     """On exact paths those of the tokens sum to minus the price of the very sampler, the length apart."""
-    found = complete(api, prompt="", logprobs=2, temperature=1, extra_body={"path": "bounded", "steps": 9})
+    found = complete(api, prompt="", logprobs=2, temperature=1, top_p=1, extra_body={"path": "bounded", "steps": 9})
     (choice,) = found.choices
     told = choice.logprobs
     assert choice.text == "".join(told.tokens).removeprefix(" ")
@@ -100,14 +100,16 @@ def test_log_probabilities_are_the_price(api, lm):
         assert len(top) == 2 and max(top.values()) >= value - 1e-5
     assert told.text_offset[0] == 0 and sorted(told.text_offset) == told.text_offset
     streamed = list(
-        complete(api, prompt="", logprobs=2, temperature=1, stream=True, extra_body={"path": "bounded", "steps": 9})
+        complete(
+            api, prompt="", logprobs=2, temperature=1, top_p=1, stream=True, extra_body={"path": "bounded", "steps": 9}
+        )
     )
     parts = [part.choices[0].logprobs for part in streamed]
     assert [value for part in parts for value in part.token_logprobs] == pytest.approx(told.token_logprobs)
 
 
 def test_log_probabilities_left_to_right(api, lm):
-    found = complete(api, prompt="", logprobs=0, temperature=1, extra_body={"path": "blocks:1"}).choices[0]
+    found = complete(api, prompt="", logprobs=0, temperature=1, top_p=1, extra_body={"path": "blocks:1"}).choices[0]
     assert -sum(found.logprobs.token_logprobs) == pytest.approx(paid(lm, "blocks:1", 1, "reconstruction"), rel=1e-4)
     assert found.logprobs.top_logprobs == [{}] * len(found.logprobs.tokens)
 

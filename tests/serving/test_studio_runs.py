@@ -128,7 +128,7 @@ def test_a_link_restores_settings_and_does_not_run(studio):
 def test_a_link_with_nonsense_changes_nothing(studio):
     tab = studio({"mode": "x", "steps": "many", "path": "<b>", "seed": "", "n": "NaN", "temperature": "1e999"})
     assert [tab.input_value(f"#{name}") for name in ("steps", "path", "seed", "n", "temperature")] == [
-        "128", "bounded", "0", "1", "0.8",
+        "128", "bounded", "0", "1", "0.75",
     ]  # fmt: skip
 
 

@@ -56,7 +56,9 @@ def whole():
             "heldout_loss": 3.14159,
         },
         "judge": "runs/judge/model",
-        "settings": {"texts": 128, "steps": 64, "seed": 7, "real": 127, "sample_temperature": 0.8},
+        "settings": {
+            "texts": 128, "steps": 64, "seed": 7, "real": 127, "sample_temperature": 0.75, "sample_top_p": 0.95,
+        },
         "prices": [
             priced("uniform", None, "upper bound", 4.0225, four),
             priced("random", None, "upper bound (mean over 16 orders)", 3.95, four),
@@ -237,7 +239,8 @@ def test_facts_and_prices(shown):
     assert dict(zip(texts(tab, "dt"), texts(tab, "dd"), strict=True)) == {
         "objective": "score", "parameters": "12,345,678", "data": "kjv", "training steps": "20,000",
         "training tokens": "163,840,000", "held-out loss": "3.142", "judge": "runs/judge/model",
-        "samples in a set": "128", "shown at temperature": "0.8", "real texts": "127", "seed": "7",
+        "samples in a set": "128", "shown at temperature": "0.75", "and top-p": "0.95",
+        "real texts": "127", "seed": "7",
     }  # fmt: skip
     assert cells(tab, "#prices") == [
         ["path", "kind", "nats/token", "bits/character", *whole()["prices"][0]["terms"], "evaluations"],

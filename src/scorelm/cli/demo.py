@@ -17,6 +17,7 @@ from scorelm.config.toml import load_recipe
 from scorelm.errors import InputError, exists
 
 VERSES: dict[str, Any] = {"n": 3}
+SUREST: dict[str, Any] = {"path": "bounded"}
 BLANK = "And God said, Let there be ____: and there was light."
 
 
@@ -67,14 +68,17 @@ def demo_recipe(minutes: float, device: str) -> Recipe:
 
 
 def show_what_comes_along(verses: Path, blank: Path, device: str) -> None:
-    """Verses and a filled blank of the embedded model, with films of both."""
+    """Verses and a filled blank of the embedded model, with films of what is not written from left to right."""
     from scorelm.viz.film import Film
 
     lm = open_model(None, device)
-    command = f"scorelm sample {flags(VERSES)}"
+    show(f"The model that comes with scorelm writes verses, from left to right:\n  scorelm sample {flags(VERSES)}")
+    for sample in lm.generate(**VERSES):
+        show(f"    {sample.text}")
+    command = f"scorelm sample {flags(VERSES | SUREST)}"
     film = Film(lm.tokenizer, norm=lm.norm, title="Verses, the surest words first", subtitle=command)
-    show(f"The model that comes with scorelm writes verses, the surest words first:\n  {command}")
-    for sample in lm.generate(**VERSES, watch=film):
+    show(f"The same model, the surest words first:\n  {command}")
+    for sample in lm.generate(**VERSES, **SUREST, watch=film):
         show(f"    {sample.text}")
     film.save(verses)
     command = f"scorelm infill {shlex.quote(BLANK)} -n 3"
@@ -83,7 +87,7 @@ def show_what_comes_along(verses: Path, blank: Path, device: str) -> None:
     for sample in lm.infill(BLANK, n=3, watch=film):
         show(f"    {sample.text}")
     film.save(blank)
-    show(f"Films of both, for a browser: {verses} and {blank}")
+    show(f"Films of these two, for a browser: {verses} and {blank}")
 
 
 def show_what_was_learned(out: Path, device: str) -> None:

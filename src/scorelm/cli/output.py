@@ -135,12 +135,12 @@ def say_what_is_read(lm: ScoreLM, texts: Sequence[str], how: Generation) -> None
         tell(f"and so it is with {len(changed) - MOST_SAID:,} more texts")
 
 
-def make_film(lm: ScoreLM, how: Generation, texts: Sequence[str]) -> Film:
+def make_film(lm: ScoreLM, how: Continuation | Infilling, texts: Sequence[str]) -> Film:
     """A film of how the texts are completed, with nothing in it yet."""
     from scorelm.viz.film import Film
 
     title = f"{len(texts)} prompts" if len(texts) > 1 else texts[0] or "From nothing"
-    subtitle = f"{how.path or lm.objective.default_path}, {how.solver}, {how.steps} steps"
+    subtitle = f"{how.path or lm.default_path(how)}, {how.solver}" + (f", {how.steps} steps" if how.steps else "")
     return Film(lm.tokenizer, norm=lm.norm, title=title, subtitle=subtitle)
 
 

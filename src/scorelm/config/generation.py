@@ -23,11 +23,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class Generation(Options):
     """How to write text."""
 
-    steps: PositiveInt = 64
-    """Most evaluations of the network for a text."""
+    steps: PositiveInt | None = None
+    """Most evaluations of the network for a text, by default 128, or on blocks:1 one for each token. The path bounded
+    ends as soon as all is written, after about one for each word. Paths of blocks make at least one for each block, and
+    each kind of guidance adds one to every step."""
     path: str | None = None
-    """Order in which the noise is removed, such as bounded, uniform or blocks:4. By default bounded (the surest words
-    first, several at once), or blocks:1 (left to right) for an autoregressive model."""
+    """Order in which the noise is removed, such as bounded (the default: the surest words first, several at once),
+    uniform or blocks:4."""
     nats_per_step: PositiveFloat | None = None
     """How much uncertainty each step may remove from a text, on the paths confidence and entropy; the number of steps
     then follows from it, up to --steps. By default all --steps are made."""
@@ -61,21 +63,24 @@ class Generation(Options):
 class Request(Generation):
     """What a request for text has of its own, be it a continuation or a filling."""
 
-    steps: PositiveInt = 128
-    """Most evaluations of the network for a text. The path bounded ends as soon as all is written, after about one for
-    each word. Paths of blocks make at least one for each block, and each kind of guidance adds one to every step."""
-    temperature: Temperature = 0.8
-    """Divides the logits: below 1, text is safer and less varied. At 1, tokens are drawn from the model's own
-    probabilities, which are what prices measure. Below 0.001 the likeliest token is always taken, and the seed
-    decides only lengths."""
+    temperature: Temperature = 0.75
+    """Divides the logits: below 1, text is safer and less varied. At 1, with --top-p 1, tokens are drawn from the
+    model's own probabilities, which are what prices measure. Below 0.001 the likeliest token is always taken, and the
+    seed decides only lengths."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Draw from the likeliest tokens that together have this probability only; 1 draws from all."""
 
 
 class Continuation(Request):
     """How to continue a prompt."""
 
+    path: str | None = None
+    """Order in which the noise is removed, such as bounded, uniform or blocks:4. By default blocks:1 (left to right),
+    which reads best; where --steps or --length is given, or the model is not good at that, bounded (the surest words
+    first, several at once)."""
     length: int | None = None
-    """Length of a text in tokens, both ends included; by default drawn from the lengths of the training text, except
-    left to right (blocks:1), where the model itself ends the text."""
+    """Length of a text in tokens, both ends included. By default the model itself ends the text, and on paths other
+    than blocks:1 the length is drawn from those of the training text."""
     max_length: PositiveInt | None = None
     """Most tokens in a text, by default the longest length that the model was trained on. Only paths of blocks can go
     beyond that, and blocks of more than one token then need --length."""

@@ -189,8 +189,8 @@ class TrainingConfig(Options):
     """Steps between lines of metrics.jsonl."""
     select: Literal["mean", "default", "ordered", "random", "uniform"] = "mean"
     """Which price of held-out text (what it costs the model, in nats per token) chooses the model that is kept: the
-    mean over all paths that are priced, or the price of generation's default path, of writing left to right (ordered),
-    in random order, or of all tokens together (uniform)."""
+    mean over all paths that are priced, or the price of writing the surest words first (default; an autoregressive
+    model writes left to right), left to right (ordered), in random order, or all tokens together (uniform)."""
     patience: PositiveInt | None = None
     """End the run when held-out text has been measured this many times without a better price: go back to the best
     weights, and let the learning rate fall to 0 from there, in a tenth of the steps that led to them. By default 8

@@ -172,7 +172,7 @@ class Harness(LM):  # type: ignore[misc]
         stops, most = how.pop("until", None) or [], how.pop("max_gen_toks", MOST_TOKENS)
         if not how.pop("do_sample", False):
             how["temperature"] = 0
-        options = ({} if "path" in how else self.writing) | {"precision": self.pricing.precision} | how
+        options = ({} if "path" in how else self.writing) | {"precision": self.pricing.precision, "top_p": 1} | how
         longest = None
         if not Settings.of(Continuation.of(**options)).path.block:  # no other path can go beyond the model's rows
             longest = self.lm.max_length

@@ -25,8 +25,8 @@ BATCH = 32
 """Texts that are generated together."""
 SHOWN = 8
 """Texts of each path that a report shows."""
-USUAL = Continuation().temperature
-"""Temperature of the texts whose numbers say no other."""
+USUAL = Continuation()
+"""How texts are written whose numbers say no other."""
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 BOUND = 32
 """Evaluations of the model that a price without steps takes for a text, roughly."""
@@ -180,8 +180,9 @@ def table(lm: ScoreLM, examiner: Examiner, real: Sequence[str], n: int, how: dic
     """The model's text beside real text and the two degenerate generators; `how` it is generated."""
     own = written(lm, n, **how)
     first = examiner.training[0] if examiner.training else real[0]
+    usual = f"temperature {USUAL.temperature:g}, top-p {USUAL.top_p:g}"
     sets = {
-        f"model ({lm.objective.default_path}, temperature {USUAL:g}, {own.nfe:.0f} evaluations)": own.texts,
+        f"model ({lm.objective.default_path}, {usual}, {own.nfe:.0f} evaluations)": own.texts,
         "real text": list(real),
         "unigram sampler": unigram_texts(lm, examiner.training or real, n, how["seed"]),
         "one real line repeated": [first] * n,
@@ -194,7 +195,7 @@ def frontier(lm: ScoreLM, examiner: Examiner, n: int, how: dict[str, Any], stage
     found = []
     for temperature in TEMPERATURES:
         stages.begin(f"temperature {temperature}", n * how["steps"])
-        made = written(lm, n, **how, temperature=temperature)
+        made = written(lm, n, **how, temperature=temperature, top_p=1)
         found.append({"temperature": temperature} | examiner.point(made.texts))
     return found
 
@@ -267,7 +268,8 @@ def evaluate(
             "steps": steps,
             "seed": seed,
             "real": len(real),
-            "sample_temperature": USUAL,
+            "sample_temperature": USUAL.temperature,
+            "sample_top_p": USUAL.top_p,
             "unspelled": len(heldout) - len(spelled),
         },
         "prices": prices(lm, spelled, stages),

@@ -11,6 +11,8 @@ from scorelm.sampling.halting import Halting, make_halting
 from scorelm.sampling.paths import Path, make_path
 from scorelm.sampling.solvers import Solver, make_solver
 
+MOST_STEPS = 128
+"""Of a text that is not told how many; those that write at once seldom need as many."""
 LEAST_TEMPERATURE = 0.001
 """What logits can be divided by; below it, nothing is drawn."""
 
@@ -81,11 +83,18 @@ class Settings:
         return self.options.guidance == self.options.self_guidance == 1
 
     @property
+    def evaluations(self) -> int:
+        """Most evaluations that a text takes; paths of blocks make one for each block, be they more."""
+        if self.options.steps is not None:
+            return self.options.steps
+        return 1 if self.path.block == 1 else MOST_STEPS
+
+    @property
     def path_steps(self) -> int:
-        """Steps of the path that take `options.steps` evaluations at most.
+        """Steps of the path that take `evaluations` at most.
 
         Solvers of several evaluations take one in the first step and save one in the last; on an adaptive path,
         added noise makes the prediction void, which costs one more.
         """
         each = self.solver.evaluations + (self.path.adaptive and self.solver.churn is not None)
-        return self.options.steps if each == 1 else self.options.steps // each + 1
+        return self.evaluations if each == 1 else self.evaluations // each + 1

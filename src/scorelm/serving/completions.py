@@ -56,7 +56,7 @@ class CompletionRequest(Options):
     """Seed of the first text; by default another one each time."""
     temperature: Temperature = Continuation.model_fields["temperature"].default
     """Divides the logits."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = Continuation.model_fields["top_p"].default
     """Draw from the likeliest tokens that together have this probability only."""
     stream: bool = False
     """Send tokens as server-sent events."""
@@ -122,18 +122,22 @@ class Completions:
             if option not in FURTHER:
                 raise InputError(unknown(option, sorted(FURTHER)))
         options = {"temperature": asked.temperature, "top_p": asked.top_p, **further, "seed": seed}
-        path = options.get("path") or self.lm.objective.default_path
+        request: Continuation | Infilling
+        if asked.suffix is None:
+            request = Continuation.of(**options)
+        else:
+            request = Infilling.of(blank=BLANK, blank_tokens=asked.max_tokens, **options)
+        path = request.path or self.lm.default_path(request)
         if asked.logprobs is not None:
             if path == "blocks:1":
-                options["steps"] = 1
+                request = request.model_copy(update={"path": path, "steps": 1})
             elif not is_exact(path):
                 raise InputError(f"tokens have no log-probability of their own on {path}: use bounded or blocks:1")
-        if asked.suffix is not None:
-            return Infilling.of(blank=BLANK, blank_tokens=asked.max_tokens, **options)
-        if asked.max_tokens is not None:
+        if asked.suffix is None and asked.max_tokens is not None:
             given = 1 + len(self.lm.tokenizer.encode(prompt_text(prompt, self.lm.tokenizer)))
-            options["max_length"] = min(given + asked.max_tokens + (path != "blocks:1"), self.lm.max_length)
-        return Continuation.of(**options)
+            most = min(given + asked.max_tokens + (path != "blocks:1"), self.lm.max_length)
+            request = request.model_copy(update={"max_length": most})
+        return request
 
     def body(self, number: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """An answer, or a part of one in a stream."""

@@ -14,7 +14,7 @@ from scorelm.lm import ScoreLM
 from scorelm.model.directory import Provenance
 from scorelm.sampling.halting import CRITERIA
 from scorelm.sampling.paths import PATHS
-from scorelm.sampling.request import Settings
+from scorelm.sampling.request import MOST_STEPS, Settings
 from scorelm.sampling.solvers import SOLVERS
 
 EXAMPLES = {
@@ -43,7 +43,7 @@ def describe(lm: ScoreLM, name: str, limits: Serving) -> dict[str, Any]:
         "max_length": lm.max_length,
         "norm": lm.norm,
         "infills": fills(lm, None),
-        "defaults": Infilling(steps=min(Infilling().steps, limits.most_steps)).model_dump()
+        "defaults": Infilling(steps=min(MOST_STEPS, limits.most_steps)).model_dump()
         | {"path": lm.objective.default_path, "length": None},
         "paths": [one | {"infills": fills(lm, one["name"])} for one in registry(PATHS)],
         "solvers": registry(SOLVERS),

@@ -18,6 +18,7 @@ from scorelm.errors import InputError, brief
 from scorelm.lm import ScoreLM
 from scorelm.sampling.denoise import StepRecord
 from scorelm.sampling.plan import Plan
+from scorelm.sampling.request import MOST_STEPS
 from scorelm.serving.worker import Done, Event, Refusal, Ticket, Work, Worker
 from scorelm.text.reading import say_reading
 from scorelm.text.tokenizer import Tokenizer
@@ -46,12 +47,12 @@ class Desk:
             InputError: it is not, and says where the limit is; or it is bad in itself.
         """
         limits, count = self.limits, 1 if isinstance(texts, str) else len(texts)
-        if "steps" not in request.model_fields_set:
-            request = request.model_copy(update={"steps": min(request.steps, limits.most_steps)})
+        if request.steps is None and (request.path or lm.default_path(request)) != "blocks:1":
+            request = request.model_copy(update={"steps": min(MOST_STEPS, limits.most_steps)})
         lengths = (request.length, request.max_length) if isinstance(request, Continuation) else ()
         for what, asked, most in (
             ("texts", count * n * request.best_of, limits.most_texts),
-            ("steps", request.steps, limits.most_steps),
+            ("steps", request.steps or 0, limits.most_steps),
             ("tokens in a text", max((length for length in lengths if length), default=0), limits.most_length),
         ):
             if asked > most:

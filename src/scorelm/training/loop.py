@@ -212,6 +212,6 @@ def save_samples(trainer: Trainer, log: RunLog) -> None:
     """Append a few samples of the model as it is now to samples.txt, and show one."""
     config, lm = trainer.recipe.training, trainer.model()
     if lm is not None and config.samples:
-        texts = lm.generate(n=config.samples, steps=32, precision=config.precision)
+        texts = lm.generate(n=config.samples, precision=config.precision)
         log.write_samples(trainer.progress.step, [sample.text for sample in texts])
         log.say(f"a text of step {trainer.progress.step:,}: {brief(texts[0].text, 200)}")

@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("PATH", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)
-ids = model.generate(**tokenizer("", return_tensors="pt"), num_steps=64, temperature=0.8, seed=0)
+ids = model.generate(**tokenizer("", return_tensors="pt"), num_steps=64, temperature=0.75, seed=0)
 print(tokenizer.decode(ids[0], skip_special_tokens=True))
 ```
 
