@@ -18,7 +18,7 @@ from scorelm.errors import InputError
 from scorelm.objectives import OBJECTIVES
 from scorelm.training import heldout, loop, train, trainer
 from scorelm.training.data import TrainingData, prepare
-from scorelm.training.heldout import check_select, choose_rows, decide, plan, verdict
+from scorelm.training.heldout import check_select, choose_rows, decide, limit, plan, verdict
 from scorelm.training.loop import can_plan, forecast
 from scorelm.training.progress import Cooling, Progress, Watch
 
@@ -104,6 +104,35 @@ def test_a_first_step_that_compiles_does_not_keep_a_run_from_being_priced(
     train(recipe.model_copy(update={"training": budget}), tmp_path / "run")
     tokens = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["tokens"]
     assert len(planned) == 1 and tokens / 3 < planned[0] < 3 * tokens
+
+
+@pytest.mark.parametrize(("planned", "seconds", "times"), [(20, 9.9, 9), (20, 0.1, 20), (20, 1000.0, 3), (0, 1.0, 0)])
+def test_prices_that_take_long_are_taken_less_often(planned: int, seconds: float, times: int) -> None:
+    """Nine of ten seconds each are nearly 3% of 50 minutes; there are always three, where there are any."""
+    watch = Watch(times=planned)
+    limit(watch, seconds, 50.0)
+    assert watch.times == times
+
+
+def test_a_run_of_minutes_takes_the_time_of_its_prices(
+    recipe: Recipe, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, taken = trainer.Trainer.look, []
+
+    def slow(self: trainer.Trainer) -> None:
+        time.sleep(0.3)
+        look(self)
+
+    def stricter(watch: Watch, seconds: float, minutes: float) -> None:
+        taken.append((seconds, minutes))
+        limit(watch, seconds, minutes / 6000)
+
+    monkeypatch.setattr(trainer.Trainer, "look", slow)
+    monkeypatch.setattr(loop, "limit", stricter)
+    budget = recipe.training.model_copy(update={"steps": None, "minutes": 0.06, "patience": None})
+    train(recipe.model_copy(update={"training": budget}), tmp_path / "run")
+    assert all(seconds >= 0.3 and minutes == 0.06 for seconds, minutes in taken)
+    assert 1 <= len(taken) <= 4  # of the eight that were planned
 
 
 def test_prices_are_due_at_even_shares_and_at_the_end_also_after_a_longer_budget() -> None:

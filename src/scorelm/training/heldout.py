@@ -15,7 +15,7 @@ from scorelm.training.progress import Watch, point
 from scorelm.training.step import HELDOUT_BATCHES
 
 SHARE = 0.03
-"""Most of a run's work that goes into prices."""
+"""Most of a run's work, and in a run of minutes of its time, that goes into prices."""
 TOKENS = 1_000, 25_000
 """Fewest and most tokens of held-out text that are priced at a time: fewer say nothing, more say little more."""
 TIMES = 3, 20, 100
@@ -51,6 +51,18 @@ def plan(watch: Watch, recipe: Recipe, data: TrainingData, total: float) -> None
     times = spend / (tokens * each + chosen_among) if tokens else 0
     watch.times = int(min(times, always)) if times >= rarely else 0
     watch.tokens = int(tokens)
+
+
+def limit(watch: Watch, seconds: float, minutes: float) -> None:
+    """Price less often in a run of so many minutes, where it takes more of its time than was planned for.
+
+    Args:
+        watch: takes the decision.
+        seconds: that it took to price once.
+        minutes: of the run.
+    """
+    if watch.times:
+        watch.times = max(min(watch.times, TIMES[0]), min(watch.times, int(SHARE * 60 * minutes / seconds)))
 
 
 def choose_rows(data: TrainingData, max_length: int, tokens: int) -> CutTexts:
