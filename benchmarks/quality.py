@@ -1,178 +1,103 @@
-"""Quality: score, autoregressive and masked models of one trunk, on the same tokens and seeds of the embedded corpus.
+"""Quality: score, masked and autoregressive models of one trunk, each at its best: what held-out text costs them.
 
-    .venv/bin/python benchmarks/quality.py             # trains what is missing under runs/quality, then measures
-    .venv/bin/python benchmarks/quality.py --steps 500 --seeds 0 1 2
+    python benchmarks/quality.py "King James Bible" runs/score runs/masked runs/ar
 
-Writes benchmarks/results/quality.json (every figure as soon as it is there, so that a stopped run goes on) and
-quality.png. The judge is an autoregressive model with another seed and another split (70% of the verses, none of
-those that are priced). Prices are in nats per token and bits per character of held-out verses; a diffusion model's
-have the length in them. Perplexity at matched entropy: over temperatures, perplexity under the judge is interpolated
-(its log, linearly) at the entropy that real verses have.
+Each RUN is a finished run, with whatever dropout and length was best for its objective; several of one objective are
+seeds of it. All have read the same text with the same share held out, in a trunk of the same size. Prices are those of
+all held-out examples, on the paths that training prices, and with the surest words first in 16 and 64 steps.
+
+Adds to benchmarks/results/quality.json, under the name that comes first, every price as soon as it is there, and prints
+the table. Intervals are 95%: over seeds (Student's t), or over texts where there is one run.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator
+import json
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from runs import RESULTS, Kept, heldout, recipe, seconds, spread, trained, training
-from scorelm import price
+from runs import Kept, spread
+from scorelm import ScoreLM, price
 from scorelm.cli import process
-from scorelm.evaluation.judge import load_judge
-from scorelm.evaluation.report import Examiner, written
-from scorelm.objectives import OBJECTIVES
+from scorelm.cli.texts import Texts, load_texts
 
-PRICES = {"score": ("uniform", "ramp:1", "blocks:4", "ordered", "random"), "masked": ("random",),
-          "autoregressive": ("ordered",)}  # fmt: skip
-BUDGETS = (8, 32, 128)
-TEMPERATURES = (0.55, 0.7, 0.85, 1.0)
-TEXTS = 64
-RUNS = Path("runs/quality")
+BUDGETS = (16, 64)
+"""Steps with the surest words first."""
 
 
-def ways(objective: str) -> Iterator[tuple[str, int]]:
-    """(path, evaluations) that a model generates with."""
-    if objective == "autoregressive":
-        yield "blocks:1", 1
-    for steps in BUDGETS if objective != "autoregressive" else ():
-        for path in ("shuffled", "bounded:1", "confidence", "uniform") if objective == "score" else ("shuffled",):
-            yield path, steps
+def facts(run: Path, lm: ScoreLM) -> dict[str, Any]:
+    """What tells a run from others of its trunk, and what it must have in common with them."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    options, made = tomllib.loads((run / "recipe.toml").read_text()), lm.provenance
+    best = max((line for line in lines if line["step"] <= made.steps), key=lambda line: line["step"])
+    return {
+        "objective": lm.objective.name,
+        "dropout": options["training"].get("dropout", 0.0),
+        "seed": options["training"].get("seed", 0),
+        "best at epoch": best["epoch"],
+        "of": lines[-1]["epoch"],
+        "common": [made.data, made.fingerprint, made.holdout, *lm.config.size, lm.tokenizer.vocab_size],
+    }
 
 
-def matched(points: list[dict[str, float]], entropy: float) -> float | None:
-    """Perplexity at that entropy, interpolated over temperatures; None where they do not reach it."""
-    line = sorted((p["entropy"], math.log(p["perplexity"])) for p in points)
-    if not line[0][0] <= entropy <= line[-1][0]:
-        return None
-    return float(math.exp(np.interp(entropy, [h for h, _ in line], [p for _, p in line])))
+def ways(lm: ScoreLM) -> list[tuple[str, int | None]]:
+    """Paths that are priced, and in how many steps."""
+    usual = [(path, None) for path in lm.objective.watched if path != "bounded"]
+    return usual + [("bounded", steps) for steps in BUDGETS if "bounded" in lm.objective.watched]
 
 
-def measure(kept: Kept, objective: str, seed: int, steps: int, judge_steps: int) -> None:
-    """Train one model and keep all that is measured of it."""
-    out = RUNS / f"{objective}-{seed}"
-    lm = trained(recipe(training__objective=objective, training__seed=seed, training__steps=steps,
-                        training__samples=0), out)  # fmt: skip
-    kept.get(f"{objective}-{seed} seconds", lambda: seconds(out))
-    texts = heldout(200)
-    for path in PRICES[objective]:
-        kept.get(f"{objective}-{seed} price {path}", lambda path=path: price(lm, texts, path).to_json())
-    examiner = judged(judge_steps)
-    for path, budget in ways(objective):
-        for temperature in TEMPERATURES:
-
-            def point(path: str = path, budget: int = budget, temperature: float = temperature) -> dict[str, float]:
-                made = written(
-                    lm,
-                    TEXTS,
-                    seed=1000 * seed,
-                    path=path,
-                    steps=budget,
-                    temperature=temperature,
-                    top_p=1,
-                    precision="auto",
-                )
-                figures = examiner.figures(made.texts) if temperature == 1.0 else examiner.point(made.texts)
-                return {"nfe": made.nfe, "seconds": made.seconds} | figures
-
-            kept.get(f"{objective}-{seed} {path} {budget} T{temperature:g}", point)
+def measure(kept: Kept, name: str, run: Path) -> None:
+    """Keep what is known of a run, and what held-out text costs its model."""
+    lm = ScoreLM.from_pretrained(run)
+    found = facts(run, lm)
+    if kept.get(f"{name} | {run}", lambda: found) != found:
+        raise SystemExit(f"{kept.path} has the prices of another {run}: take them out of it first")
+    texts = load_texts(lm.provenance, Texts()).texts
+    for path, steps in ways(lm):
+        kept.get(
+            f"{name} | {run} | {path}" + (f" in {steps}" if steps else ""),
+            lambda path=path, steps=steps: price(lm, texts, path, steps=steps).to_json(),
+        )
 
 
-_examiners: dict[int, Examiner] = {}
-
-
-def judged(steps: int) -> Examiner:
-    """The judge, trained once, with half of the held-out verses as reference."""
-    if steps not in _examiners:
-        options = recipe(
-            training__objective="autoregressive", training__seed=1000, training__steps=steps, model__layers=6,
-            data__holdout=0.3, training__samples=0,
-        )  # fmt: skip
-        trained(options, RUNS / "judge")
-        texts = heldout()
-        _examiners[steps] = Examiner(load_judge(str(RUNS / "judge")), texts[1::2][:TEXTS], training())
-    return _examiners[steps]
-
-
-def summarise(kept: Kept, seeds: list[int]) -> dict[str, Any]:
-    """The tables: prices, perplexity at the entropy of real text, MAUVE."""
-    found = kept.values
-    entropy = found["real"]["entropy"]
-    tables: dict[str, Any] = {"prices": {}, "generation": {}, "seconds": {}}
-    for objective in OBJECTIVES:
-        runs = [f"{objective}-{s}" for s in seeds if f"{objective}-{s} seconds" in found]
-        if not runs:
-            continue
-        tables["seconds"][objective] = spread([found[f"{r} seconds"] for r in runs])
-        for path in PRICES[objective]:
-            prices = [found[f"{r} price {path}"] for r in runs if f"{r} price {path}" in found]
-            if prices:
-                tables["prices"][f"{objective} {path}"] = {
-                    unit: spread([p[unit] for p in prices]) for unit in ("nats_per_token", "bits_per_char")
-                } | {"exact": prices[0]["exact"]}
-        for path, budget in ways(objective):
-            rows = [[found.get(f"{r} {path} {budget} T{t:g}") for t in TEMPERATURES] for r in runs]
-            rows = [row for row in rows if all(row)]
-            at = [m for m in (matched(row, entropy) for row in rows) if m is not None]
-            if rows:
-                last = [row[-1] for row in rows]
-                names = ("nfe", "seconds", "perplexity", "entropy", "mauve", "distinct_2", "self_bleu", "copied")
-                line = {name: spread([p[name] for p in last]) for name in names}
-                if at:
-                    line["perplexity_at_real_entropy"] = spread(at)
-                tables["generation"][f"{objective} {path} {budget}"] = line
-    return tables
-
-
-def picture(tables: dict[str, Any], real: dict[str, float], target: Path) -> None:
-    """Perplexity under the judge, and MAUVE, against evaluations; at temperature 1."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for name, line in tables["generation"].items():
-        lines.setdefault(name.rpartition(" ")[0], []).append(line)
-    for name, line in lines.items():
-        for axis, column in ((left, "perplexity"), (right, "mauve")):
-            points = [p for p in line if column in p]
-            axis.errorbar([p["nfe"]["mean"] for p in points], [p[column]["mean"] for p in points],
-                          [p[column]["half"] for p in points], marker="o", capsize=2, label=name)  # fmt: skip
-    left.axhline(real["perplexity"], color="0.6", linewidth=1)
-    left.set_yscale("log")
-    left.set_ylabel("perplexity under the judge at temperature 1 (grey: real text)")
-    right.set_ylabel("MAUVE at temperature 1")
-    for axis in (left, right):
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel("evaluations of the model for a text")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    figure.savefig(target, dpi=130)
+def show(kept: Kept, name: str) -> None:
+    """The runs, and the prices of each objective beside the autoregressive model's."""
+    runs: dict[str, dict[str, Any]] = {}
+    prices: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for key, value in kept.values.items():
+        title, run, *path = key.split(" | ")
+        if title == name and path:
+            prices[runs[run]["objective"], path[0]].append(value)
+        elif title == name:
+            runs[run] = value
+    assert len({json.dumps(run["common"]) for run in runs.values()}) == 1, "the runs differ in text or trunk"
+    print("\n| run | objective | dropout | best at epoch | of |\n|---|---|---|---|---|")
+    for title, run in runs.items():
+        print(f"| {title} | {run['objective']} | {run['dropout']:g} | {run['best at epoch']:.1f} | {run['of']:.1f} |")
+    plain = prices.get(("autoregressive", "ordered"), [])
+    least = spread([one["nats_per_token"] for one in plain])["mean"] if plain else None
+    print("\n| model | path | evaluations | nats/token | bits/character | behind |\n|---|---|---|---|---|---|")
+    for (objective, path), found in prices.items():
+        nats, bits = (spread([one[unit] for one in found]) for unit in ("nats_per_token", "bits_per_char"))
+        half = nats["half"] if len(found) > 1 else 1.96 * found[0]["stderr_nats_per_token"]
+        behind = "" if least is None else f"{nats['mean'] - least:+.3f}"
+        nfe = f"{found[0]['nfe']:.0f}" if path.startswith("bounded") else ""
+        print(f"| {objective} | {path} | {nfe} | {nats['mean']:.3f} ± {half:.3f} | {bits['mean']:.3f} | {behind} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--judge-steps", type=int, default=1200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
+    parser.add_argument("name", help="of the text")
+    parser.add_argument("runs", type=Path, nargs="+")
+    given = parser.parse_args()
     process.prepare()
     kept = Kept("quality.json")
-    steps = arguments.steps
-    if kept.get("steps", lambda: steps) != steps:
-        parser.error(f"{kept.path} was made with {kept.values['steps']} steps: move it away first")
-    kept.get("command", lambda: f"python benchmarks/quality.py --steps {steps} --judge-steps {arguments.judge_steps}")
-    kept.get("real", lambda: judged(arguments.judge_steps).figures(heldout()[0::2][:TEXTS]))
-    for seed in arguments.seeds:
-        for objective in OBJECTIVES:
-            measure(kept, objective, seed, steps, arguments.judge_steps)
-    kept.values["summary"] = summarise(kept, arguments.seeds)
-    kept.write()
-    picture(kept.values["summary"], kept.values["real"], RESULTS / "quality.png")
+    for run in given.runs:
+        measure(kept, given.name, run)
+    show(kept, given.name)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ from scorelm.text.normalization import normalizing
 from scorelm.text.templates import Draft, Hole, blank_draft, prompt_template, tokens_for
 from scorelm.text.tokenizer import FILES, Tokenizer, find_tokenizer, load_tokenizer
 
+STEPWISE = ("steps", "length", "solver", "nats_per_step", "halt", "self_guidance", "score_temperature")
+"""Options that have no effect, or an ill one, where each token is written in one step and the model ends the text."""
 Drafter = Callable[[Any, np.random.Generator], Draft]
 """Drafts a text, or a prompt that is given as token ids; the generator draws lengths."""
 
@@ -201,12 +203,13 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
     def default_path(self, request: Continuation | Infilling) -> str:
         """The path that a request takes if it names none.
 
-        Texts are continued from left to right, where nothing is asked that needs another path and held-out text has not
-        cost the model more in that order than in any.
+        Texts are continued from left to right, unless an option asks for what has no effect there (`STEPWISE`), or
+        held-out text has cost the model more in that order than in any.
         """
         if isinstance(request, Infilling):
             return self.objective.default_path if request.repair is None else self.objective.repair_path
-        prices, asked = self.provenance.prices, request.steps is not None or request.length is not None
+        prices, usual = self.provenance.prices, Continuation()
+        asked = any(getattr(request, name) != getattr(usual, name) for name in STEPWISE)
         good = prices.get("ordered", -math.inf) <= prices.get("random", math.inf)
         return "blocks:1" if self.objective.continues_in_order and good and not asked else self.objective.default_path
 

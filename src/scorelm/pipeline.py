@@ -81,13 +81,14 @@ class Pipeline:
                 takes its place.
             num_texts_per_prompt: texts for each prompt.
             callback_on_step_end: called after every step with this pipeline, the index of the step from 0, the share
-                of the noise that is left, from 1 to 0, and the tensors ids, sigma and entropy of all texts, [B, L] on
-                the CPU, as `StepRecord` describes them. It returns the tensors; it may look at them only.
+                of the noise that is left, from 1 to 0 (left to right, it falls at the end, with the positions that
+                stay empty), and the tensors ids, sigma and entropy of all texts, [B, L] on the CPU, as `StepRecord`
+                describes them. It returns the tensors; it may look at them only.
             **options: as listed below.
 
         Returns:
             The texts and all that is known of them, in the order of the prompts. Of an interrupted call, what is
-            written and the likeliest tokens elsewhere.
+            written and, except left to right, the likeliest tokens elsewhere.
 
         Raises:
             InputError: a prompt that does not fit, a bad option, or a callback that returns other tensors.

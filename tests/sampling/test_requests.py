@@ -75,6 +75,31 @@ def test_a_text_is_continued_from_left_to_right_unless_another_path_is_needed(lm
     assert texts() == at_once
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"solver": "euler"}, {"solver": "ancestral"}, {"halt": "entropy:1"}, {"self_guidance": 2.0},
+     {"solver": "euler", "score_temperature": 3.0}],
+    ids=str,
+)  # fmt: skip
+def test_an_option_that_means_nothing_left_to_right_keeps_the_surest_words_first(lm, option):
+    def texts(**options):
+        return [(one.ids, one.nfe) for one in lm.generate(["the", ""], n=3, **options)]
+
+    assert texts(**option) == texts(path="bounded", **option) != texts()
+
+
+@pytest.mark.parametrize("option", [{"guidance": 2.0}, {"top_k": 5}, {"temperature": 0.5}, {"best_of": 2}], ids=str)
+def test_the_other_options_are_for_left_to_right_too(lm, option):
+    found = [one.ids for one in lm.generate(["the"], n=3, **option)]
+    assert found == [one.ids for one in lm.generate(["the"], n=3, path="blocks:1", **option)]
+    assert found != [one.ids for one in lm.generate(["the"], n=3)]
+
+
+def test_nats_a_step_are_refused_in_the_name_of_the_path_that_would_be_taken(lm):
+    with pytest.raises(InputError, match="bounded does not count nats"):
+        lm.generate(nats_per_step=1.0)
+
+
 def test_a_blank_is_filled_with_the_surest_words_first(lm):
     filled = [one.ids for one in lm.infill("the ____ of", n=3, blank_tokens=5)]
     assert filled == [one.ids for one in lm.infill("the ____ of", n=3, blank_tokens=5, path="bounded", steps=128)]

@@ -109,7 +109,10 @@ def test_log_probabilities_are_the_price(api, lm):
 
 
 def test_log_probabilities_left_to_right(api, lm):
-    found = complete(api, prompt="", logprobs=0, temperature=1, top_p=1, extra_body={"path": "blocks:1"}).choices[0]
+    asked = {"prompt": "", "logprobs": 0, "temperature": 1, "top_p": 1}
+    found = complete(api, **asked).choices[0]
+    for path in ("blocks:1", "blocks:1.0"):
+        assert complete(api, **asked, extra_body={"path": path}).choices[0] == found
     assert -sum(found.logprobs.token_logprobs) == pytest.approx(paid(lm, "blocks:1", 1, "reconstruction"), rel=1e-4)
     assert found.logprobs.top_logprobs == [{}] * len(found.logprobs.tokens)
 

@@ -264,6 +264,7 @@ def test_what_a_model_was_trained_on_is_said_from_the_first_run_on():
 def test_who_does_not_say_how_many_steps_gets_no_more_than_are_allowed(lm):
     with serving(lm, most_steps=3) as client:
         assert client.get("/v1/model").json()["defaults"]["steps"] == 3
+        assert client.post("/v1/generate", json={}).json()["samples"][0]["nfe"] <= 3
         for route, body in (
             ("generate", {}), ("infill", {"text": "and ____ be"}), ("completions", {"model": "small", "prompt": "and"}),
         ):  # fmt: skip

@@ -18,7 +18,7 @@ from scorelm.errors import InputError
 from scorelm.objectives import OBJECTIVES
 from scorelm.training import heldout, loop, train, trainer
 from scorelm.training.data import TrainingData, prepare
-from scorelm.training.heldout import check_select, choose_rows, decide, limit, plan, verdict
+from scorelm.training.heldout import check_select, choose_rows, decide, plan, times_of, verdict
 from scorelm.training.loop import can_plan, forecast
 from scorelm.training.progress import Cooling, Progress, Watch
 
@@ -106,12 +106,16 @@ def test_a_first_step_that_compiles_does_not_keep_a_run_from_being_priced(
     assert len(planned) == 1 and tokens / 3 < planned[0] < 3 * tokens
 
 
-@pytest.mark.parametrize(("planned", "seconds", "times"), [(20, 9.9, 9), (20, 0.1, 20), (20, 1000.0, 3), (0, 1.0, 0)])
-def test_prices_that_take_long_are_taken_less_often(planned: int, seconds: float, times: int) -> None:
-    """Nine of ten seconds each are nearly 3% of 50 minutes; there are always three, where there are any."""
-    watch = Watch(times=planned)
-    limit(watch, seconds, 50.0)
-    assert watch.times == times
+@pytest.mark.parametrize(
+    ("planned", "took", "minutes", "times"),
+    [(20, 9.9, 50, 9), (20, 9.9, 500, 20), (20, 0.1, 50, 20), (20, 1e3, 50, 3), (2, 1e3, 50, 2), (0, 1.0, 50, 0),
+     (20, 0.0, 50, 20), (20, 9.9, None, 20), (None, 0.0, 50, 0)],
+)  # fmt: skip
+def test_prices_that_take_long_are_taken_less_often(
+    planned: int | None, took: float, minutes: float | None, times: int
+) -> None:
+    """Nine of ten seconds each are nearly 3% of 50 minutes; there are always three, where as many were planned."""
+    assert times_of(Watch(times=planned, took=took), minutes) == times
 
 
 def test_a_run_of_minutes_takes_the_time_of_its_prices(
@@ -120,19 +124,16 @@ def test_a_run_of_minutes_takes_the_time_of_its_prices(
     look, taken = trainer.Trainer.look, []
 
     def slow(self: trainer.Trainer) -> None:
+        taken.append(self.progress.watch.took)
         time.sleep(0.3)
         look(self)
 
-    def stricter(watch: Watch, seconds: float, minutes: float) -> None:
-        taken.append((seconds, minutes))
-        limit(watch, seconds, minutes / 6000)
-
     monkeypatch.setattr(trainer.Trainer, "look", slow)
-    monkeypatch.setattr(loop, "limit", stricter)
+    monkeypatch.setattr(loop, "times_of", lambda watch, minutes: times_of(watch, minutes / 6000))
     budget = recipe.training.model_copy(update={"steps": None, "minutes": 0.06, "patience": None})
     train(recipe.model_copy(update={"training": budget}), tmp_path / "run")
-    assert all(seconds >= 0.3 and minutes == 0.06 for seconds, minutes in taken)
     assert 1 <= len(taken) <= 4  # of the eight that were planned
+    assert taken[0] == 0 and all(took >= 0.3 for took in taken[1:])
 
 
 def test_prices_are_due_at_even_shares_and_at_the_end_also_after_a_longer_budget() -> None:
@@ -140,19 +141,18 @@ def test_prices_are_due_at_even_shares_and_at_the_end_also_after_a_longer_budget
     due = []
     for step in range(1, 41):
         progress.step = step
-        if progress.watch_due(config):
+        if progress.watch_due(config, 4):
             due.append(step)
             progress.watch.step = step
     assert due == [10, 20, 30, 40]
     longer, due = TrainingConfig(steps=80), []
     for step in range(41, 81):
         progress.step = step
-        if progress.watch_due(longer):
+        if progress.watch_due(longer, 4):
             due.append(step)
             progress.watch.step = step
     assert due == [60, 80]
-    assert not Progress(step=40, watch=Watch(times=0)).watch_due(config)
-    assert not Progress(step=40).watch_due(config)
+    assert not Progress(step=40, watch=Watch(times=0)).watch_due(config, 0)
 
 
 def test_the_rows_are_spread_over_the_held_out_text(data: TrainingData) -> None:

@@ -35,7 +35,7 @@ OPTIONS = sorted(set(Continuation.model_fields) | set(Infilling.model_fields))
 class PlayVerb(Verb):
     """Options of ``scorelm play``.
 
-    A prompt that stays open with the model loaded: every text is shown while it condenses out of noise. /help at the
+    A prompt that stays open with the model loaded: every text is shown while it is written. /help at the
     prompt says what can be set.
     """
 

@@ -26,7 +26,7 @@ class SampleVerb(Verb):
     """Options of ``scorelm sample``.
 
     Prints each text on a line, or where texts have line feeds, as they are, with a line of three dashes between them.
-    With --json and several prompts each text also has its prompt. A text is written by taking noise away from all of
+    With --json and several prompts each text also has its prompt. A text is written by taking noise away from
     its tokens, in the order that --path names, by the rule that --solver names.
     """
 

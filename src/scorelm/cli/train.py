@@ -133,7 +133,7 @@ def film(lm: ScoreLM) -> str:
     from scorelm.viz.film import Film
 
     made = Film(lm.tokenizer, norm=lm.norm, title="From nothing", subtitle=f"after {lm.provenance.steps:,} steps")
-    lm.generate(n=4, watch=made)
+    lm.generate(n=4, path=lm.objective.default_path, watch=made)
     return made.page()
 
 

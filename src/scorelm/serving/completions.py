@@ -25,6 +25,7 @@ from scorelm.errors import InputError
 from scorelm.evaluation.price import is_exact
 from scorelm.lm import ScoreLM
 from scorelm.sampling.denoise import StepRecord
+from scorelm.sampling.paths import make_path
 from scorelm.sampling.plan import Plan
 from scorelm.serving.requests import Desk, error_body, notes_on
 from scorelm.serving.schema import ERRORS, Texts
@@ -128,14 +129,15 @@ class Completions:
         else:
             request = Infilling.of(blank=BLANK, blank_tokens=asked.max_tokens, **options)
         path = request.path or self.lm.default_path(request)
+        in_order = make_path(path).block == 1
         if asked.logprobs is not None:
-            if path == "blocks:1":
+            if in_order:
                 request = request.model_copy(update={"path": path, "steps": 1})
             elif not is_exact(path):
                 raise InputError(f"tokens have no log-probability of their own on {path}: use bounded or blocks:1")
         if asked.suffix is None and asked.max_tokens is not None:
             given = 1 + len(self.lm.tokenizer.encode(prompt_text(prompt, self.lm.tokenizer)))
-            most = min(given + asked.max_tokens + (path != "blocks:1"), self.lm.max_length)
+            most = min(given + asked.max_tokens + (not in_order), self.lm.max_length)
             request = request.model_copy(update={"max_length": most})
         return request
 

@@ -17,6 +17,7 @@ from scorelm.config.serving import Serving
 from scorelm.errors import InputError, brief
 from scorelm.lm import ScoreLM
 from scorelm.sampling.denoise import StepRecord
+from scorelm.sampling.paths import make_path
 from scorelm.sampling.plan import Plan
 from scorelm.sampling.request import MOST_STEPS
 from scorelm.serving.worker import Done, Event, Refusal, Ticket, Work, Worker
@@ -47,8 +48,10 @@ class Desk:
             InputError: it is not, and says where the limit is; or it is bad in itself.
         """
         limits, count = self.limits, 1 if isinstance(texts, str) else len(texts)
-        if request.steps is None and (request.path or lm.default_path(request)) != "blocks:1":
-            request = request.model_copy(update={"steps": min(MOST_STEPS, limits.most_steps)})
+        if request.steps is None:
+            in_order = make_path(request.path or lm.default_path(request)).block == 1
+            if not in_order or (request.path is None and lm.max_length > limits.most_steps):
+                request = request.model_copy(update={"steps": min(MOST_STEPS, limits.most_steps)})
         lengths = (request.length, request.max_length) if isinstance(request, Continuation) else ()
         for what, asked, most in (
             ("texts", count * n * request.best_of, limits.most_texts),

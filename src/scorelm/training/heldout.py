@@ -53,16 +53,12 @@ def plan(watch: Watch, recipe: Recipe, data: TrainingData, total: float) -> None
     watch.tokens = int(tokens)
 
 
-def limit(watch: Watch, seconds: float, minutes: float) -> None:
-    """Price less often in a run of so many minutes, where it takes more of its time than was planned for.
-
-    Args:
-        watch: takes the decision.
-        seconds: that it took to price once.
-        minutes: of the run.
-    """
-    if watch.times:
-        watch.times = max(min(watch.times, TIMES[0]), min(watch.times, int(SHARE * 60 * minutes / seconds)))
+def times_of(watch: Watch, minutes: float | None) -> int:
+    """How often prices are taken: in a run of minutes less often than planned where it takes more than its share."""
+    planned = watch.times or 0
+    if not minutes or not watch.took:
+        return planned
+    return min(planned, max(TIMES[0], int(SHARE * 60 * minutes / watch.took)))
 
 
 def choose_rows(data: TrainingData, max_length: int, tokens: int) -> CutTexts:

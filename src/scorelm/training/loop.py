@@ -17,7 +17,7 @@ from scorelm.errors import InputError, brief
 from scorelm.lm import ScoreLM
 from scorelm.model.directory import read_manifest
 from scorelm.training.checkpoint import PREFIX, Saver, find_damage, write_model
-from scorelm.training.heldout import decide, limit, plan, verdict
+from scorelm.training.heldout import decide, plan, times_of, verdict
 from scorelm.training.metrics import Window, anisotropy, parameter_norm
 from scorelm.training.progress import Progress, point
 from scorelm.training.runlog import RunLog, Say, speak
@@ -129,12 +129,12 @@ def look(trainer: Trainer, marks: Sequence[Progress], saver: Saver, log: RunLog)
         plan(watch, trainer.recipe, trainer.data, forecast(progress, marks, config))
         if config.patience and not watch.times:
             log.say("held-out text is not priced (a short run, or nothing held out), so the run goes on to its end")
-    if not progress.watch_due(config):
+    if not progress.watch_due(config, times_of(watch, config.minutes)):
         return False
     started = time.perf_counter()
     trainer.look()
     if config.minutes:
-        limit(watch, trainer.ranks.gather(time.perf_counter() - started)[0], config.minutes)
+        watch.took = trainer.ranks.gather(time.perf_counter() - started)[0]
     saver.pinned = watch.best_step
     log.show_price(decide(watch.prices, trainer.recipe))
     log.say(verdict(watch, trainer.epoch))

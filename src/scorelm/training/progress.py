@@ -21,6 +21,8 @@ class Watch:
     """How often it is taken in the whole run; None until that is decided, 0 where the run is too short."""
     tokens: int = 0
     """Of the text that is priced each time."""
+    took: float = 0.0
+    """Seconds that the newest prices took, in a run of minutes."""
     step: int = 0
     """Of the newest prices, as `seconds`."""
     seconds: float = 0.0
@@ -85,13 +87,13 @@ class Progress:
     """What was seen of held-out prices."""
     cooling: Cooling | None = None
 
-    def watch_due(self, config: TrainingConfig) -> bool:
-        """Whether it is time to price held-out text; always at the end of a run."""
-        if not self.watch.times:
+    def watch_due(self, config: TrainingConfig, times: int) -> bool:
+        """Whether it is time to price held-out text, so many times in the run; always at its end."""
+        if not times:
             return False
         then = Progress(step=self.watch.step, seconds=self.watch.seconds, cooling=self.cooling)
         share, before = self.share(config), then.share(config)
-        return share >= 1 or share - before >= 1 / self.watch.times
+        return share >= 1 or share - before >= 1 / times
 
     def cooled(self, config: TrainingConfig) -> tuple[float, float]:
         """How much of the run was done when its cooling began, or now if it has not; how much of the cooling is."""
