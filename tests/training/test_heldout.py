@@ -271,6 +271,15 @@ def test_a_run_that_stops_improving_goes_back_to_its_best_weights_and_ends(
     assert tools.log(out)[-1]["step"] == 324
 
 
+@pytest.mark.parametrize(("patience", "said"), [(7, False), (8, True)])
+def test_patience_that_cannot_act_is_said(
+    tools: Any, recipe: Recipe, tmp_path: Path, often: None, patience: int, said: bool
+) -> None:
+    training = recipe.training.model_copy(update={"patience": patience})
+    lines = tools.train(recipe.model_copy(update={"training": training}), tmp_path / "run")
+    assert ("held-out text is priced 8 times, so --patience 8 can't end the run" in lines) == said
+
+
 def test_cooling_begins_at_the_best_weights(
     tools: Any, recipe: Recipe, data: TrainingData, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

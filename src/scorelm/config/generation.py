@@ -76,9 +76,9 @@ class Continuation(Request):
 
     path: str | None = None
     """Order in which the noise is removed, such as bounded, uniform or blocks:4. By default blocks:1 (left to right),
-    which reads best; but bounded (the surest words first, several at once) where an option asks for more than one step
-    at a token (--steps, --length, --solver, --halt, --self-guidance and the like), or the model is not good at left to
-    right. An autoregressive model knows no other path."""
+    which reads best; but bounded (the surest words first, several at once) with options that mean nothing there
+    (--steps, --length, --solver, --halt, --self-guidance and the like), or if the model is not good at it. An
+    autoregressive model knows no other path than blocks:1."""
     length: int | None = None
     """Length of a text in tokens, both ends included. By default the model itself ends the text, and on paths other
     than blocks:1 the length is drawn from those of the training text."""

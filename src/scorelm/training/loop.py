@@ -129,6 +129,8 @@ def look(trainer: Trainer, marks: Sequence[Progress], saver: Saver, log: RunLog)
         plan(watch, trainer.recipe, trainer.data, forecast(progress, marks, config))
         if config.patience and not watch.times:
             log.say("held-out text is not priced (a short run, or nothing held out), so the run goes on to its end")
+        elif config.patience and watch.times <= config.patience:
+            log.say(f"held-out text is priced {watch.times} times, so --patience {config.patience} can't end the run")
     if not progress.watch_due(config, times_of(watch, config.minutes)):
         return False
     started = time.perf_counter()
