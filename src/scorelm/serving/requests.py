@@ -49,8 +49,10 @@ class Desk:
         """
         limits, count = self.limits, 1 if isinstance(texts, str) else len(texts)
         if request.steps is None:
-            in_order = make_path(request.path or lm.default_path(request)).block == 1
-            if not in_order or (request.path is None and lm.max_length > limits.most_steps):
+            usual = request.path or lm.default_path(request)
+            if request.path is None and lm.max_length > limits.most_steps:
+                usual = lm.objective.default_path  # left to right might take more
+            if make_path(usual).block != 1:
                 request = request.model_copy(update={"steps": min(MOST_STEPS, limits.most_steps)})
         lengths = (request.length, request.max_length) if isinstance(request, Continuation) else ()
         for what, asked, most in (
