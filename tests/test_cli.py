@@ -361,6 +361,9 @@ def test_eval_writes_one_report(
     )  # fmt: skip
     for word in ("ordered", "real text", "unigram sampler", "perplexity", "mauve"):
         assert word in out
+    heads, model, *_ = lines = out.split("\n\n")[1].splitlines()
+    assert "top-p 0.95" in model and len({len(line) for line in lines if not line.startswith("note: ")}) == 1
+    assert heads.split()[0] in ("entropy", "perplexity")
     report = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     parts = {"model", "judge", "settings", "prices", "table", "frontier", "effort", "samples", "notes"}
     assert parts | {"data", "held_out"} == report.keys() and report["held_out"] is True

@@ -92,6 +92,8 @@ def tables(found: dict[str, Any]) -> str:
             f"{bits}  {line['kind']}"
         )
     columns = [name for name in COLUMNS if name in found["table"][0]]
-    lines.append("\n" + " " * 34 + "".join(f"{name:>13}" for name in columns))
-    lines += [f"{line['name']:<34}" + "".join(f"{line[name]:>13.3f}" for name in columns) for line in found["table"]]
+    width = max(len(line["name"]) for line in found["table"])
+    lines.append("\n" + " " * width + "".join(f"{name:>13}" for name in columns))
+    rows = [(line["name"], "".join(f"{line[name]:>13.3f}" for name in columns)) for line in found["table"]]
+    lines += [f"{name:<{width}}{figures}" for name, figures in rows]
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
