@@ -48,7 +48,7 @@ def write(lm: ScoreLM, run: Path, machine: str) -> None:
     (ASSETS / "model.safetensors").chmod(0o644)
     shutil.copy(run / "recipe.toml", ASSETS / "recipe.toml")
     seconds = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
-    made = f"Made by `scorelm train --recipe recipe.toml`, in {seconds:.0f} seconds on {machine}.\n"
+    made = f"Made by `scorelm train --recipe recipe.toml`, in {seconds / 60:.1f} minutes on {machine}.\n"
     card = ASSETS / "README.md"
     card.write_text(card.read_text().replace("Held-out text costs", made + "Held-out text costs", 1))
 

@@ -211,7 +211,8 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         prices, usual = self.provenance.prices, Continuation()
         asked = any(getattr(request, name) != getattr(usual, name) for name in STEPWISE)
         good = prices.get("ordered", -math.inf) <= prices.get("random", math.inf)
-        return "blocks:1" if self.objective.continues_in_order and good and not asked else self.objective.default_path
+        in_order = "ordered" in self.objective.watched and good and not asked
+        return "blocks:1" if in_order else self.objective.default_path
 
     def _continues(self, request: Continuation) -> tuple[Drafter, Settings]:
         """What drafts the continuation of a prompt, and its settings."""

@@ -30,7 +30,6 @@ class Masked(Score):
 
     name: ClassVar[ObjectiveName] = "masked"
     title: ClassVar[str] = "A masked diffusion"
-    continues_in_order: ClassVar[bool] = False
     priced_path: ClassVar[str] = "random"
     self_conditions: ClassVar[bool] = False
     watched: ClassVar[tuple[str, ...]] = ("random", "bounded")

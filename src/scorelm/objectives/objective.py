@@ -92,8 +92,6 @@ class Objective(ABC):
     """What a model card calls such a model."""
     default_path: ClassVar[str] = "bounded"
     """The path that generation takes unless told otherwise."""
-    continues_in_order: ClassVar[bool] = True
-    """Whether it continues a prompt from left to right unless told otherwise."""
     repair_path: ClassVar[str] = "uniform"
     """The path that a repair takes unless told otherwise."""
     priced_path: ClassVar[str]
