@@ -244,7 +244,9 @@ def explain(recipe: Recipe, text: Text, machine: Machine, trained: float, speed:
     """The recipe in words, with what comes of so many tokens of training."""
     epochs = trained / max(1, text.tokens)
     size, training = recipe.model.size, recipe.training
-    time = f"{training.steps:,} steps" if training.steps else f"{training.minutes:g} minutes"
+    time = (
+        f"{training.steps:,} steps" if training.steps else f"{training.minutes:g} minute{'s' * (training.minutes != 1)}"
+    )
     how_often = f"read about {epochs:,.0f} times" if epochs >= 2 else f"read {epochs:.0%} through"
     how_often = "a stream" if text.streaming else how_often
     known = f"{'the beginning, ' * text.streaming}about {int(text.lengths.sum()):,} tokens"
