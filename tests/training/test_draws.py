@@ -9,7 +9,7 @@ from scorelm.config.recipe import TrainingConfig
 from scorelm.model.layout import CLEAN, NOISY
 from scorelm.objectives.objective import Batch
 
-from .batches import BOS, EOS, PAD, E, draw_noise, loss_of, noisy_draw, only, pack, rng, trained_like
+from .batches import BOS, EOS, PAD, SCHEDULE, E, draw_noise, loss_of, noisy_draw, only, pack, rng, trained_like
 
 INF = math.inf
 SHARED = only("shared")
@@ -23,18 +23,39 @@ def halves(draw):
 # --- score ------------------------------------------------------------------------------------------------------------
 
 
-def test_two_streams_are_a_clean_and_a_noisy_copy():
+@pytest.mark.parametrize("sizes", [(1, 4), (1, 4, 0)])
+def test_two_streams_are_a_clean_and_a_noisy_copy(sizes):
     batch = pack(8)
-    draw = draw_noise(batch, streams=2)
+    draw = draw_noise(batch, streams=2, block_sizes=sizes)
     (clean, noisy), length = halves(draw)
-    assert length == batch.ids.shape[1]
-    assert (clean == 0).all() and (noisy > 0).any()
+    assert length == batch.ids.shape[1] and draw.clean == (0 if 0 in sizes else length)
     for half in (slice(None, length), slice(length, None)):
         assert torch.equal(draw.ids_BS[:, half], batch.ids)
         assert torch.equal(draw.layout.segment_BL[:, half], batch.segment)
         assert torch.equal(draw.layout.position_BL[:, half], batch.position)
     assert torch.equal(draw.layout.block_BL[:, :length], draw.layout.block_BL[:, length:])
     assert (draw.layout.stream_BL[:, :length] == CLEAN).all() and (draw.layout.stream_BL[:, length:] == NOISY).all()
+    blocks = [
+        (row, batch.segment[row] == number)
+        for row in range(8)
+        for number in range(1, int(batch.segment[row].max()) + 1)
+        if draw.layout.block_BL[row, :length][batch.segment[row] == number].max() > 1
+    ]
+    assert blocks and all((clean[row, where] == 0).all() and (noisy[row, where] > 0).any() for row, where in blocks)
+
+
+def test_a_whole_document_is_noisy_in_both_copies_each_with_levels_of_its_own():
+    """No block of it sees the clean copy of another, so that a clean copy would be computed for nothing."""
+    batch = pack(400)
+    draw = draw_noise(batch, streams=2, block_sizes=(0,), mixture=SHARED)
+    inner = (batch.segment > 0) & (batch.ids != BOS)
+    one, other = (sigma[inner] for sigma in halves(draw)[0])
+    for sigma in (one, other):
+        assert float((sigma == 0).double().mean()) == pytest.approx(0.31, abs=0.03)  # spans and ends
+    noisy = (one > 0) & (other > 0)
+    levels = torch.corrcoef(SCHEDULE.u(torch.stack([one[noisy], other[noisy]]).double()))
+    assert abs(float(levels[0, 1])) < 0.1
+    assert draw.shared_BS.all()
 
 
 def test_one_stream_is_whole_documents_with_a_clean_start():

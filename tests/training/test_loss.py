@@ -142,9 +142,17 @@ def test_fixed_places_give_the_loss_and_gradients_of_exact_ones(
     torch.testing.assert_close(fixed.loss, exact.loss, rtol=1e-6, atol=1e-7)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
-    assert len(fixed.sigma_N) == 6 * 24 and len(exact.sigma_N) == draw.live
+    assert len(fixed.sigma_N) == streams * 6 * 24 and len(exact.sigma_N) == draw.live
     for one, other in zip(fixed[2:], exact[2:], strict=True):
         torch.testing.assert_close(one[fixed.open_N], other[exact.open_N], rtol=1e-5, atol=1e-5)
+
+
+def test_fixed_places_leave_out_a_clean_copy_that_no_document_is_noisy_in():
+    denoiser, draw = trained_like(), noisy_draw(pack(6), block_sizes=(1, 4))
+    exact, expected = gradients(denoiser, find_places(draw, fixed=False))
+    fixed, found = gradients(denoiser, find_places(draw, fixed=True))
+    assert len(fixed.sigma_N) == 6 * 24
+    assert_same((fixed, found), (exact, expected))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -16,7 +16,7 @@ INF = math.inf
 
 
 def test_terms_are_added_with_their_weights():
-    denoiser, draw = trained_like(), noisy_draw(pack(4))
+    denoiser, draw = trained_like(), noisy_draw(pack(4), mixture=only("shared", "prefix", "absorbing"))
 
     def loss(**weights):
         return loss_of(denoiser, draw, TrainingConfig(**weights))

@@ -28,7 +28,7 @@ class Places(NamedTuple):
     """Which of the B L positions, counted row after row, are computed as which kind.
 
     Exact places follow the noise levels, which is the least work. Fixed places depend on the shape only, so that a step
-    can be compiled whole and the host never waits: every position of the noisy stream is computed as noisy, and what it
+    can be compiled whole and the host never waits: every position that may be noisy is computed as noisy, and what it
     gives where it is not open is to be left out.
     """
 
@@ -53,10 +53,10 @@ class Places(NamedTuple):
         return cls(noisy_U, blank_J, given_M, open_N, torch.cat([noisy_U, blank_J, given_M]).argsort())
 
     @classmethod
-    def of_shape(cls, rows: int, length: int, streams: int, device: torch.device) -> Places:
-        """Fixed places of rows that hold a clean copy before the noisy one (2 streams), or the noisy one only (1)."""
-        place_BSL = torch.arange(rows * streams * length, device=device).view(rows, streams, length)
-        noisy_U, given_M = place_BSL[:, -1].flatten(), place_BSL[:, :-1].flatten()
+    def of_shape(cls, rows: int, length: int, device: torch.device, clean: int = 0) -> Places:
+        """Fixed places of rows of that length, which begin with `clean` given positions."""
+        place_BL = torch.arange(rows * length, device=device).view(rows, length)
+        noisy_U, given_M = place_BL[:, clean:].flatten(), place_BL[:, :clean].flatten()
         order_P = torch.cat([noisy_U, given_M]).argsort()
         return cls(noisy_U, noisy_U[:0], given_M, noisy_U, order_P, fixed=True)
 

@@ -39,7 +39,7 @@ class Pass:
         self.sigma_RW = torch.zeros(rows, length, device=device)
         self.ids_RW = torch.zeros(rows, length, dtype=torch.long, device=device)
         self.marks_4RW = torch.zeros(4, rows, length, dtype=torch.long, device=device)
-        self.places = Places.of_shape(rows, length, 1, device)
+        self.places = Places.of_shape(rows, length, device)
         self.layout: Layout | None = None
         """Whose marks these are."""
         self.turns = 0

@@ -6,7 +6,7 @@ path that generation may take. sigma 0 is a given token, sigma inf is no evidenc
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -114,10 +114,10 @@ def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixtur
         mixture: weights of the kinds.
         uniform: random numbers.
     """
-    edges = [0.0, *accumulate(mixture.model_dump().values())]
-    drawn_BL = uniform.each(document) * edges[-1]
-    ranges = zip(type(mixture).model_fields, pairwise(edges), strict=True)
-    is_kind = {name: (low <= drawn_BL) & (drawn_BL < high) for name, (low, high) in ranges}
+    weights = mixture.model_dump()
+    edges = constant([*accumulate(weights.values())], block.first_BL, torch.float64)
+    kind_BL = torch.bucketize(uniform.each(document) * edges[-1], edges, right=True)
+    is_kind = {name: kind_BL == k for k, name in enumerate(weights)}
 
     centre_BL, own_BL = uniform.spread(block), uniform.table()
     width_BL, pick_BL = uniform.each(block), uniform.each(block)

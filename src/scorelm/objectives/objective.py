@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """A batch with its noise levels drawn: tensors [B, S], S = L with one stream and 2 L with two, the noisy last."""
+    """A batch with its noise levels drawn: tensors [B, S], S = L with one stream and 2 L with two."""
 
     ids_BS: Tensor
     sigma_BS: Tensor
@@ -42,7 +42,8 @@ class Draw(NamedTuple):
     """Standard normal noise for the forward process."""
     places: Places | None = None
     """Where positions of each kind are, if that is decided."""
-    streams: int = 1
+    clean: int = 0
+    """How many positions each row begins with that are given whatever is drawn."""
 
     def with_noise(self, size: int, rng: torch.Generator) -> Draw:
         """The draw with its noise, for embeddings of that size."""
@@ -54,7 +55,7 @@ class Draw(NamedTuple):
         weight, eps = (None if t is None else change(t) for t in (self.weight_BS, self.eps_BSE))
         layout = self.layout.map(change)
         ids, sigma, shared = change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS)
-        return Draw(ids, sigma, shared, layout, weight, eps, streams=self.streams)
+        return Draw(ids, sigma, shared, layout, weight, eps, clean=self.clean)
 
     @property
     def open_BS(self) -> Tensor:

@@ -17,7 +17,7 @@ from scorelm.config.recipe import NoiseConfig, ObjectiveName, TrainingConfig
 from scorelm.device import constant
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.kernels import different_rows
-from scorelm.model.layout import Layout, number_blocks, twice
+from scorelm.model.layout import CLEAN, NOISY, Layout, number_blocks, twice
 from scorelm.model.prediction import Prediction
 from scorelm.noise.forward import add_noise
 from scorelm.noise.levels import Uniform, draw_levels, given_spans, runs
@@ -50,26 +50,29 @@ class Score(Objective):
         """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
 
         With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean blocks before it
-        (block diffusion, arXiv 2503.09573). Where the whole document is one block, ``</s>`` is given half of the time,
-        as it is in generation, where the length is known.
+        (block diffusion, arXiv 2503.09573). Where the whole document is one block, nothing looks at a clean copy: both
+        copies are noisy, each with levels of its own. There ``</s>`` is given half of the time, as it is in generation,
+        where the length is known.
         """
-        starts_BL = (batch.ids == special.bos) & (batch.segment > 0)
-        document, uniform = runs(batch.segment), Uniform(batch.ids, rng)
-        sizes = constant(config.block_sizes if config.streams == 2 else (0,), batch.ids)
-        size_BL = sizes[(uniform.each(document) * len(sizes)).long()]
-        block_BL = number_blocks(batch.position, document.having(starts_BL).long(), size_BL)
-        drawn = draw_levels(document, runs(batch.segment, block_BL), schedule, config.mixture, uniform)
-        closed_BL = (size_BL == 0) & (uniform.each(document) < 0.5)
-        given_BL = given_spans(document, config.given, uniform) & (size_BL == 0)
-        given_BL |= starts_BL | (closed_BL & (batch.ids == special.eos))
-        sigma_BL = torch.where(given_BL, 0.0, drawn.sigma_BL)
-        if config.streams == 1:
-            layout = Layout.one_stream(batch.segment, batch.position, block_BL)
-            return Draw(batch.ids, sigma_BL, drawn.shared_BL, layout)
-        layout = Layout.two_streams(batch.segment, batch.position, block_BL)
-        clean_BL = torch.zeros_like(sigma_BL)
-        sigma_BS = torch.cat([clean_BL, sigma_BL], 1)
-        return Draw(twice(batch.ids), sigma_BS, twice(drawn.shared_BL), layout, streams=2)
+        length, streams = batch.ids.shape[1], config.streams
+        ids_BS, segment_BS, position_BS = (t_BL.repeat(1, streams) for t_BL in batch)
+        copy_BS = (torch.arange(streams * length, device=ids_BS.device) // length).expand_as(ids_BS)
+        document, uniform = runs(segment_BS, copy_BS), Uniform(ids_BS, rng)
+        starts_BS = (ids_BS == special.bos) & (segment_BS > 0)
+        sizes = constant(config.block_sizes if streams == 2 else (0,), ids_BS)
+        of_copies_BS = uniform.table()[:, :length].repeat(1, streams)  # which are cut into the same blocks
+        size_BS = sizes[(document.take(of_copies_BS) * len(sizes)).long()]
+        block_BS = number_blocks(position_BS, document.having(starts_BS).long(), size_BS)
+        stream_BS = copy_BS if streams == 2 else torch.where(block_BS == 0, CLEAN, NOISY)
+        layout = Layout(segment_BS, position_BS, block_BS, stream_BS)
+        drawn = draw_levels(document, runs(*layout.marks), schedule, config.mixture, uniform)
+        closed_BS = (uniform.each(document) < 0.5) & (ids_BS == special.eos)
+        given_BS = (given_spans(document, config.given, uniform) | closed_BS) & (size_BS == 0)
+        given_BS |= starts_BS | ((stream_BS == CLEAN) & (size_BS > 0))
+        sigma_BS = torch.where(given_BS, 0.0, drawn.sigma_BL)
+        return Draw(
+            ids_BS, sigma_BS, drawn.shared_BL, layout, clean=0 if 0 in config.block_sizes else (streams - 1) * length
+        )
 
     def loss(
         self,

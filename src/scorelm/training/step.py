@@ -109,11 +109,11 @@ def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
         present = [t for t in tensors if t is not None]
         return torch.cat(present) if present else None
 
-    ids, sigma, shared, layouts, weights, eps, _, streams = zip(*draws, strict=True)
+    ids, sigma, shared, layouts, weights, eps, _, clean = zip(*draws, strict=True)
     names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
     segment, position, block, stream = (torch.cat([getattr(one, name) for one in layouts]) for name in names)
     layout = Layout(segment, position, block, stream)
-    draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps), streams=streams[0])
+    draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps), clean=clean[0])
     return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
 
 
@@ -122,8 +122,7 @@ def find_places(draw: Draw, fixed: bool) -> Draw:
     if not fixed:
         return draw._replace(places=Places.of(draw.sigma_BS, draw.layout))
     rows, length = draw.ids_BS.shape
-    shape = rows, length // draw.streams, draw.streams
-    return draw._replace(places=Places.of_shape(*shape, draw.ids_BS.device))
+    return draw._replace(places=Places.of_shape(rows, length, draw.ids_BS.device, draw.clean))
 
 
 class Loss(nn.Module):
