@@ -73,7 +73,7 @@ def test_open_positions(streams, seed):
     batch = pack(16, seed)
     draw = draw_noise(batch, seed, streams=streams)
     live = 0
-    for sigma_row, segment_row in zip(draw.sigma_BS.tolist(), draw.layout.segment_BL.tolist(), strict=True):
+    for sigma_row, segment_row in zip(draw.level_BS.tolist(), draw.layout.segment_BL.tolist(), strict=True):
         live += sum(sigma > 0 and segment > 0 for sigma, segment in zip(sigma_row, segment_row, strict=True))
     assert draw.live == live == int(draw.open_BS.sum()) > 0
     assert (draw.sigma_BS >= 0).all() and not draw.sigma_BS.isnan().any()

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 
 from scorelm.config.recipe import NoiseConfig, TrainingConfig
 from scorelm.model.attention import block_mask
+from scorelm.model.layout import Layout
 from scorelm.noise.schedule import make_schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
@@ -40,10 +41,34 @@ def test_cross_entropy_is_that_of_the_prediction(streams):
     expected = -log_p[torch.arange(len(targets)), targets]
     torch.testing.assert_close(outcome.cross_entropy_N.double(), expected, rtol=1e-4, atol=1e-4)
     assert outcome.loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
-    assert torch.equal(outcome.sigma_N, draw.sigma_BS[draw.open_BS])
+    assert torch.equal(outcome.sigma_N, draw.level_BS[draw.open_BS])
     assert torch.equal(outcome.shared_N, draw.shared_BS[draw.open_BS])
     assert torch.equal(outcome.correct_N, log_p.argmax(-1) == targets)
     assert not outcome.cross_entropy_N.requires_grad and outcome.loss.requires_grad
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3,), (1, 0)])
+def test_the_end_of_a_clean_block_tells_the_token_that_comes_next(sizes):
+    """Document by document, from the clean blocks up to there and the prior, with nothing else in sight."""
+    denoiser, batch = trained_like().requires_grad_(False), pack(4)
+    draw = noisy_draw(batch, block_sizes=sizes)
+    outcome, length = loss_of(denoiser, draw, live=1), batch.ids.shape[1]
+    found, expected = outcome.cross_entropy_N[draw.ahead_BS[draw.open_BS]], []
+    for row in range(len(batch.ids)):
+        for number in range(1, int(batch.segment[row].max()) + 1):
+            at = (batch.segment[row] == number).nonzero().flatten()
+            ids, block = batch.ids[row, at], draw.layout.block_BL[row, at]
+            for end in range(1, len(ids)):
+                if block[end] == block[end - 1] or (0 in sizes and block[-1] == 1):
+                    continue
+                one = torch.ones(1, end).long()
+                layout = Layout(one, one.cumsum(1) - 1, block[None, :end], 0 * one)
+                h_D = denoiser.trunk(denoiser.token_in[ids[None, :end]], torch.zeros(1, end), layout)[0, -1]
+                logits_V = denoiser.context(h_D) + denoiser.prior
+                expected.append(-float(logits_V.log_softmax(-1)[ids[end]]))
+    assert len(expected) > 15 and not draw.ahead_BS[:, length:].any()
+    assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert outcome.loss.item() == pytest.approx(float(outcome.cross_entropy_N.sum()), rel=1e-5)
 
 
 def test_the_cross_entropy_of_a_masked_model_is_weighted():
@@ -74,20 +99,22 @@ def test_an_autoregressive_model_reads_what_stands_before():
 
 
 def test_the_target_of_a_noisy_position_does_not_leak():
-    """At sigma inf x is 0 and the clean copy out of sight: another token there changes only its own loss."""
+    """At sigma inf x is 0 and the clean copy out of sight: another token there changes its own loss and later ones."""
     denoiser, batch = trained_like(), pack(4)
     draw = noisy_draw(batch, mixture=only("ordered"), block_sizes=(1,))
     before = loss_of(denoiser, draw, live=1).cross_entropy_N
     live = draw.open_BS.nonzero()
-    row, column = live[3].tolist()
+    row, column = (draw.open_BS & ~draw.ahead_BS).nonzero()[3].tolist()
     length = batch.ids.shape[1]
     ids = draw.ids_BS.clone()
     ids[row, column] = ids[row, column - length] = (ids[row, column] + 1 - 4) % (V - 4) + 4
     after = loss_of(denoiser, draw._replace(ids_BS=ids), live=1).cross_entropy_N
     same = draw.layout.segment_BL[row] == draw.layout.segment_BL[row, column]
     for k, (r, c) in enumerate(live.tolist()):
-        later = r == row and same[c] and draw.layout.block_BL[r, c] > draw.layout.block_BL[row, column]
-        assert bool(before[k] != after[k]) == ((r, c) == (row, column) or bool(later))
+        told = c + int(draw.ahead_BS[r, c])
+        itself = r == row and (told - column) % length == 0
+        later = r == row and same[told] and draw.layout.block_BL[r, told] > draw.layout.block_BL[row, column]
+        assert bool(before[k] != after[k]) == (itself or bool(later))
 
 
 def test_self_conditioning_feeds_the_first_estimate_back_without_gradient():
@@ -96,6 +123,7 @@ def test_self_conditioning_feeds_the_first_estimate_back_without_gradient():
     with torch.no_grad():
         seen, _ = predicted(denoiser, draw)
         x0 = seen.logits_NV.double().softmax(-1) @ denoiser.embedding.table().double()
+        x0[draw.ahead_BS[draw.open_BS]] = 0  # of a token that stands elsewhere
     denoiser.zero_grad()
     second, targets = predicted(denoiser, draw, seen.spread(x0.float()))
     expected = nn.functional.cross_entropy(second.logits_NV, targets)
@@ -147,12 +175,11 @@ def test_fixed_places_give_the_loss_and_gradients_of_exact_ones(
         torch.testing.assert_close(one[fixed.open_N], other[exact.open_N], rtol=1e-5, atol=1e-5)
 
 
-def test_fixed_places_leave_out_a_clean_copy_that_no_document_is_noisy_in():
+def test_fixed_places_take_a_copy_that_no_document_is_noisy_in_as_given():
     denoiser, draw = trained_like(), noisy_draw(pack(6), block_sizes=(1, 4))
-    exact, expected = gradients(denoiser, find_places(draw, fixed=False))
-    fixed, found = gradients(denoiser, find_places(draw, fixed=True))
-    assert len(fixed.sigma_N) == 6 * 24
-    assert_same((fixed, found), (exact, expected))
+    fixed = find_places(draw, fixed=True)
+    assert len(fixed.places.given_M) == len(fixed.places.noisy_U) == 6 * 24
+    assert_same(gradients(denoiser, fixed), gradients(denoiser, find_places(draw, fixed=False)))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -116,19 +116,25 @@ def test_what_was_given_stays(given: str, room: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "copies", "passes"), [("score", 2, 3.5), ("masked", 1, 3), ("autoregressive", 1, 3)]
+    ("objective", "copies", "passes", "fewest", "most"),
+    [("score", 2, 3.5, 0.9, 1.5), ("masked", 1, 3, 0.4, 1), ("autoregressive", 1, 3, 0.4, 1)],
 )
-def test_the_work_of_a_token_is_that_of_a_hand_count(objective: str, copies: int, passes: float) -> None:
-    """2 FLOPs for each weight of the trunk and each copy, attention, and the vocabulary where it is used."""
+def test_the_work_of_a_token_is_that_of_a_hand_count(
+    objective: str, copies: int, passes: float, fewest: float, most: float
+) -> None:
+    """2 FLOPs for each weight of the trunk and each copy, attention, and the vocabulary where it is used.
+
+    Two copies have more than one answer a token: of whole documents twice, and of the tokens after clean blocks.
+    """
     model, vocabulary, length = ModelConfig(dim=128, layers=2, embedding_dim=32), 1000, 64
     weights = 2 * (4 * 128 * 128 + 3 * 128 * model.size.hidden)
     pairs = 4 * 128 * 2 * length
     recipe = Recipe(training=TrainingConfig(objective=objective))
     work, found = measure_work(model, recipe, vocabulary, length, draw_shares(recipe, length))
     assert found == weights
-    least = passes * (2 * copies * weights + copies * pairs + 2 * vocabulary * 128 * 0.4)
-    most = passes * (2 * copies * weights + copies * pairs + 2 * vocabulary * (128 + 0.6 * (32 + 128)))
-    assert least < work < most
+    trunk = 2 * copies * weights + copies * pairs
+    assert work > passes * (trunk + 2 * vocabulary * 128 * fewest)
+    assert work < passes * (trunk + 2 * vocabulary * most * (128 + 0.6 * (32 + 128)))
 
 
 def test_tokens_are_counted_as_training_will_find_them() -> None:

@@ -22,13 +22,15 @@ def test_terms_are_added_with_their_weights():
         return loss_of(denoiser, draw, TrainingConfig(**weights))
 
     seen, _ = predicted(denoiser, draw)
-    e, sigma = denoiser.embedding(draw.ids_BS)[draw.open_BS].double(), draw.sigma_BS[draw.open_BS].double()
+    e, sigma = denoiser.embedding(draw.ids_BS)[draw.open_BS].double(), draw.level_BS[draw.open_BS].double()
     x0 = seen.logits_NV.double().softmax(-1) @ denoiser.embedding.table().double()
     u = SCHEDULE.u(sigma.clamp(max=SCHEDULE.sigma_max))
     h = 1e-6
     inner = u.clamp(h, 1 - h)
     slope = (SCHEDULE.sigma(inner + h) - SCHEDULE.sigma(inner - h)) / (2 * h)
-    likelihood = torch.where(sigma.isinf(), 0.0, slope / sigma**3 * (e - x0).pow(2).sum(-1)).sum().detach() / draw.live
+    likelihood = (
+        torch.where(sigma.isfinite(), slope / sigma**3 * (e - x0).pow(2).sum(-1), 0.0).sum().detach() / draw.live
+    )
     plain = float(loss().loss.detach())
     assert float(likelihood) > 1e-3
     assert float(loss(likelihood_weight=0.5).loss.detach()) == pytest.approx(plain + 0.5 * float(likelihood), rel=1e-3)

@@ -39,26 +39,27 @@ class Places(NamedTuple):
     given_M: Tensor
     """Sigma 0, and padding."""
     open_N: Tensor
-    """Noisy and blank ones together."""
+    """Those whose posterior is read: noisy and blank ones together, and given ones that tell the next token."""
     order_P: Tensor
     """For each position, its place where noisy, blank and given ones stand one kind after the other."""
     fixed: bool = False
 
     @classmethod
-    def of(cls, sigma_BL: Tensor, layout: Layout) -> Places:
+    def of(cls, sigma_BL: Tensor, layout: Layout, ahead_BL: Tensor | None = None) -> Places:
         """Found from noise levels and segments; on a GPU the host waits for it."""
         open_P, blank_P = ((sigma_BL > 0) & (layout.segment_BL > 0)).flatten(), (sigma_BL == torch.inf).flatten()
-        kinds = (open_P & ~blank_P, open_P & blank_P, ~open_P, open_P)
+        read_P = open_P if ahead_BL is None else open_P | ahead_BL.flatten()
+        kinds = (open_P & ~blank_P, open_P & blank_P, ~open_P, read_P)
         noisy_U, blank_J, given_M, open_N = (kind_P.nonzero().squeeze(1) for kind_P in kinds)
         return cls(noisy_U, blank_J, given_M, open_N, torch.cat([noisy_U, blank_J, given_M]).argsort())
 
     @classmethod
     def of_shape(cls, rows: int, length: int, device: torch.device, clean: int = 0) -> Places:
-        """Fixed places of rows of that length, which begin with `clean` given positions."""
+        """Fixed places of rows that begin with `clean` given positions; the posterior of all is read."""
         place_BL = torch.arange(rows * length, device=device).view(rows, length)
         noisy_U, given_M = place_BL[:, clean:].flatten(), place_BL[:, :clean].flatten()
         order_P = torch.cat([noisy_U, given_M]).argsort()
-        return cls(noisy_U, noisy_U[:0], given_M, noisy_U, order_P, fixed=True)
+        return cls(noisy_U, noisy_U[:0], given_M, place_BL.flatten(), order_P, fixed=True)
 
     def to(self, device: torch.device) -> Places:
         """The same places on a device, which does not wait for them."""
@@ -121,8 +122,9 @@ class Denoiser(nn.Module):
         ids_BL: Tensor | None = None,
         table_VE: Tensor | None = None,
         places: Places | None = None,
+        ahead_BL: Tensor | None = None,
     ) -> Prediction:
-        """What the model says of every open position's token.
+        """What the model says of every open position's token, and of the tokens next to those `ahead`.
 
         Args:
             x_BLE: noisy embeddings ``e + sigma eps``; any finite value where sigma is inf, the token's embedding
@@ -133,9 +135,11 @@ class Denoiser(nn.Module):
             ids_BL: the tokens of given positions, where they are known and need not be read from `x_BLE`.
             table_VE: the embeddings of all tokens, where they are at hand.
             places: where positions of each kind are, where that is known.
+            ahead_BL: given positions that see no token beyond them and are asked for the next one, which has no
+                evidence there.
         """
         table_VE = self.embedding.table() if table_VE is None else table_VE
-        places = Places.of(sigma_BL, layout) if places is None else places
+        places = Places.of(sigma_BL, layout, ahead_BL) if places is None else places
         h_BLD = self._soft_tokens(x_BLE, sigma_BL, places, table_VE, ids_BL)
         if self_cond_BLE is not None:
             h_BLD = h_BLD + self.self_condition(self_cond_BLE)
@@ -147,6 +151,7 @@ class Denoiser(nn.Module):
             return context_free_NV + self.context(h_ND), context_free_NV
 
         open_BL = torch.zeros_like(sigma_BL, dtype=torch.bool).flatten().index_fill(0, places.open_N, True)
+        sigma_BL = sigma_BL if ahead_BL is None else torch.where(ahead_BL, torch.inf, sigma_BL)
         rows = h_ND, x_NE, sigma_BL.flatten()[places.open_N]
         return Prediction(open_BL.view_as(sigma_BL), table_VE, read_out, rows)
 

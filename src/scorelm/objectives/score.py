@@ -50,9 +50,10 @@ class Score(Objective):
         """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
 
         With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean blocks before it
-        (block diffusion, arXiv 2503.09573). Where the whole document is one block, nothing looks at a clean copy: both
-        copies are noisy, each with levels of its own. There ``</s>`` is given half of the time, as it is in generation,
-        where the length is known.
+        (block diffusion, arXiv 2503.09573). The last position of a clean block sees none beyond it, so it is to tell
+        the next token. Where the whole document is one block, nothing looks at a clean copy: both copies are noisy,
+        each with levels of its own. There ``</s>`` is given half of the time, as it is in generation, where the length
+        is known.
         """
         length, streams = batch.ids.shape[1], config.streams
         ids_BS, segment_BS, position_BS = (t_BL.repeat(1, streams) for t_BL in batch)
@@ -65,14 +66,16 @@ class Score(Objective):
         block_BS = number_blocks(position_BS, document.having(starts_BS).long(), size_BS)
         stream_BS = copy_BS if streams == 2 else torch.where(block_BS == 0, CLEAN, NOISY)
         layout = Layout(segment_BS, position_BS, block_BS, stream_BS)
-        drawn = draw_levels(document, runs(*layout.marks), schedule, config.mixture, uniform)
+        block = runs(*layout.marks)
+        drawn = draw_levels(document, block, schedule, config.mixture, uniform)
         closed_BS = (uniform.each(document) < 0.5) & (ids_BS == special.eos)
         given_BS = (given_spans(document, config.given, uniform) | closed_BS) & (size_BS == 0)
-        given_BS |= starts_BS | ((stream_BS == CLEAN) & (size_BS > 0))
-        sigma_BS = torch.where(given_BS, 0.0, drawn.sigma_BL)
-        return Draw(
-            ids_BS, sigma_BS, drawn.shared_BL, layout, clean=0 if 0 in config.block_sizes else (streams - 1) * length
-        )
+        clean_BS = (stream_BS == CLEAN) & (size_BS > 0)
+        sigma_BS = torch.where(given_BS | starts_BS | clean_BS, 0.0, drawn.sigma_BL)
+        last_BS, end_BS = (run.offset_BL == run.length_BL - 1 for run in (block, document))
+        ahead_BS = clean_BS & last_BS & ~end_BS & (segment_BS > 0)
+        clean = 0 if 0 in config.block_sizes else (streams - 1) * length
+        return Draw(ids_BS, sigma_BS, drawn.shared_BL, layout, ahead_BS=ahead_BS, clean=clean)
 
     def loss(
         self,
@@ -86,23 +89,24 @@ class Score(Objective):
         self_conditioned: bool = False,
     ) -> Outcome:
         """Cross-entropy at every open position, and the optional terms."""
-        places = draw.places or Places.of(draw.sigma_BS, draw.layout)
+        places = draw.places or Places.of(draw.sigma_BS, draw.layout, draw.ahead_BS)
         table_VE, e_BSE = denoiser.embedding.table(), denoiser.embedding(draw.ids_BS)
         assert draw.eps_BSE is not None
-        x_BSE, open_N = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE), draw.open_BS.flatten()[places.open_N]
+        x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
+        open_N, own_N = (t.flatten()[places.open_N] for t in (draw.open_BS, draw.sigma_BS > 0))
 
         def predict(self_cond_BSE: Tensor | None) -> Prediction:
             return denoiser.predict(
-                x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE, draw.ids_BS, table_VE, places
+                x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE, draw.ids_BS, table_VE, places, draw.ahead_BS
             )  # fmt: skip
 
         self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step
         if self_conditioned:
             with torch.no_grad():
-                x0_NE = predict(None).in_chunks(lambda seen: seen.x0_NE) * open_N[:, None]
+                x0_NE = predict(None).in_chunks(lambda seen: seen.x0_NE) * (open_N & own_N)[:, None]
                 self_cond_BSE.flatten(0, 1).index_copy_(0, places.open_N, x0_NE)
         e_NE = different_rows(e_BSE.flatten(0, 1), places.open_N)
-        ids_N, sigma_N, shared_N = (t.flatten()[places.open_N] for t in (draw.ids_BS, draw.sigma_BS, draw.shared_BS))
+        ids_N, sigma_N, shared_N = (t.flatten()[places.open_N] for t in (draw.target_BS, draw.level_BS, draw.shared_BS))
         weight_N = open_N.float() if draw.weight_BS is None else draw.weight_BS.flatten()[places.open_N]
         terms = loss_terms(schedule, config)
         terms_N3 = predict(self_cond_BSE).in_chunks(terms, sigma_N, e_NE, ids_N, weight_N)

@@ -109,18 +109,20 @@ def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
         present = [t for t in tensors if t is not None]
         return torch.cat(present) if present else None
 
-    ids, sigma, shared, layouts, weights, eps, _, clean = zip(*draws, strict=True)
+    ids, sigma, shared, layouts, weights, eps, _, ahead, clean = zip(*draws, strict=True)
     names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
     segment, position, block, stream = (torch.cat([getattr(one, name) for one in layouts]) for name in names)
     layout = Layout(segment, position, block, stream)
-    draw = Draw(torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps), clean=clean[0])
+    draw = Draw(
+        torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps), None, cat(ahead), clean[0]
+    )
     return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
 
 
 def find_places(draw: Draw, fixed: bool) -> Draw:
     """The draw with its places: exact ones, which the host waits for on a GPU, or those of its shape."""
     if not fixed:
-        return draw._replace(places=Places.of(draw.sigma_BS, draw.layout))
+        return draw._replace(places=Places.of(draw.sigma_BS, draw.layout, draw.ahead_BS))
     rows, length = draw.ids_BS.shape
     return draw._replace(places=Places.of_shape(rows, length, draw.ids_BS.device, draw.clean))
 
