@@ -89,6 +89,6 @@ def gradients(denoiser, draw, *args, **how):
 def predicted(denoiser, draw, self_cond=None):
     """What the denoiser says of a draw, and its targets: the forward process without the loss."""
     x = add_noise(denoiser.embedding(draw.ids_BS), draw.sigma_BS, draw.eps_BSE)
-    seen = denoiser.predict(x, draw.sigma_BS, draw.layout, self_cond, ahead_BL=draw.ahead_BS)
+    seen = denoiser.predict(x, draw.sigma_BS, draw.layout, self_cond, asks_next_BL=draw.asks_next_BS)
     assert torch.equal(seen.open_BL, draw.open_BS)
     return seen, draw.target_BS[draw.open_BS]

@@ -8,6 +8,7 @@ import torch
 from scorelm.config.recipe import TrainingConfig
 from scorelm.model.layout import CLEAN, NOISY
 from scorelm.objectives.objective import Batch
+from scorelm.training.step import concatenate, take_rows
 
 from .batches import BOS, EOS, PAD, SCHEDULE, E, draw_noise, loss_of, noisy_draw, only, pack, rng, trained_like
 
@@ -76,8 +77,22 @@ def test_open_positions(streams, seed):
     for sigma_row, segment_row in zip(draw.level_BS.tolist(), draw.layout.segment_BL.tolist(), strict=True):
         live += sum(sigma > 0 and segment > 0 for sigma, segment in zip(sigma_row, segment_row, strict=True))
     assert draw.live == live == int(draw.open_BS.sum()) > 0
+    assert draw.noisy == int(((draw.sigma_BS > 0) & (draw.sigma_BS < INF) & (draw.layout.segment_BL > 0)).sum()) > 0
     assert (draw.sigma_BS >= 0).all() and not draw.sigma_BS.isnan().any()
     assert (draw.sigma_BS[draw.ids_BS == BOS] == 0).all()  # <s> is always given
+
+
+@pytest.mark.parametrize("objective", ["score", "masked", "autoregressive"])
+def test_a_draw_of_some_rows_and_the_others_is_the_draw(objective):
+    batch = pack(6)
+    draw = draw_noise(batch, objective=objective).with_noise(E, rng(1))
+    _, joined = concatenate([take_rows(batch, draw, rows) for rows in (slice(0, 2), slice(2, 6))])
+    for name, whole in draw._asdict().items():
+        part = getattr(joined, name)
+        if name == "layout":
+            assert all(torch.equal(a, b) for a, b in zip(part.marks, whole.marks, strict=True))
+        else:
+            assert torch.equal(part, whole) if isinstance(whole, torch.Tensor) else part == whole, name
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -199,3 +214,41 @@ def test_noise_is_standard_normal_and_of_its_generator():
     eps = draw.with_noise(E, rng(3)).eps_BSE
     assert eps.shape == (*draw.sigma_BS.shape, E) and torch.equal(eps, draw.with_noise(E, rng(3)).eps_BSE)
     assert abs(float(eps.mean())) < 5 / math.sqrt(eps.numel()) and float(eps.std()) == pytest.approx(1, abs=0.03)
+
+
+# --- low discrepancy --------------------------------------------------------------------------------------------------
+
+
+def equal_rows(count, documents=1, length=12):
+    """Rows of so many documents of one length each."""
+    place = torch.arange(documents * length).expand(count, -1)
+    ids = torch.where(place % length == 0, BOS, 5)
+    return Batch(ids, 1 + place // length, place % length)
+
+
+def discrepancy(u):
+    """Largest distance between the share of numbers below a number of [0, 1] and that number."""
+    u, n = u.sort().values, len(u)
+    return float(torch.maximum(torch.arange(1, n + 1) / n - u, u - torch.arange(n) / n).max())
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3,), (0,), (1, 0)])
+def test_the_levels_that_are_used_are_spread_evenly(sizes):
+    """Those of a clean copy, which nobody uses, take no place among them."""
+    draw = draw_noise(equal_rows(200), mixture=SHARED, block_sizes=sizes, given=0.0)
+    for sigma, block in zip(halves(draw)[0], draw.layout.block_BL.chunk(2, 1), strict=True):
+        first = (block > 0) & (block != block.roll(1, 1)) & (sigma > 0)
+        u = SCHEDULE.u(sigma[first].double())
+        assert len(u) == 0 or discrepancy(u) * len(u) < 4  # of 2,000 random numbers: 40
+
+
+@pytest.mark.parametrize("documents", [1, 2, 4, 13, 17])
+def test_the_levels_of_two_copies_of_a_document_are_independent(documents):
+    """However many documents a row has: counts of correlated pairs would be far from equal."""
+    batch = equal_rows(60, documents)
+    draw = draw_noise(batch, mixture=SHARED, block_sizes=(0,), given=0.0)
+    one, other = (SCHEDULE.u(sigma[batch.position == 1].double()) for sigma in halves(draw)[0])
+    cells = torch.bincount((one * 4).long() * 4 + (other * 4).long(), minlength=16).double()
+    expected = len(one) / 16
+    assert float(((cells - expected) ** 2 / expected).sum()) < 25  # 15 degrees of freedom: 5%
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.2

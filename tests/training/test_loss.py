@@ -53,7 +53,7 @@ def test_the_end_of_a_clean_block_tells_the_token_that_comes_next(sizes):
     denoiser, batch = trained_like().requires_grad_(False), pack(4)
     draw = noisy_draw(batch, block_sizes=sizes)
     outcome, length = loss_of(denoiser, draw, live=1), batch.ids.shape[1]
-    found, expected = outcome.cross_entropy_N[draw.ahead_BS[draw.open_BS]], []
+    found, expected = outcome.cross_entropy_N[draw.asks_next_BS[draw.open_BS]], []
     for row in range(len(batch.ids)):
         for number in range(1, int(batch.segment[row].max()) + 1):
             at = (batch.segment[row] == number).nonzero().flatten()
@@ -66,7 +66,7 @@ def test_the_end_of_a_clean_block_tells_the_token_that_comes_next(sizes):
                 h_D = denoiser.trunk(denoiser.token_in[ids[None, :end]], torch.zeros(1, end), layout)[0, -1]
                 logits_V = denoiser.context(h_D) + denoiser.prior
                 expected.append(-float(logits_V.log_softmax(-1)[ids[end]]))
-    assert len(expected) > 15 and not draw.ahead_BS[:, length:].any()
+    assert len(expected) > 15 and not draw.asks_next_BS[:, length:].any()
     assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert outcome.loss.item() == pytest.approx(float(outcome.cross_entropy_N.sum()), rel=1e-5)
 
@@ -104,14 +104,14 @@ def test_the_target_of_a_noisy_position_does_not_leak():
     draw = noisy_draw(batch, mixture=only("ordered"), block_sizes=(1,))
     before = loss_of(denoiser, draw, live=1).cross_entropy_N
     live = draw.open_BS.nonzero()
-    row, column = (draw.open_BS & ~draw.ahead_BS).nonzero()[3].tolist()
+    row, column = (draw.open_BS & ~draw.asks_next_BS).nonzero()[3].tolist()
     length = batch.ids.shape[1]
     ids = draw.ids_BS.clone()
     ids[row, column] = ids[row, column - length] = (ids[row, column] + 1 - 4) % (V - 4) + 4
     after = loss_of(denoiser, draw._replace(ids_BS=ids), live=1).cross_entropy_N
     same = draw.layout.segment_BL[row] == draw.layout.segment_BL[row, column]
     for k, (r, c) in enumerate(live.tolist()):
-        told = c + int(draw.ahead_BS[r, c])
+        told = c + int(draw.asks_next_BS[r, c])
         itself = r == row and (told - column) % length == 0
         later = r == row and same[told] and draw.layout.block_BL[r, told] > draw.layout.block_BL[row, column]
         assert bool(before[k] != after[k]) == (itself or bool(later))
@@ -123,7 +123,7 @@ def test_self_conditioning_feeds_the_first_estimate_back_without_gradient():
     with torch.no_grad():
         seen, _ = predicted(denoiser, draw)
         x0 = seen.logits_NV.double().softmax(-1) @ denoiser.embedding.table().double()
-        x0[draw.ahead_BS[draw.open_BS]] = 0  # of a token that stands elsewhere
+        x0[draw.asks_next_BS[draw.open_BS]] = 0  # of a token that stands elsewhere
     denoiser.zero_grad()
     second, targets = predicted(denoiser, draw, seen.spread(x0.float()))
     expected = nn.functional.cross_entropy(second.logits_NV, targets)

@@ -103,8 +103,8 @@ class NoiseConfig(Options):
     """Highest finite noise level; by default from the embedding size (ddlm: 10, cdcd: 300)."""
     mixture: Mixture = Mixture()
     streams: Literal[1, 2] = 2
-    """2: a clean and a noisy copy of each row, cut into blocks (block diffusion), and two noisy ones of a document that
-    is one block; 1: only one noisy copy."""
+    """2: each row stands twice, cut into blocks that see the clean copy of those before them (block diffusion); 1: each
+    row stands once, as whole documents."""
     block_sizes: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 1, 2, 4, 8, 0)
     """Block sizes drawn per document with two streams; 0 is the whole document. Where the text is read ten times or
     more, chosen for it unless --recipe is given."""

@@ -39,16 +39,16 @@ class Places(NamedTuple):
     given_M: Tensor
     """Sigma 0, and padding."""
     open_N: Tensor
-    """Those whose posterior is read: noisy and blank ones together, and given ones that tell the next token."""
+    """Those with logits: noisy and blank ones together, and given ones that are asked for the next token."""
     order_P: Tensor
     """For each position, its place where noisy, blank and given ones stand one kind after the other."""
     fixed: bool = False
 
     @classmethod
-    def of(cls, sigma_BL: Tensor, layout: Layout, ahead_BL: Tensor | None = None) -> Places:
+    def of(cls, sigma_BL: Tensor, layout: Layout, asks_next_BL: Tensor | None = None) -> Places:
         """Found from noise levels and segments; on a GPU the host waits for it."""
         open_P, blank_P = ((sigma_BL > 0) & (layout.segment_BL > 0)).flatten(), (sigma_BL == torch.inf).flatten()
-        read_P = open_P if ahead_BL is None else open_P | ahead_BL.flatten()
+        read_P = open_P if asks_next_BL is None else open_P | asks_next_BL.flatten()
         kinds = (open_P & ~blank_P, open_P & blank_P, ~open_P, read_P)
         noisy_U, blank_J, given_M, open_N = (kind_P.nonzero().squeeze(1) for kind_P in kinds)
         return cls(noisy_U, blank_J, given_M, open_N, torch.cat([noisy_U, blank_J, given_M]).argsort())
@@ -72,7 +72,7 @@ class Denoiser(nn.Module):
     """Posterior over tokens from noisy embeddings with a noise level of their own, with weights in fp32.
 
     `predict` is all that others need to know of it. Shape suffixes: B rows, L positions, E embedding size, D trunk
-    width, V vocabulary, N open positions (those of real documents with sigma above 0).
+    width, V vocabulary, N open positions.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -122,9 +122,9 @@ class Denoiser(nn.Module):
         ids_BL: Tensor | None = None,
         table_VE: Tensor | None = None,
         places: Places | None = None,
-        ahead_BL: Tensor | None = None,
+        asks_next_BL: Tensor | None = None,
     ) -> Prediction:
-        """What the model says of every open position's token, and of the tokens next to those `ahead`.
+        """What the model says of every open position's token, and of the next one where that is asked for.
 
         Args:
             x_BLE: noisy embeddings ``e + sigma eps``; any finite value where sigma is inf, the token's embedding
@@ -135,11 +135,10 @@ class Denoiser(nn.Module):
             ids_BL: the tokens of given positions, where they are known and need not be read from `x_BLE`.
             table_VE: the embeddings of all tokens, where they are at hand.
             places: where positions of each kind are, where that is known.
-            ahead_BL: given positions that see no token beyond them and are asked for the next one, which has no
-                evidence there.
+            asks_next_BL: given positions that are asked for the next token, which they don't see.
         """
         table_VE = self.embedding.table() if table_VE is None else table_VE
-        places = Places.of(sigma_BL, layout, ahead_BL) if places is None else places
+        places = Places.of(sigma_BL, layout, asks_next_BL) if places is None else places
         h_BLD = self._soft_tokens(x_BLE, sigma_BL, places, table_VE, ids_BL)
         if self_cond_BLE is not None:
             h_BLD = h_BLD + self.self_condition(self_cond_BLE)
@@ -151,7 +150,7 @@ class Denoiser(nn.Module):
             return context_free_NV + self.context(h_ND), context_free_NV
 
         open_BL = torch.zeros_like(sigma_BL, dtype=torch.bool).flatten().index_fill(0, places.open_N, True)
-        sigma_BL = sigma_BL if ahead_BL is None else torch.where(ahead_BL, torch.inf, sigma_BL)
+        sigma_BL = sigma_BL if asks_next_BL is None else torch.where(asks_next_BL, torch.inf, sigma_BL)
         rows = h_ND, x_NE, sigma_BL.flatten()[places.open_N]
         return Prediction(open_BL.view_as(sigma_BL), table_VE, read_out, rows)
 
@@ -211,7 +210,7 @@ class Denoiser(nn.Module):
             tokens: positions of all documents in all streams.
             pairs: pairs of positions in one stream of one document.
             noisy: positions with a soft token of their own: sigma above 0 and finite.
-            live: positions with logits: sigma above 0.
+            live: positions with logits.
         """
         table = self.embedding.weight.numel()
         vocabulary = noisy * (table + self.token_in.numel()) + live * self.context.weight.numel()

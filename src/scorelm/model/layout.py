@@ -71,7 +71,7 @@ class Layout:
 
     @classmethod
     def two_streams(cls, segment_BL: Tensor, position_BL: Tensor, block_BL: Tensor) -> Layout:
-        """Every row twice, a clean copy and then a noisy one, [B, 2 L]: what block diffusion trains on."""
+        """Every row twice, a clean copy and then a noisy one, [B, 2 L]: block diffusion."""
         segment, position, block = (twice(t_BL) for t_BL in (segment_BL, position_BL, block_BL))
         stream = torch.cat([torch.full_like(block_BL, CLEAN), torch.full_like(block_BL, NOISY)], 1)
         return cls(segment, position, block, stream)

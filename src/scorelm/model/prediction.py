@@ -39,7 +39,9 @@ class once(Generic[Value]):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The posterior over the tokens of N open positions (sigma above 0, not padding), in reading order.
+    """The posterior over the tokens of N open positions, in reading order.
+
+    Those are the positions with sigma above 0, without padding, and in training given ones asked for the next token.
 
     Nothing of size [N, V] exists before it is asked for.
     """

@@ -16,8 +16,9 @@ from scorelm.config.recipe import Mixture
 from scorelm.device import constant
 from scorelm.noise.schedule import Schedule
 
-GOLDEN = 0.6180339887498949
-"""Fractional part of the golden ratio: its multiples mod 1 are a low-discrepancy sequence."""
+GOLDEN, ROOT = 0.6180339887498949, 0.41421356237309515
+"""Fractional parts of the golden ratio and of the root of 2: their multiples mod 1 are low-discrepancy sequences, and
+together one of pairs (Kronecker's)."""
 
 
 class Runs(NamedTuple):
@@ -27,8 +28,6 @@ class Runs(NamedTuple):
     """Where in its row the run of a position begins."""
     offset_BL: Tensor
     length_BL: Tensor
-    number_BL: Tensor
-    """Of the run, over the whole batch in reading order, from 0."""
 
     def take(self, value_BL: Tensor) -> Tensor:
         """For every position the value at the first position of its run."""
@@ -48,8 +47,7 @@ def runs(*keys_BL: Tensor) -> Runs:
     place_BL = torch.arange(start_BL.shape[1], device=start_BL.device).expand_as(start_BL)
     first_BL = torch.where(start_BL, place_BL, 0).cummax(1).values
     last_BL = torch.where(start_BL.roll(-1, 1), place_BL, start_BL.shape[1]).flip(1).cummin(1).values.flip(1)
-    number_BL = start_BL.flatten().cumsum(0).view_as(first_BL) - 1
-    return Runs(first_BL, place_BL - first_BL, last_BL - first_BL + 1, number_BL)
+    return Runs(first_BL, place_BL - first_BL, last_BL - first_BL + 1)
 
 
 class Uniform:
@@ -58,10 +56,11 @@ class Uniform:
     Args:
         like_BL: any tensor of the batch.
         rng: makes them, on the same device.
+        copies: how many copies of the batch stand side by side in its rows, 1 or 2.
     """
 
-    def __init__(self, like_BL: Tensor, rng: torch.Generator) -> None:
-        self.shape, self.device, self.rng = like_BL.shape, like_BL.device, rng
+    def __init__(self, like_BL: Tensor, rng: torch.Generator, copies: int = 1) -> None:
+        self.shape, self.device, self.rng, self.copies = like_BL.shape, like_BL.device, rng, copies
 
     def table(self) -> Tensor:
         """A number for every position."""
@@ -71,10 +70,20 @@ class Uniform:
         """A number for every run, at each of its positions."""
         return run.take(self.table())
 
-    def spread(self, run: Runs) -> Tensor:
-        """The same, but spread evenly over the runs of the batch: multiples of the golden ratio from a random start."""
+    def spread(self, run: Runs, used_BL: Tensor | None = None) -> Tensor:
+        """The same, but spread evenly over the runs of each copy of the batch, and over pairs of runs of both copies.
+
+        These are multiples of `GOLDEN` in one copy and of `ROOT` in the other, from a random start; a run that is not
+        used does not take any.
+        """
+        first_BL = run.offset_BL == 0 if used_BL is None else (run.offset_BL == 0) & used_BL
+        (rows, length), copies = self.shape, self.copies
+        of_copy_BCL = first_BL.view(rows, copies, length // copies)
+        number_CP = of_copy_BCL.transpose(0, 1).flatten(1).cumsum(1) - 1
+        step_C1 = constant((GOLDEN, ROOT)[:copies], first_BL, torch.float64)[:, None]
         start = torch.rand((), dtype=torch.float64, generator=self.rng, device=self.device)
-        return (start + GOLDEN * run.number_BL.double()) % 1
+        spread_CBL = ((start + step_C1 * number_CP) % 1).view(copies, rows, length // copies)
+        return spread_CBL.transpose(0, 1).flatten(1)
 
 
 def random_rank(run: Runs, uniform: Uniform) -> Tensor:
@@ -104,7 +113,14 @@ class Levels(NamedTuple):
     """True where the whole block has one finite level: what the adaptive schedule is fitted to."""
 
 
-def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixture, uniform: Uniform) -> Levels:
+def draw_levels(
+    document: Runs,
+    block: Runs,
+    schedule: Schedule,
+    mixture: Mixture,
+    uniform: Uniform,
+    used_BL: Tensor | None = None,
+) -> Levels:
     """Draw a kind for every document and levels for every block of it; low-discrepancy over the batch.
 
     Args:
@@ -113,13 +129,14 @@ def draw_levels(document: Runs, block: Runs, schedule: Schedule, mixture: Mixtur
         schedule: maps u in [0, 1] to sigma.
         mixture: weights of the kinds.
         uniform: random numbers.
+        used_BL: blocks whose levels are used, where others stand in the batch too.
     """
     weights = mixture.model_dump()
     edges = constant([*accumulate(weights.values())], block.first_BL, torch.float64)
     kind_BL = torch.bucketize(uniform.each(document) * edges[-1], edges, right=True)
     is_kind = {name: kind_BL == k for k, name in enumerate(weights)}
 
-    centre_BL, own_BL = uniform.spread(block), uniform.table()
+    centre_BL, own_BL = uniform.spread(block, used_BL), uniform.table()
     width_BL, pick_BL = uniform.each(block), uniform.each(block)
     last_BL = (block.length_BL - 1).clamp(min=1)
     u_BL = centre_BL

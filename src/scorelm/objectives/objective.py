@@ -42,8 +42,8 @@ class Draw(NamedTuple):
     """Standard normal noise for the forward process."""
     places: Places | None = None
     """Where positions of each kind are, if that is decided."""
-    ahead_BS: Tensor | None = None
-    """Given positions that are to tell the next token, having seen none beyond them."""
+    asks_next_BS: Tensor | None = None
+    """Given positions that are asked for the next token, having seen nothing beyond their own."""
     clean: int = 0
     """How many positions each row begins with that are given whatever is drawn."""
 
@@ -54,28 +54,28 @@ class Draw(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
         """The draw with each of its tensors changed."""
-        optional = self.weight_BS, self.eps_BSE, self.ahead_BS
+        optional = self.weight_BS, self.eps_BSE, self.asks_next_BS
         weight, eps, ahead = (None if t is None else change(t) for t in optional)
         layout = self.layout.map(change)
         ids, sigma, shared = change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS)
-        return Draw(ids, sigma, shared, layout, weight, eps, ahead_BS=ahead, clean=self.clean)
+        return Draw(ids, sigma, shared, layout, weight, eps, asks_next_BS=ahead, clean=self.clean)
 
     @property
     def open_BS(self) -> Tensor:
         """Positions that the loss is computed at."""
         noisy_BS = (self.sigma_BS > 0) & (self.layout.segment_BL > 0)
-        return noisy_BS if self.ahead_BS is None else noisy_BS | self.ahead_BS
+        return noisy_BS if self.asks_next_BS is None else noisy_BS | self.asks_next_BS
 
     @property
     def target_BS(self) -> Tensor:
-        """The token that is to be told at open positions: their own, or the next one."""
-        ids_BS, ahead_BS = self.ids_BS, self.ahead_BS
-        return ids_BS if ahead_BS is None else torch.where(ahead_BS, ids_BS.roll(-1, 1), ids_BS)
+        """The token that open positions are asked for: their own, or the next one."""
+        ids_BS, asks_next_BS = self.ids_BS, self.asks_next_BS
+        return ids_BS if asks_next_BS is None else torch.where(asks_next_BS, ids_BS.roll(-1, 1), ids_BS)
 
     @property
     def level_BS(self) -> Tensor:
-        """The noise level that it is told at: inf for the next one, of which there is no evidence."""
-        return self.sigma_BS if self.ahead_BS is None else torch.where(self.ahead_BS, torch.inf, self.sigma_BS)
+        """The noise level of that token: inf for the next one, of which there is no evidence."""
+        return self.sigma_BS if self.asks_next_BS is None else torch.where(self.asks_next_BS, torch.inf, self.sigma_BS)
 
     @property
     def live(self) -> Tensor:

@@ -50,15 +50,15 @@ class Score(Objective):
         """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
 
         With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean blocks before it
-        (block diffusion, arXiv 2503.09573). The last position of a clean block sees none beyond it, so it is to tell
-        the next token. Where the whole document is one block, nothing looks at a clean copy: both copies are noisy,
-        each with levels of its own. There ``</s>`` is given half of the time, as it is in generation, where the length
-        is known.
+        (block diffusion, arXiv 2503.09573). The last position of a clean block sees nothing beyond it, so it is asked
+        for the next token. A document that is drawn whole (block size 0) has no use for a clean copy: both copies are
+        noisy, each at levels of its own. There ``</s>`` is given half of the time, as it is in generation, where the
+        length is known.
         """
         length, streams = batch.ids.shape[1], config.streams
         ids_BS, segment_BS, position_BS = (t_BL.repeat(1, streams) for t_BL in batch)
         copy_BS = (torch.arange(streams * length, device=ids_BS.device) // length).expand_as(ids_BS)
-        document, uniform = runs(segment_BS, copy_BS), Uniform(ids_BS, rng)
+        document, uniform = runs(segment_BS, copy_BS), Uniform(ids_BS, rng, streams)
         starts_BS = (ids_BS == special.bos) & (segment_BS > 0)
         sizes = constant(config.block_sizes if streams == 2 else (0,), ids_BS)
         of_copies_BS = uniform.table()[:, :length].repeat(1, streams)  # which are cut into the same blocks
@@ -66,16 +66,16 @@ class Score(Objective):
         block_BS = number_blocks(position_BS, document.having(starts_BS).long(), size_BS)
         stream_BS = copy_BS if streams == 2 else torch.where(block_BS == 0, CLEAN, NOISY)
         layout = Layout(segment_BS, position_BS, block_BS, stream_BS)
-        block = runs(*layout.marks)
-        drawn = draw_levels(document, block, schedule, config.mixture, uniform)
+        block, clean_BS = runs(*layout.marks), (stream_BS == CLEAN) & (size_BS > 0)
+        used_BS = (segment_BS > 0) & ~starts_BS & ~clean_BS
+        drawn = draw_levels(document, block, schedule, config.mixture, uniform, used_BS)
         closed_BS = (uniform.each(document) < 0.5) & (ids_BS == special.eos)
         given_BS = (given_spans(document, config.given, uniform) | closed_BS) & (size_BS == 0)
-        clean_BS = (stream_BS == CLEAN) & (size_BS > 0)
         sigma_BS = torch.where(given_BS | starts_BS | clean_BS, 0.0, drawn.sigma_BL)
         last_BS, end_BS = (run.offset_BL == run.length_BL - 1 for run in (block, document))
-        ahead_BS = clean_BS & last_BS & ~end_BS & (segment_BS > 0)
+        asks_next_BS = clean_BS & last_BS & ~end_BS & (segment_BS > 0)
         clean = 0 if 0 in config.block_sizes else (streams - 1) * length
-        return Draw(ids_BS, sigma_BS, drawn.shared_BL, layout, ahead_BS=ahead_BS, clean=clean)
+        return Draw(ids_BS, sigma_BS, drawn.shared_BL, layout, asks_next_BS=asks_next_BS, clean=clean)
 
     def loss(
         self,
@@ -89,7 +89,7 @@ class Score(Objective):
         self_conditioned: bool = False,
     ) -> Outcome:
         """Cross-entropy at every open position, and the optional terms."""
-        places = draw.places or Places.of(draw.sigma_BS, draw.layout, draw.ahead_BS)
+        places = draw.places or Places.of(draw.sigma_BS, draw.layout, draw.asks_next_BS)
         table_VE, e_BSE = denoiser.embedding.table(), denoiser.embedding(draw.ids_BS)
         assert draw.eps_BSE is not None
         x_BSE = add_noise(e_BSE, draw.sigma_BS, draw.eps_BSE)
@@ -97,7 +97,7 @@ class Score(Objective):
 
         def predict(self_cond_BSE: Tensor | None) -> Prediction:
             return denoiser.predict(
-                x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE, draw.ids_BS, table_VE, places, draw.ahead_BS
+                x_BSE, draw.sigma_BS, draw.layout, self_cond_BSE, draw.ids_BS, table_VE, places, draw.asks_next_BS
             )  # fmt: skip
 
         self_cond_BSE = torch.zeros_like(x_BSE)  # without a first pass too, so that every weight is part of every step

@@ -19,7 +19,8 @@ from scorelm.objectives.objective import Batch, Draw, Outcome
 from scorelm.parallel import gather_tensor
 
 BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
-"""Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; one more is for no evidence."""
+"""Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; one more is for no evidence, next tokens
+that are asked for at the end of clean blocks included."""
 
 
 class Sums(NamedTuple):

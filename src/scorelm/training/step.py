@@ -122,7 +122,7 @@ def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
 def find_places(draw: Draw, fixed: bool) -> Draw:
     """The draw with its places: exact ones, which the host waits for on a GPU, or those of its shape."""
     if not fixed:
-        return draw._replace(places=Places.of(draw.sigma_BS, draw.layout, draw.ahead_BS))
+        return draw._replace(places=Places.of(draw.sigma_BS, draw.layout, draw.asks_next_BS))
     rows, length = draw.ids_BS.shape
     return draw._replace(places=Places.of_shape(rows, length, draw.ids_BS.device, draw.clean))
 
