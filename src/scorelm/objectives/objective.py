@@ -55,10 +55,10 @@ class Draw(NamedTuple):
     def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
         """The draw with each of its tensors changed."""
         optional = self.weight_BS, self.eps_BSE, self.asks_next_BS
-        weight, eps, ahead = (None if t is None else change(t) for t in optional)
+        weight, eps, asks_next = (None if t is None else change(t) for t in optional)
         layout = self.layout.map(change)
         ids, sigma, shared = change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS)
-        return Draw(ids, sigma, shared, layout, weight, eps, asks_next_BS=ahead, clean=self.clean)
+        return Draw(ids, sigma, shared, layout, weight, eps, asks_next_BS=asks_next, clean=self.clean)
 
     @property
     def open_BS(self) -> Tensor:

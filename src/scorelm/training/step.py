@@ -109,13 +109,11 @@ def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
         present = [t for t in tensors if t is not None]
         return torch.cat(present) if present else None
 
-    ids, sigma, shared, layouts, weights, eps, _, ahead, clean = zip(*draws, strict=True)
-    names = ("segment_BL", "position_BL", "block_BL", "stream_BL")
-    segment, position, block, stream = (torch.cat([getattr(one, name) for one in layouts]) for name in names)
-    layout = Layout(segment, position, block, stream)
-    draw = Draw(
-        torch.cat(ids), torch.cat(sigma), torch.cat(shared), layout, cat(weights), cat(eps), None, cat(ahead), clean[0]
-    )
+    marks = ("segment_BL", "position_BL", "block_BL", "stream_BL")
+    segment, position, block, stream = (torch.cat([getattr(one.layout, name) for one in draws]) for name in marks)
+    names = ("ids_BS", "sigma_BS", "shared_BS", "weight_BS", "eps_BSE", "asks_next_BS")
+    joined = {name: cat([getattr(one, name) for one in draws]) for name in names}
+    draw = draws[0]._replace(layout=Layout(segment, position, block, stream), **joined)
     return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
 
 
