@@ -111,22 +111,23 @@ class Exact(nn.Module):
         dim: size of the embeddings, which are random unless `table` gives them.
         sharpness: multiplies the logits.
         table: embeddings of all tokens, before they are normalised.
+        tells_next: whether given tokens tell the next one.
     """
 
-    def __init__(self, law, dim=8, sharpness=1.0, table=None):
+    def __init__(self, law, dim=8, sharpness=1.0, table=None, tells_next=False):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.embedding = Embedding(law.vocab, dim if table is None else table.shape[1])
         if table is not None:
             self.embedding.weight.data.copy_(table)
-        self.law, self.sharpness = law, sharpness
+        self.law, self.sharpness, self.tells_next = law, sharpness, tells_next
         self.backbone = SimpleNamespace(kv_shape=(1, 1, 1))
         self.seen = []
         """What every evaluation was asked and answered."""
 
     def predict(
-        self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None, places=None
+        self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None, places=None, asks_next_BL=None
     ):  # fmt: skip
         law, own_VE = self.law, self.embedding.table().detach()
         assert x_BLE.shape[:2] == sigma_BL.shape == layout.segment_BL.shape
@@ -161,8 +162,10 @@ class Exact(nn.Module):
             evidence_BKM[key[3] == place] = evidence_BLV[key[3] == place] @ hot_VM
         weight_BLM = (law.p_M.log() + sees_BLK.double() @ evidence_BKM).softmax(-1)
         p_BLV = torch.zeros(*sigma_BL.shape, law.vocab, dtype=F64)
+        asked_BL = torch.zeros_like(open_BL) if asks_next_BL is None else asks_next_BL
+        open_BL, place_BL = open_BL | asked_BL, layout.position_BL + asked_BL
         for place, hot_VM in enumerate(law.hot_PVM):
-            p_BLV[layout.position_BL == place] = weight_BLM[layout.position_BL == place] @ hot_VM.T
+            p_BLV[place_BL == place] = weight_BLM[place_BL == place] @ hot_VM.T
         logits_NV = (self.sharpness * p_BLV[open_BL].log()).float()
         self.seen.append(Seen(x_BLE.clone(), sigma_BL.clone(), open_BL, logits_NV.clone()))
         return Prediction.of(logits_NV, open_BL, own_VE if table_VE is None else table_VE)

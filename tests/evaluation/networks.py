@@ -9,6 +9,7 @@ from torch import nn
 from scorelm.config.recipe import ModelConfig
 from scorelm.evaluation.rows import cut
 from scorelm.lm import ScoreLM
+from scorelm.model.directory import Provenance
 from scorelm.model.layout import CLEAN, NOISY, Layout
 from scorelm.noise.schedule import Log
 from scorelm.sampling.evaluator import Network
@@ -27,11 +28,13 @@ def tokenizer():
 
 
 @cache
-def make_model(objective="score"):
+def make_model(objective="score", tells_next=False):
     """A small model with nothing at zero, for rows of up to 20 tokens; what is never written is likely to it."""
     torch.manual_seed(0)
     config = ModelConfig(dim=32, layers=2, heads=2, hidden=64, embedding_dim=8)
-    lm = ScoreLM(config, tokenizer(), Log(0.5, 20.0), [0, 0, *range(1, 20)], objective=objective)
+    lm = ScoreLM(
+        config, tokenizer(), Log(0.5, 20.0), [0, 0, *range(1, 20)], Provenance(tells_next=tells_next), objective
+    )
     for parameter in lm.denoiser.parameters():
         nn.init.normal_(parameter, std=0.25)
     nn.init.normal_(lm.denoiser.context.weight, std=0.4)

@@ -37,11 +37,13 @@ def bounded(denoiser, batch, path, draws=16, seed=2, schedule=SCHEDULE):
 class Alone(nn.Module):
     """The exact posterior of tokens that are independent: Bayes' rule for each, written out."""
 
+    tells_next = False
+
     def __init__(self, embedding, log_V):
         super().__init__()
         self.embedding, self.log_V = embedding, log_V
 
-    def predict(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None, places=None):
+    def predict(self, x_BLE, sigma_BL, layout, self_cond_BLE=None, ids_BL=None, table_VE=None, places=None, asked=None):
         open_BL, table_VE = sigma_BL > 0, self.embedding.table()
         logits_NV = torch.addmm(self.log_V, x_BLE[open_BL] / sigma_BL[open_BL][:, None] ** 2, table_VE.T)
         return Prediction.of(logits_NV, open_BL, table_VE)

@@ -10,7 +10,7 @@ import torch
 
 from scorelm.evaluation.likelihood import Noisy, bound, left_to_right, random_order, right_to_left
 from scorelm.evaluation.walk import walk
-from scorelm.model.layout import CLEAN, NOISY
+from scorelm.model.layout import CLEAN, NOISY, Layout
 from scorelm.objectives import OBJECTIVES
 from scorelm.sampling.paths import make_path
 
@@ -42,13 +42,14 @@ def bound_by_hand(lm, ids, index, eps, path, draws, seed):
     blocks = [body[k : k + size] for k in range(0, len(body), size)] if size else [body]
     start = np.random.default_rng(seed).random()
     terms = dict.fromkeys(("reconstruction", "diffusion", "prior"), 0.0)
-    for number, block in enumerate(blocks, 1):
+    for block in blocks:
+        number = 1 + block[0]
         opened = [i for i in block if i in free]
         seen = ids[: block[-1] + 1]
-        number_of = [0] * first + [1 + (i - first) // (size or len(body)) for i in range(first, len(seen))]
-        streams = [NOISY if k == number else CLEAN for k in number_of]
+        number_of = [0] * first + [number if i in block else 1 + i for i in range(first, len(seen))]
+        streams = [NOISY if i in block else CLEAN for i in range(len(seen))]
         for draw in range(draws + 1):
-            offset = (start + 0.6180339887498949 * index + 0.7548776662466927 * number) % 1
+            offset = (start + 0.6180339887498949 * index + 0.7548776662466927 * (number - first)) % 1
             u = {}
             for i in opened:
                 place = free.index(i) / max(1, len(free) - 1)
@@ -85,6 +86,7 @@ def test_the_bound_of_a_network_is_its_formula(path):
 
 
 def test_left_to_right_is_every_prefix_alone():
+    """Of a model whose given tokens have not learned to tell the next one."""
     lm, rows = make_model(), some_rows()
     batch, _ = one_batch(rows)
     priced = left_to_right(SCORE, network(), batch)
@@ -97,6 +99,30 @@ def test_left_to_right_is_every_prefix_alone():
             logits_LV = evaluate(lm, seen, [0.0] * place + [math.inf], None, block, streams, closed=False)
             expected += cross_entropy(logits_LV[place], ids[place])
         assert float(total(priced)[line]) == pytest.approx(expected, rel=1e-5)
+    assert priced.evaluations.tolist() == [1] * 4
+
+
+def told(lm, before):
+    """Logits of the token after `before`, as the last of these tells it; of a first one, as a noisy position does."""
+    if not before:
+        return evaluate(lm, [5], [math.inf], None, [1], [NOISY], closed=False)[0]
+    one, denoiser = torch.ones(1, len(before)).long(), lm.denoiser
+    layout = Layout.causal(one, one.cumsum(1) - 1)
+    h_LD = denoiser.backbone(denoiser.token_in[torch.tensor([before])], torch.zeros(1, len(before)), layout)[0]
+    return writable((denoiser.context(h_LD[-1]) + denoiser.prior).double())
+
+
+def test_left_to_right_the_token_before_tells_the_next(settings_of):
+    """In one pass over a batch, rows without ``<s>`` among them, and token by token through the cache."""
+    lm, rows = make_model(tells_next=True), some_rows()
+    batch, _ = one_batch(rows)
+    priced = left_to_right(SCORE, lm.loop().network, batch)
+    walked = walk(lm.loop(), batch, settings_of(path="blocks:1", steps=1, temperature=1.0), 0)
+    for line, index in enumerate(batch.index):
+        ids = rows[index]
+        expected = sum(cross_entropy(told(lm, ids[:i]), ids[i]) for i in free_places(ids, closed=False))
+        assert float(total(priced)[line]) == pytest.approx(expected, rel=1e-5)
+        assert float(total(walked)[line]) == pytest.approx(expected, rel=1e-5)
     assert priced.evaluations.tolist() == [1] * 4
 
 
@@ -161,6 +187,8 @@ def test_a_pass_is_fed_the_estimate_of_the_one_before():
 
 class Shown:
     """A denoiser that keeps what it is asked."""
+
+    tells_next = False
 
     def __init__(self, inner):
         self.inner, self.embedding, self.backbone, self.seen = inner, inner.embedding, inner.backbone, []

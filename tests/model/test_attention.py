@@ -18,11 +18,11 @@ INF = float("inf")
 def packed(lengths, width, block=None):
     """A row of documents of the given lengths, each one block unless `block` says how many positions one has."""
     segment, position, blocks = torch.zeros(width).long(), torch.zeros(width).long(), torch.zeros(width).long()
-    at = 0
+    at, size = 0, block or width
     for number, length in enumerate(lengths, start=1):
         place = torch.arange(length)
         segment[at : at + length], position[at : at + length] = number, place
-        blocks[at : at + length] = torch.where(place == 0, 0, 1 + (place - 1) // (block or width))
+        blocks[at : at + length] = torch.where(place == 0, 0, 2 + (place - 1) // size * size)
         at += length
     stream = torch.where(blocks == 0, CLEAN, NOISY)
     return Layout(segment[None], position[None], blocks[None], torch.where(segment > 0, stream, NOISY)[None])
@@ -266,6 +266,15 @@ def test_blocks_of_one_token_are_a_causal_model():
         place = torch.arange(i + 1)[None]
         alone = logits(denoiser, prefix_x, prefix_sigma, Layout(torch.ones_like(place), place, place, stream))[0, i]
         torch.testing.assert_close(together[i], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_clean_token_sees_itself_and_those_before_it():
+    """However long the blocks are; so nothing that is written later changes what is known of it."""
+    single = packed([7, 4], 12, block=3)
+    seen = visibility(two_streams(single))[0, :11]
+    segment, place = single.segment_BL[0], torch.arange(12)
+    causal = (segment == segment[:, None]) & (place <= place[:, None])
+    assert torch.equal(seen, torch.cat([causal[:11], torch.zeros(11, 12).bool()], 1))
 
 
 # --- keys and values that are computed already ------------------------------------------------------------------------

@@ -45,14 +45,14 @@ def test_number_blocks_against_a_loop(rows):
     for r, row in enumerate(rows):
         column = 0
         for length, begins, block_size in row:
-            block, filled = 1, 0
+            block, filled = 1 + begins, 0
             for place in range(length):
                 position[r, column], start[r, column], size[r, column] = place, begins, block_size
                 if place == 0 and begins:
                     expected[r, column] = 0
                 else:
                     if block_size and filled == block_size:
-                        block, filled = block + 1, 0
+                        block, filled = 1 + place, 0
                     expected[r, column] = block
                     filled += 1
                 column += 1
@@ -65,18 +65,19 @@ def test_number_blocks_against_a_loop(rows):
 def test_number_blocks_broadcasts_and_takes_one_size():
     position = torch.arange(7).expand(2, 7)
     found = number_blocks(position, torch.tensor([[1], [0]]), 3)
-    assert found.tolist() == [[0, 1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2, 3]]
-    assert number_blocks(position, torch.tensor([[1], [0]]), 0).tolist() == [[0, *[1] * 6], [1] * 7]
+    assert found.tolist() == [[0, 2, 2, 2, 5, 5, 5], [1, 1, 1, 4, 4, 4, 7]]
+    assert number_blocks(position, torch.tensor([[1], [0]]), 0).tolist() == [[0, *[2] * 6], [1] * 7]
 
 
 def test_layouts_of_one_and_two_streams_and_of_a_causal_model():
     segment, position = torch.tensor([[1, 1, 1, 2, 2, 0]]), torch.tensor([[0, 1, 2, 0, 1, 0]])
-    block = torch.tensor([[0, 1, 2, 1, 1, 0]])
+    block = torch.tensor([[0, 2, 3, 1, 1, 0]])
     one = Layout.one_stream(segment, position, block)
     assert one.stream_BL.tolist() == [[CLEAN, NOISY, NOISY, NOISY, NOISY, CLEAN]]
     two = Layout.two_streams(segment, position, block)
-    for name in NAMES[:3]:
+    for name in NAMES[:2]:
         assert getattr(two, name).tolist() == [2 * getattr(one, name)[0].tolist()]
+    assert two.block_BL.tolist() == [[0, 2, 3, 1, 2, 0, 0, 2, 3, 1, 1, 0]]
     assert two.stream_BL.tolist() == [[CLEAN] * 6 + [NOISY] * 6]
     causal = visibility(Layout.causal(segment, position))[0]
     assert torch.equal(causal, (segment[0] == segment.T) & (position[0] <= position.T))

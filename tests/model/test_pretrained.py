@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from scorelm.errors import InputError
 from scorelm.model.denoiser import Denoiser
-from scorelm.model.layout import Layout, Past
+from scorelm.model.layout import CLEAN, NOISY, Layout, Past
 from scorelm.model.pretrained_files import read_network
 
 transformers = pytest.importorskip("transformers")
@@ -120,7 +120,8 @@ def test_modernbert_sees_two_documents_apart_and_both_streams_by_position(
     """A row with both streams in one block holds what each stream is by itself; documents in a row stay apart."""
     denoiser, model, _ = modernbert
     segment, position = torch.tensor([[1] * 7 + [2] * 5]), torch.tensor([[*range(7), *range(5)]])
-    layout = Layout.two_streams(segment, position, torch.ones_like(position))
+    stream = torch.tensor([[CLEAN] * 12 + [NOISY] * 12])
+    layout = Layout(segment.repeat(1, 2), position.repeat(1, 2), torch.ones_like(stream), stream)
     first, second = ids(1, 7), ids(1, 5)
     found = ours(denoiser, torch.cat([first, second], 1).repeat(1, 2), layout)
     expected = torch.cat([model(first).logits, model(second).logits], 1).repeat(1, 2, 1)

@@ -47,12 +47,13 @@ def judged(lm, ids, sigma, cond=None, block=None, finished=()):
         ids: of the row.
         sigma: a level for each position; there are logits where it is above 0.
         cond: the estimate that is fed back, [1, L, E].
-        block: of each position; all in one block after ``<s>`` unless given.
+        block: of each position, by the number of its first one; all in one block after ``<s>`` unless given.
         finished: blocks that later ones see.
     """
     place = torch.arange(len(ids))[None]
     block = (place > 0).long() if block is None else torch.tensor([block])
     clean = torch.isin(block, torch.tensor([0, *finished]))
+    block = torch.where(clean & (block > 0), place + 1, block)
     layout = Layout(place * 0 + 1, place, block, torch.where(clean, CLEAN, NOISY))
     with torch.no_grad():
         found = lm.denoiser.predict(lm.denoiser.embedding(torch.tensor([ids])), torch.tensor([sigma]), layout, cond)

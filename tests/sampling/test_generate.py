@@ -165,7 +165,7 @@ def test_blocks_generate_as_two_streams_train(lm):
     """The posterior of a block in generation is that of the noisy stream in training, given the same past."""
     record = records(lm, [[BOS, 5, 6, None, None, EOS]], path="blocks:2", steps=1)[0]
     ids = torch.tensor([[BOS, 5, 6, 9, 9, EOS]])
-    place, block = torch.arange(6)[None], torch.tensor([[0, 1, 1, 2, 2, 3]])
+    place, block = torch.arange(6)[None], torch.tensor([[0, 2, 2, 4, 4, 6]])
     layout = Layout.two_streams(place * 0 + 1, place, block)
     sigma = torch.tensor([[0.0] * 6 + [0, INF, INF, INF, INF, INF]])
     with torch.no_grad():

@@ -141,7 +141,7 @@ def test_the_first_step_is_the_formula_with_the_prompt_at_no_evidence(lm, weight
 def test_on_blocks_the_prompt_has_no_evidence_and_what_was_written_has(lm, weight):
     """The second block sees the first, in which a token was given and the other written."""
     first, second = records(lm, [[BOS, 5, None, None, None, EOS]], guidance=weight, path="blocks:2", steps=2)
-    block, written = [0, 1, 1, 2, 2, 3], int(first.ids_BL[0, 2])
+    block, written = [0, 2, 2, 4, 4, 6], int(first.ids_BL[0, 2])
 
     def formula(columns, ids, sigma, finished):
         given = judged(lm, ids, sigma, block=block, finished=finished)[columns]
@@ -151,7 +151,7 @@ def test_on_blocks_the_prompt_has_no_evidence_and_what_was_written_has(lm, weigh
 
     expected = formula([2], [BOS, 5, PAD, PAD, PAD, EOS], [0, 0, INF, INF, INF, INF], [])
     torch.testing.assert_close(first.entropy_BL[0, [2]].double(), expected, rtol=1e-4, atol=1e-5)
-    expected = formula([3, 4], [BOS, 5, written, PAD, PAD, EOS], [0, 0, 0, INF, INF, INF], [1])
+    expected = formula([3, 4], [BOS, 5, written, PAD, PAD, EOS], [0, 0, 0, INF, INF, INF], [2])
     torch.testing.assert_close(second.entropy_BL[0, 3:5].double(), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -204,7 +204,7 @@ def test_the_start_is_given_or_nothing(lm):
     assert torch.equal(state.sigma_BL == INF, free) and torch.equal(state.sigma_BL == 0, ~free)
     assert free.sum(1).tolist() == [3, 7, 1, 0]
     assert layout.segment_BL.sum(1).tolist() == [len(template) for template in templates]
-    assert layout.block_BL[0].tolist() == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert layout.block_BL[0].tolist() == [0, 2, 2, 2, 5, 5, 5, 8, 8, 8]
     assert state.real_BL.sum(1).tolist() == state.length_B.tolist() == [len(template) for template in templates]
     given = ~free & state.real_BL
     assert torch.equal(state.x_BLE[given], table_VE[state.ids_BL[given]]) and (state.x_BLE[free] == 0).all()
@@ -234,6 +234,6 @@ def test_levels_are_the_schedules(lm):
 
 
 def test_blocks_without_noise_are_finished():
-    block = torch.tensor([[0, 1, 1, 2, 2, 3]])
+    block = torch.tensor([[0, 2, 2, 4, 4, 6]])
     sigma = torch.tensor([[0, 0, 0, 0, 1.0, INF]])
     assert finished_blocks(block, sigma).tolist() == [[True, True, True, False, False, False]]

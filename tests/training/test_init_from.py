@@ -78,6 +78,23 @@ def test_a_model_learns_another_text_and_says_where_it_comes_from(
     assert f"It started from `{old}`, trained on `{before.provenance.data}`." in after.card()
 
 
+@pytest.mark.parametrize(
+    ("noise", "before", "expected"),
+    [({}, None, True), ({"streams": 1}, None, False), ({"block_sizes": (0,)}, None, False),
+     ({}, {"tells_next": True}, True), ({}, {}, False)],
+)  # fmt: skip
+def test_given_tokens_tell_the_next_one_if_they_have_been_asked_all_along(
+    tools: Any, text: Path, tmp_path: Path, noise: dict[str, Any], before: dict[str, Any] | None, expected: bool
+) -> None:
+    recipe = tools.recipe(text, SIZES | {"noise": noise}, steps=1)
+    trainer = Trainer(recipe, prepare(recipe.data, tmp_path, False, print))
+    trainer.before = None if before is None else Provenance(**before)
+    lm = trainer.model()
+    assert lm.provenance.tells_next == lm.denoiser.tells_next == expected
+    lm.save_pretrained(tmp_path / "model")
+    assert ScoreLM.from_pretrained(tmp_path / "model").denoiser.tells_next == expected
+
+
 @pytest.mark.thorough
 def test_such_a_run_goes_on_bit_for_bit_without_the_model(
     tools: Any, old: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +131,21 @@ def test_without_evidence_a_model_says_what_its_network_says(
         soft = denoiser.prior.softmax(0) @ network.get_input_embeddings().weight[: len(denoiser.prior)]
         said = network(inputs_embeds=soft.expand(1, 7, -1)).logits[0, :, : len(denoiser.prior)]
     torch.testing.assert_close(found[:, : said.shape[1]], said, rtol=1e-4, atol=1e-4)
+
+
+def test_given_tokens_tell_what_a_causal_network_says_comes_next(
+    networks: dict[str, Path], other: Path, tmp_path: Path
+) -> None:
+    """So such a model is priced from left to right as its network is, before it has learned anything."""
+    recipe, initial = read_initial(start(other, networks["Llama"], embedding_dim=6), networks["Llama"])
+    lm = Trainer(recipe, prepare(recipe.data, tmp_path, False, print), initial=initial).model()
+    network = pytest.importorskip("transformers").LlamaForCausalLM.from_pretrained(networks["Llama"]).eval()
+    ids, special = torch.tensor([lm.tokenizer.encode_document("the cat sat on the mat")]), lm.tokenizer.special
+    one = torch.ones_like(ids)
+    with torch.no_grad():
+        seen = lm.objective.next_tokens(lm.denoiser, ids, one, one.cumsum(1) - 1, ids != special.bos, special)
+        said = network(ids).logits[0, :-1]
+    torch.testing.assert_close(seen.logits_NV[:, : said.shape[1]], said, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.thorough

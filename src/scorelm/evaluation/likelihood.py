@@ -124,7 +124,8 @@ def bound(
     assert path.slope is not None
     closed = path.block != 1
     free_BL, noisy = batch.free(closed).cpu(), Noisy(network, batch, path.block, passes, closed)
-    offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * noisy.block_BL.cpu()) % 1
+    first_BL = (noisy.block_BL - batch.begins_B1).cpu()
+    offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * first_BL) % 1
     place_BL, size, device = free_place(free_BL), noisy.e_BLE.shape[-1], network.device
     diffusion_B, seen = torch.zeros(len(batch.index), dtype=torch.float64, device=device), []
     for draw in range(draws):

@@ -78,6 +78,8 @@ class Denoiser(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         dim = config.size.dim
+        self.tells_next = False
+        """Whether given tokens have learned to tell the next one."""
         self.embedding = Embedding(vocab_size, config.embedding_dim)
         self.token_in = nn.Parameter(torch.randn(vocab_size, dim))
         self.self_condition = nn.Linear(config.embedding_dim, dim, bias=False)

@@ -57,6 +57,9 @@ class Provenance(Options):
     """Of the text, as `scorelm.text.corpus` makes it."""
     steps: int = 0
     tokens: int = 0
+    tells_next: bool = False
+    """Whether given tokens were asked for the next one all along, so that they can be read as those of an
+    autoregressive model are."""
     heldout_loss: float | None = None
     prices: dict[str, float] = Field(default_factory=dict)
     """What held-out text cost, in nats per token by path, and the largest standard error, where it was priced."""

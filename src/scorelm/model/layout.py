@@ -51,7 +51,7 @@ class Layout:
     position_BL: Tensor
     """Position inside the document, from 0."""
     block_BL: Tensor
-    """Number of the block inside the document."""
+    """Number of the block inside the document: one more than the position of its first token, 0 for ``<s>``."""
     stream_BL: Tensor
     """CLEAN (0) or NOISY (1)."""
     past: Past | None = None
@@ -71,10 +71,10 @@ class Layout:
 
     @classmethod
     def two_streams(cls, segment_BL: Tensor, position_BL: Tensor, block_BL: Tensor) -> Layout:
-        """Every row twice, a clean copy and then a noisy one, [B, 2 L]: block diffusion."""
-        segment, position, block = (twice(t_BL) for t_BL in (segment_BL, position_BL, block_BL))
+        """Every row twice, a clean copy and then a noisy one in these blocks, [B, 2 L]: block diffusion."""
+        block = torch.cat([token_by_token(position_BL, block_BL), block_BL], 1)
         stream = torch.cat([torch.full_like(block_BL, CLEAN), torch.full_like(block_BL, NOISY)], 1)
-        return cls(segment, position, block, stream)
+        return cls(twice(segment_BL), twice(position_BL), block, stream)
 
     @classmethod
     def causal(cls, segment_BL: Tensor, position_BL: Tensor) -> Layout:
@@ -100,7 +100,7 @@ def twice(t_BL: Tensor) -> Tensor:
 
 
 def number_blocks(position_BL: Tensor, start_BL: Tensor, size: Tensor | int) -> Tensor:
-    """Number of the block that each position is in: ``<s>`` is block 0, what follows is in blocks from 1.
+    """Number of the block that each position is in: one more than the position of its first token, 0 for ``<s>``.
 
     Args:
         position_BL: position inside the document, from 0.
@@ -108,8 +108,13 @@ def number_blocks(position_BL: Tensor, start_BL: Tensor, size: Tensor | int) -> 
         size: positions in a block; 0 is the whole document; broadcasts.
     """
     whole = torch.where(size == 0, WHOLE, size) if isinstance(size, Tensor) else size or WHOLE
-    number_BL = 1 + (position_BL - start_BL) // whole
+    number_BL = 1 + start_BL + (position_BL - start_BL) // whole * whole
     return torch.where(position_BL < start_BL, 0, number_BL)
+
+
+def token_by_token(position_BL: Tensor, block_BL: Tensor) -> Tensor:
+    """The same positions in blocks of one token, as clean copies are: each sees itself and those before it."""
+    return torch.where(block_BL == 0, 0, position_BL + 1)
 
 
 def visibility(layout: Layout, reach: int | None = None) -> Tensor:

@@ -129,6 +129,10 @@ class Objective(ABC):
     shown_budgets: ClassVar[tuple[int, ...]] = (8, 16, 32, 64, 128)
     """Steps that it shows them at."""
 
+    def asks_next(self, config: NoiseConfig) -> bool:
+        """Whether given tokens are asked for the next one in training."""
+        return False
+
     @abstractmethod
     def draw(
         self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator

@@ -7,6 +7,7 @@ their own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from scorelm.config.recipe import NoiseConfig, ObjectiveName, TrainingConfig
 from scorelm.device import constant
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.kernels import different_rows
-from scorelm.model.layout import CLEAN, NOISY, Layout, number_blocks, twice
+from scorelm.model.layout import CLEAN, NOISY, Layout, number_blocks, token_by_token, twice
 from scorelm.model.prediction import Prediction
 from scorelm.noise.forward import add_noise
 from scorelm.noise.levels import Uniform, draw_levels, given_spans, runs
@@ -44,16 +45,19 @@ class Score(Objective):
     shown_paths: ClassVar[tuple[str, ...]] = ("uniform", "ramp:1", "blocks:4", "shuffled", "confidence", "bounded")
     sampled_paths: ClassVar[tuple[str, ...]] = ("blocks:1", *shown_paths)
 
+    def asks_next(self, config: NoiseConfig) -> bool:
+        """Those of clean copies are."""
+        return config.streams == 2 and any(config.block_sizes)
+
     def draw(
         self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
     ) -> Draw:
         """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
 
         With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean blocks before it
-        (block diffusion, arXiv 2503.09573). The last position of a clean block sees nothing beyond it, so it is asked
-        for the next token. A document that is drawn whole (block size 0) has no use for a clean copy: both copies are
-        noisy, each at levels of its own. There ``</s>`` is given half of the time, as it is in generation, where the
-        length is known.
+        (block diffusion, arXiv 2503.09573). A clean token sees itself and those before it, so it is asked for the next
+        one. A document that is drawn whole (block size 0) has no use for a clean copy: both copies are noisy, each at
+        levels of its own. There ``</s>`` is given half of the time, as it is in generation, where the length is known.
         """
         length, streams = batch.ids.shape[1], config.streams
         ids_BS, segment_BS, position_BS = (t_BL.repeat(1, streams) for t_BL in batch)
@@ -65,15 +69,17 @@ class Score(Objective):
         size_BS = sizes[(document.take(of_copies_BS) * len(sizes)).long()]
         block_BS = number_blocks(position_BS, document.having(starts_BS).long(), size_BS)
         stream_BS = copy_BS if streams == 2 else torch.where(block_BS == 0, CLEAN, NOISY)
+        clean_BS = (stream_BS == CLEAN) & (size_BS > 0)
+        block_BS = torch.where(clean_BS, token_by_token(position_BS, block_BS), block_BS)
         layout = Layout(segment_BS, position_BS, block_BS, stream_BS)
-        block, clean_BS = runs(*layout.marks), (stream_BS == CLEAN) & (size_BS > 0)
+        block = runs(*layout.marks)
         used_BS = (segment_BS > 0) & ~starts_BS & ~clean_BS
         drawn = draw_levels(document, block, schedule, config.mixture, uniform, used_BS)
         closed_BS = (uniform.each(document) < 0.5) & (ids_BS == special.eos)
         given_BS = (given_spans(document, config.given, uniform) | closed_BS) & (size_BS == 0)
         sigma_BS = torch.where(given_BS | starts_BS | clean_BS, 0.0, drawn.sigma_BL)
-        last_BS, end_BS = (run.offset_BL == run.length_BL - 1 for run in (block, document))
-        asks_next_BS = clean_BS & last_BS & ~end_BS & (segment_BS > 0)
+        end_BS = document.offset_BL == document.length_BL - 1
+        asks_next_BS = clean_BS & ~end_BS & (segment_BS > 0)
         clean = 0 if 0 in config.block_sizes else (streams - 1) * length
         return Draw(ids_BS, sigma_BS, drawn.shared_BL, layout, asks_next_BS=asks_next_BS, clean=clean)
 
@@ -127,9 +133,11 @@ class Score(Objective):
         open_BL: Tensor,
         special: Special,
     ) -> Prediction:
-        """Two streams in blocks of one token: each noisy token sees the clean ones before it."""
-        begins_B1 = (ids_BL[:, :1] == special.bos).long()
-        layout = Layout.two_streams(real_BL, position_BL, number_blocks(position_BL, begins_B1, 1))
+        """Told by the token before, or of a model that has not learned that, in two streams in blocks of one token."""
+        block_BL = number_blocks(position_BL, (ids_BL[:, :1] == special.bos).long(), 1)
+        if denoiser.tells_next:
+            return told(denoiser, ids_BL, real_BL, position_BL, block_BL, open_BL)
+        layout = Layout.two_streams(real_BL, position_BL, block_BL)
         e_BLE = denoiser.embedding(ids_BL)
         x_BSE = torch.cat([e_BLE, torch.where(open_BL[..., None], 0.0, e_BLE)], 1)
         sigma_BL = torch.where(open_BL, torch.inf, 0.0)
@@ -146,6 +154,26 @@ class Score(Objective):
 
     def allows_price(self, name: str, path: Path | None) -> None:
         """Every path and order."""
+
+
+def told(
+    denoiser: Denoiser, ids_BL: Tensor, real_BL: Tensor, position_BL: Tensor, block_BL: Tensor, open_BL: Tensor
+) -> Prediction:
+    """The posterior over open tokens as those before them tell it, in one clean copy.
+
+    A row's first token has none before it: what is said of it is what is said of a position that sees nothing, which is
+    put in front of the row.
+    """
+
+    def put(t_BL: Tensor, value: float = 0) -> Tensor:
+        return F.pad(t_BL, (1, 0), value=value)
+
+    segment_BS = torch.cat([open_BL[:, :1].long(), real_BL], 1)
+    layout = Layout(segment_BS, put(position_BL), put(block_BL, 1), put(torch.full_like(ids_BL, CLEAN), NOISY))
+    ids_BS, sigma_BS = put(ids_BL), put(torch.zeros(ids_BL.shape, device=ids_BL.device), torch.inf)
+    asks_next_BS = F.pad(open_BL[:, 1:], (1, 1))
+    seen = denoiser.predict(denoiser.embedding(ids_BS), sigma_BS, layout, None, ids_BS, asks_next_BL=asks_next_BS)
+    return replace(seen, open_BL=open_BL)
 
 
 def loss_terms(schedule: Schedule, config: TrainingConfig) -> Callable[..., Tensor]:

@@ -1,7 +1,7 @@
 """Keys and values of finished blocks, computed once: what makes the `blocks` path cost one block a step.
 
-A clean block sees itself and the clean blocks before it, so nothing that is written later changes its keys and values
-(block diffusion, arXiv 2503.09573). Every row stands at its own block.
+A finished token sees itself and the finished ones before it, so nothing that is written later changes its keys and
+values (block diffusion, arXiv 2503.09573). Every row stands at its own block.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scorelm.device import send
-from scorelm.model.layout import CLEAN, Layout, Past
+from scorelm.model.layout import CLEAN, Layout, Past, token_by_token
 from scorelm.model.prediction import places_of
 
 
@@ -57,7 +57,9 @@ class BlockCache:
         used_L = held_RC.any(0).nonzero().squeeze(1)
         part = slice(int(used_L.min()), int(used_L.max()) + 1) if len(used_L) else slice(0, 0)
         held_RC, position_RC, block_RC = held_RC[:, part], position_BL[row_R, part], block_BL[row_R, part]
-        behind = Layout(held_RC.long(), position_RC, block_RC, torch.full_like(block_RC, CLEAN))
+        behind = Layout(
+            held_RC.long(), position_RC, token_by_token(position_RC, block_RC), torch.full_like(block_RC, CLEAN)
+        )
         device, found = self.kv_GBLHK.device, self.kv_GBLHK[:, :, part]
         if len(row_R) < len(self.held_BL):
             found = found.index_select(1, send(row_R, device))

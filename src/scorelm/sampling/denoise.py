@@ -150,7 +150,7 @@ def ask(
 
     def query(sigma_BL: Tensor, x0_BLE: Tensor, reach_BL: Tensor) -> Query:
         state.nfe_B += reach_BL.any(1)
-        return Query.of(state, x_BLE, sigma_BL, x0_BLE, reach_BL, bool(settings.path.block))
+        return Query.of(state, x_BLE, sigma_BL, x0_BLE, reach_BL, settings.path.block)
 
     open_BL = reach_BL & (sigma_BL > 0)
     logits_NV = (yield query(sigma_BL, state.x0_BLE, reach_BL)).logits_NV

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from scorelm.device import pick_dtype, send
 from scorelm.model.denoiser import Denoiser, Places
-from scorelm.model.layout import CLEAN, NOISY, Layout
+from scorelm.model.layout import CLEAN, NOISY, Layout, token_by_token
 from scorelm.model.passes import MOST, ONE_AT_A_TIME, passes_of, round_up
 from scorelm.model.prediction import Prediction
 from scorelm.sampling.cache import BlockCache
@@ -98,19 +98,21 @@ class Network:
         """Logits [N, V] of the open positions of a query, in reading order; noisy embeddings are read."""
         sigma_RW = torch.where(placed.layout.segment_BL > 0, query.sigma_BL.flatten()[placed.at_RW], 0.0)
         if not placed.fixed:
-            return self.answer(self.exactly(query, placed, sigma_RW), sigma_RW > 0, query, placed)
+            open_RW = sigma_RW > 0 if placed.asks_RW is None else (sigma_RW > 0) | placed.asks_RW
+            return self.answer(self.exactly(query, placed, sigma_RW), open_RW, query, placed)
         with ONE_AT_A_TIME:
             return self.answer(self.in_pass(query, placed, sigma_RW), sigma_RW > 0, query, placed)
 
     def exactly(self, query: Query, placed: Placed, sigma_RW: Tensor) -> Tensor:
-        """Logits [N, V] of the positions with `sigma_RW` above 0; others are not computed."""
+        """Logits [N, V] of the positions with `sigma_RW` above 0 and of what those placed ask for, and no others."""
         x_RWE, x0_RWE, ids_RW = (placed.take(t) for t in (query.x_BLE, query.x0_BLE, query.ids_BL))
-        places = Places.of(sigma_RW, placed.layout).to(self.device)
+        places = Places.of(sigma_RW, placed.layout, placed.asks_RW).to(self.device)
+        asks_RW = None if placed.asks_RW is None else send(placed.asks_RW, self.device)
         sigma_RW = send(sigma_RW, self.device)
         self_cond_RWE = torch.where((sigma_RW > 0)[..., None], x0_RWE, 0.0)
         with self.autocast:
             return self.denoiser.predict(
-                x_RWE, sigma_RW, placed.layout_there, self_cond_RWE, ids_RW, self.table_VE, places
+                x_RWE, sigma_RW, placed.layout_there, self_cond_RWE, ids_RW, self.table_VE, places, asks_RW
             ).logits_NV
 
     def in_pass(self, query: Query, placed: Placed, sigma_RW: Tensor) -> Tensor:
@@ -162,10 +164,15 @@ class Dense:
         placed = kept[2]
         if not query.in_blocks:
             return placed
-        finished_RW = query.finished_BL.flatten()[placed.at_RW]
-        stream_RW = torch.where(finished_RW, CLEAN, placed.layout.stream_BL)
-        layout = replace(placed.layout, stream_BL=stream_RW)
+        layout = finish(placed.layout, query.finished_BL.flatten()[placed.at_RW])
         return Placed.of(placed.at_RW, layout, self.network.device, fixed=placed.fixed)
+
+
+def finish(layout: Layout, finished_BL: Tensor) -> Layout:
+    """The layout with some positions as in a clean copy, which later blocks read."""
+    stream_BL = torch.where(finished_BL, CLEAN, layout.stream_BL)
+    block_BL = torch.where(finished_BL, token_by_token(layout.position_BL, layout.block_BL), layout.block_BL)
+    return replace(layout, block_BL=block_BL, stream_BL=stream_BL)
 
 
 def same(requests: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
@@ -206,18 +213,23 @@ class Cached:
         """One pass for all of them."""
         query = joined(queries)
         cache = self._cache(queries, query.sigma_BL.shape)
-        row_R, column_RW = cache.place(query.reach_BL)
+        told_BL = self._told(query, cache)
+        row_R, column_RW = cache.place(query.reach_BL & ~told_BL)
         real_RW, at_RW = column_RW >= 0, row_R[:, None] * query.sigma_BL.shape[1] + column_RW.clamp(min=0)
-        position_RW = query.position_BL.flatten()[at_RW]
-        if self.causal:
-            layout = Layout.causal(real_RW.long(), position_RW)
-        else:
-            stream_RW = torch.where(query.finished_BL.flatten()[at_RW], CLEAN, NOISY)
-            layout = Layout(real_RW.long(), position_RW, query.block_BL.flatten()[at_RW], stream_RW)
+        position_RW, block_RW = (t_BL.flatten()[at_RW] for t_BL in (query.position_BL, query.block_BL))
+        noisy = Layout(real_RW.long(), position_RW, block_RW, torch.full_like(block_RW, NOISY))
+        layout = finish(noisy, torch.tensor(True) if self.causal else query.finished_BL.flatten()[at_RW])
         past = cache.past(row_R, query.position_BL, query.block_BL, column_RW.amax(1))
-        logits_NV = self.read(query, Placed.of(at_RW, layout, self.network.device, past))
+        asks_RW = real_RW & told_BL.roll(-1, 1).flatten()[at_RW] if told_BL.any() else None
+        logits_NV = self.read(query, Placed.of(at_RW, layout, self.network.device, past, asks_RW=asks_RW))
         cache.keep(past, row_R, column_RW, real_RW & (layout.stream_BL == CLEAN))
         return answers(queries, logits_NV, self.network.table_VE)
+
+    def _told(self, query: Query, cache: BlockCache) -> Tensor:
+        """Open positions whose token is told by the one before, which is to be computed, and which are left out."""
+        if self.causal or not self.network.denoiser.tells_next:
+            return torch.zeros_like(query.alone_BL)
+        return query.alone_BL & query.reach_BL & ~cache.held_BL.roll(1, 1)
 
     def _cache(self, queries: Sequence[Query], shape: torch.Size) -> BlockCache:
         """The cache with a row for each row of the queries, in their order; requests have come and gone in between."""

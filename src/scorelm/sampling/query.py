@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -39,16 +39,19 @@ class Query:
     block_BL: Tensor
     finished_BL: Tensor
     """On a path of blocks, those without noise in the state, which later blocks may read."""
+    alone_BL: Tensor
+    """Positions without evidence that are a block of their own, behind another."""
     in_blocks: bool
 
     @classmethod
-    def of(cls, state: State, x_BLE: Tensor, sigma_BL: Tensor, x0_BLE: Tensor, reach_BL: Tensor, blocks: bool) -> Self:
-        """What to ask of the rows of a state, were its positions at `x_BLE` and `sigma_BL`."""
-        layout = state.rows.layout
+    def of(cls, state: State, x_BLE: Tensor, sigma_BL: Tensor, x0_BLE: Tensor, reach_BL: Tensor, block: int) -> Self:
+        """What to ask of a state's rows on a path of such blocks, were its positions at `x_BLE` and `sigma_BL`."""
+        layout, nowhere_BL = state.rows.layout, torch.zeros_like(reach_BL)
         return cls(
             x_BLE, sigma_BL, x0_BLE, reach_BL, state.ids_BL, state.rows.closed_B[:, None].expand_as(reach_BL),
             state.rows.hole_BL, layout.position_BL, layout.block_BL,
-            finished_blocks(layout.block_BL, state.sigma_BL) if blocks else torch.zeros_like(reach_BL), blocks,
+            finished_blocks(layout.block_BL, state.sigma_BL) if block else nowhere_BL,
+            (sigma_BL == torch.inf) & (layout.position_BL > 0) if block == 1 else nowhere_BL, block > 0,
         )  # fmt: skip
 
     @property
@@ -67,15 +70,15 @@ class Placed(NamedTuple):
     layout_there: Layout
     fixed: bool = False
     """Whether their shape is one of a few, so that all positions are computed in a `Pass`."""
+    asks_RW: Tensor | None = None
+    """Finished positions, on the host, that are asked for the next token."""
 
     @classmethod
-    def of(
-        cls, at_RW: Tensor, layout: Layout, device: torch.device, past: Past | None = None, fixed: bool = False
-    ) -> Self:
+    def of(cls, at_RW: Tensor, layout: Layout, device: torch.device, past: Past | None = None, **how: Any) -> Self:
         """Sent to a device, behind what is computed already."""
         there = layout.to(device)
         there = there if past is None else replace(there, past=past)
-        return cls(at_RW, layout, send(at_RW, device), there, fixed)
+        return cls(at_RW, layout, send(at_RW, device), there, **how)
 
     def take(self, t_BL: Tensor) -> Tensor:
         """The values of the positions, of a tensor that is there."""

@@ -17,6 +17,7 @@ from scorelm.lm import ScoreLM
 from scorelm.model.directory import Provenance
 from scorelm.noise.fit import EntropyCurve
 from scorelm.noise.schedule import Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
+from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch, Draw, Outcome
 from scorelm.parallel import ALONE, Ranks
 from scorelm.training.checkpoint import read_state, read_tensors
@@ -179,14 +180,21 @@ class Trainer:
             data=text.source, field=text.field, csv_separator=text.csv_separator, split=text.split,
             hub_split=text.hub_split, hub_config=text.hub_config, streaming=text.streaming,
             normalize=text.normalize, holdout=text.holdout, fingerprint=self.data.text_fingerprint,
-            steps=self.progress.step, tokens=self.progress.tokens, heldout_loss=heldout.get(best), prices=prices,
-            init_from=None if start is None else str(start), before=self.before,
+            steps=self.progress.step, tokens=self.progress.tokens, tells_next=self._tells_next,
+            heldout_loss=heldout.get(best), prices=prices, init_from=None if start is None else str(start),
+            before=self.before,
         )  # fmt: skip
         lengths, objective = self.data.lengths(self.recipe), self.recipe.training.objective
         lm = ScoreLM(self.recipe.model, self.data.tokenizer, self.schedule, lengths, made, objective)
         lm.denoiser.load_state_dict(weights)
         lm.recipe = to_toml(self.recipe)
         return lm.to(self.learner.device).eval()
+
+    @property
+    def _tells_next(self) -> bool:
+        """Whether given tokens have been asked for the next one all along."""
+        asked = OBJECTIVES[self.recipe.training.objective].asks_next(self.recipe.noise)
+        return asked and (self.before is None or self.before.tells_next)
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a checkpoint holds: the tensors of this rank, and all else as JSON values."""
