@@ -42,14 +42,14 @@ def bound_by_hand(lm, ids, index, eps, path, draws, seed):
     blocks = [body[k : k + size] for k in range(0, len(body), size)] if size else [body]
     start = np.random.default_rng(seed).random()
     terms = dict.fromkeys(("reconstruction", "diffusion", "prior"), 0.0)
-    for block in blocks:
+    for turn, block in enumerate(blocks, 1):
         number = 1 + block[0]
         opened = [i for i in block if i in free]
         seen = ids[: block[-1] + 1]
         number_of = [0] * first + [number if i in block else 1 + i for i in range(first, len(seen))]
         streams = [NOISY if i in block else CLEAN for i in range(len(seen))]
         for draw in range(draws + 1):
-            offset = (start + 0.6180339887498949 * index + 0.7548776662466927 * (number - first)) % 1
+            offset = (start + 0.6180339887498949 * index + 0.7548776662466927 * turn) % 1
             u = {}
             for i in opened:
                 place = free.index(i) / max(1, len(free) - 1)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from scorelm.config.recipe import TrainingConfig
+from scorelm.config.recipe import NoiseConfig, TrainingConfig
 from scorelm.model.layout import CLEAN, NOISY
+from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
 from scorelm.training.step import concatenate, take_rows
 
@@ -116,6 +117,14 @@ def test_blocks_of_each_size_against_a_loop(size):
             for one in set(expected) - {0}:
                 levels = {float(sigma[row, w]) for w, b in zip(where, expected, strict=True) if b == one}
                 assert len(levels) == 1 and levels != {0.0}  # one level, nothing given: spans are for whole documents
+
+
+@pytest.mark.parametrize("objective", ["score", "masked", "autoregressive"])
+@pytest.mark.parametrize("noise", [{}, {"streams": 1}, {"block_sizes": (0,)}, {"block_sizes": (0, 3)}])
+def test_an_objective_says_whether_it_asks_for_next_tokens(objective, noise):
+    draw = draw_noise(pack(40), objective=objective, **noise)
+    asked = draw.asks_next_BS is not None and bool(draw.asks_next_BS.any())
+    assert OBJECTIVES[objective].asks_next(NoiseConfig(**noise)) == asked
 
 
 def test_sizes_are_drawn_per_document():

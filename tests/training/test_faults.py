@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from scorelm import ScoreLM
 from scorelm.errors import InputError
 from scorelm.training import train
 from scorelm.training.checkpoint import list_checkpoints, seal
@@ -269,6 +270,17 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     assert process.stderr is not None
     process.stderr.close()
     assert process.wait() == 2
+
+
+def test_a_run_that_began_before_next_tokens_were_asked_for_is_read_as_before(tools: Any, runs: Any, out: Path) -> None:
+    newest = list_checkpoints(out / "checkpoints")[-1]
+    state = json.loads((newest / "state.json").read_text())
+    assert state.pop("tells_next")
+    (newest / "state.json").write_text(json.dumps(state))
+    (newest / "checksums.json").unlink()
+    seal(newest)
+    tools.train(tools.with_steps(runs.recipe, state["step"] + 1), out, resume=True)
+    assert not ScoreLM.from_pretrained(out).provenance.tells_next
 
 
 @pytest.mark.parametrize("age", ["no watch", "rows packed in another way"])

@@ -18,7 +18,7 @@ from scorelm.model.directory import Provenance
 from scorelm.model.layout import Layout
 from scorelm.text.corpus import load_corpus
 from scorelm.training.data import prepare
-from scorelm.training.initial import NETWORK_LR, check_held_out, read_initial
+from scorelm.training.initial import NETWORK_LR, Initial, check_held_out, read_initial
 from scorelm.training.proposal import propose
 from scorelm.training.step import draw_first_pass, draw_step
 from scorelm.training.trainer import Trainer
@@ -81,15 +81,16 @@ def test_a_model_learns_another_text_and_says_where_it_comes_from(
 @pytest.mark.parametrize(
     ("noise", "before", "expected"),
     [({}, None, True), ({"streams": 1}, None, False), ({"block_sizes": (0,)}, None, False),
-     ({}, {"tells_next": True}, True), ({}, {}, False)],
+     ({}, True, True), ({}, False, False)],
 )  # fmt: skip
 def test_given_tokens_tell_the_next_one_if_they_have_been_asked_all_along(
-    tools: Any, text: Path, tmp_path: Path, noise: dict[str, Any], before: dict[str, Any] | None, expected: bool
+    tools: Any, text: Path, tmp_path: Path, noise: dict[str, Any], before: bool | None, expected: bool
 ) -> None:
     recipe = tools.recipe(text, SIZES | {"noise": noise}, steps=1)
-    trainer = Trainer(recipe, prepare(recipe.data, tmp_path, False, print))
-    trainer.before = None if before is None else Provenance(**before)
-    lm = trainer.model()
+    data = prepare(recipe.data, tmp_path, False, print)
+    weights = Trainer(recipe, data).learner.weights("weights")
+    initial = None if before is None else Initial(weights, tells_next=before)
+    lm = Trainer(recipe, data, initial=initial).model()
     assert lm.provenance.tells_next == lm.denoiser.tells_next == expected
     lm.save_pretrained(tmp_path / "model")
     assert ScoreLM.from_pretrained(tmp_path / "model").denoiser.tells_next == expected
@@ -131,6 +132,7 @@ def test_without_evidence_a_model_says_what_its_network_says(
         soft = denoiser.prior.softmax(0) @ network.get_input_embeddings().weight[: len(denoiser.prior)]
         said = network(inputs_embeds=soft.expand(1, 7, -1)).logits[0, :, : len(denoiser.prior)]
     torch.testing.assert_close(found[:, : said.shape[1]], said, rtol=1e-4, atol=1e-4)
+    assert initial.tells_next == (family == "Llama")
 
 
 def test_given_tokens_tell_what_a_causal_network_says_comes_next(

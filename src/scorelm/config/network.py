@@ -27,3 +27,8 @@ class Network(Options):
     """Rotary base of those."""
     head: bool = False
     """Whether a layer stands between its last block and its table of outputs."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether it was trained to tell the next token."""
+        return self.family == "llama"

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from scorelm.device import send
 from scorelm.evaluation.rows import RowBatch
 from scorelm.model.denoiser import Places
-from scorelm.model.layout import Layout, number_blocks, twice
+from scorelm.model.layout import WHOLE, Layout, number_blocks, twice
 from scorelm.model.prediction import Prediction, places_of
 from scorelm.noise.forward import add_noise
 from scorelm.noise.levels import free_place, ramp
@@ -124,8 +124,8 @@ def bound(
     assert path.slope is not None
     closed = path.block != 1
     free_BL, noisy = batch.free(closed).cpu(), Noisy(network, batch, path.block, passes, closed)
-    first_BL = (noisy.block_BL - batch.begins_B1).cpu()
-    offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * first_BL) % 1
+    turn_BL = 1 + (noisy.block_BL - 1 - batch.begins_B1).cpu() // (path.block or WHOLE)
+    offset_BL = (batch.low_discrepancy(seed)[:, None] + PLASTIC * turn_BL) % 1
     place_BL, size, device = free_place(free_BL), noisy.e_BLE.shape[-1], network.device
     diffusion_B, seen = torch.zeros(len(batch.index), dtype=torch.float64, device=device), []
     for draw in range(draws):

@@ -58,8 +58,7 @@ class Provenance(Options):
     steps: int = 0
     tokens: int = 0
     tells_next: bool = False
-    """Whether given tokens were asked for the next one all along, so that they can be read as those of an
-    autoregressive model are."""
+    """Whether given tokens have learned to tell the next one, as those of an autoregressive model do."""
     heldout_loss: float | None = None
     prices: dict[str, float] = Field(default_factory=dict)
     """What held-out text cost, in nats per token by path, and the largest standard error, where it was priced."""

@@ -41,7 +41,7 @@ class once(Generic[Value]):
 class Prediction:
     """The posterior over the tokens of N open positions, in reading order.
 
-    Those are the positions with sigma above 0, without padding, and in training given ones asked for the next token.
+    Those are the positions with sigma above 0, without padding, and given ones that are asked for the next token.
 
     Nothing of size [N, V] exists before it is asked for.
     """

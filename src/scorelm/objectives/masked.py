@@ -37,6 +37,10 @@ class Masked(Score):
     shown_paths: ClassVar[tuple[str, ...]] = ("shuffled", "bounded")
     sampled_paths: ClassVar[tuple[str, ...]] = ("bounded",)
 
+    def asks_next(self, config: NoiseConfig) -> bool:
+        """There are no clean copies."""
+        return False
+
     def draw(
         self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
     ) -> Draw:

@@ -54,7 +54,7 @@ class Score(Objective):
     ) -> Draw:
         """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
 
-        With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean blocks before it
+        With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean tokens before it
         (block diffusion, arXiv 2503.09573). A clean token sees itself and those before it, so it is asked for the next
         one. A document that is drawn whole (block size 0) has no use for a clean copy: both copies are noisy, each at
         levels of its own. There ``</s>`` is given half of the time, as it is in generation, where the length is known.

@@ -193,7 +193,9 @@ Reader = Callable[[Query, Placed], Tensor]
 
 
 class Cached:
-    """On paths of blocks: what a block has just finished and the next block, behind the keys and values before them.
+    """On paths of blocks: what was just finished and the next block, behind the keys and values before them.
+
+    A block of one token that the finished one before it can tell is not read.
 
     Args:
         network: that answers.

@@ -28,7 +28,7 @@ class Query:
     x0_BLE: Tensor
     """The estimate that is fed back."""
     reach_BL: Tensor
-    """Positions that the network reads; what is open among them is asked about."""
+    """Positions that the network may read; what is open among them is asked about."""
     ids_BL: Tensor
     """Tokens of the positions at sigma 0."""
     closed_BL: Tensor

@@ -22,7 +22,7 @@ TIMES = 3, 20, 100
 """How often in a run prices are taken: at least, as long as few tokens would be priced otherwise, and at most."""
 STEPS, DRAWS = 16, 2
 """Evaluations of `bounded`, and points of each average over noise levels or orders."""
-WORK = {"ordered": 2, "random": 2 * DRAWS, "uniform": 2 * (DRAWS + 1), "bounded": 1.5 * STEPS}
+WORK = {"ordered": 1, "random": 2 * DRAWS, "uniform": 2 * (DRAWS + 1), "bounded": 1.5 * STEPS}
 """Forward passes that the price of a token takes; generation's own work is half as much again."""
 TRAINING_WORK = 7
 """Forward passes that a token takes in training: two streams, forward and backward, and half of a first pass."""

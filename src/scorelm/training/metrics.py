@@ -20,7 +20,7 @@ from scorelm.parallel import gather_tensor
 
 BANDS = (6.0, 4.0, 3.0, 2.0, 1.0, 0.0)
 """Lower edges of the bands of sqrt(E)/sigma that the loss is reported by; one more is for no evidence, next tokens
-that are asked for at the end of clean blocks included."""
+that clean ones are asked for included."""
 
 
 class Sums(NamedTuple):
@@ -45,7 +45,7 @@ class Sums(NamedTuple):
         """
         real_BL = batch.segment > 0
         streams, tokens = draw.ids_BS.shape[1] // batch.ids.shape[1], real_BL.sum()
-        pairs = (runs(batch.segment).length_BL * real_BL).sum()  # each position sees its document
+        pairs = (runs(batch.segment).length_BL * real_BL).sum()  # as if each position saw all of its document
         forward = denoiser.flops(streams * tokens, streams * pairs, draw.noisy, draw.live)
         open_N, cross_entropy_N = outcome.open_N, outcome.cross_entropy_N.double()
         counts_N = open_N & (cross_entropy_N.isfinite() | ~open_N).all()

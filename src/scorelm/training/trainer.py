@@ -49,6 +49,9 @@ class Trainer:
         self.recipe, self.data, self.ranks = recipe, data, ranks
         self.before = None if initial is None else initial.provenance
         """How the model came about that the run has started from."""
+        asked = OBJECTIVES[recipe.training.objective].asks_next(recipe.noise)
+        self.tells_next = asked and (initial is None or initial.tells_next)
+        """Whether given tokens have been asked for the next one all along."""
         self.learner = Learner(recipe, data, ranks, None if initial is None else initial.weights)
         noise, size = recipe.noise, recipe.model.embedding_dim
         self.schedule: Schedule = make_schedule(
@@ -180,7 +183,7 @@ class Trainer:
             data=text.source, field=text.field, csv_separator=text.csv_separator, split=text.split,
             hub_split=text.hub_split, hub_config=text.hub_config, streaming=text.streaming,
             normalize=text.normalize, holdout=text.holdout, fingerprint=self.data.text_fingerprint,
-            steps=self.progress.step, tokens=self.progress.tokens, tells_next=self._tells_next,
+            steps=self.progress.step, tokens=self.progress.tokens, tells_next=self.tells_next,
             heldout_loss=heldout.get(best), prices=prices, init_from=None if start is None else str(start),
             before=self.before,
         )  # fmt: skip
@@ -189,12 +192,6 @@ class Trainer:
         lm.denoiser.load_state_dict(weights)
         lm.recipe = to_toml(self.recipe)
         return lm.to(self.learner.device).eval()
-
-    @property
-    def _tells_next(self) -> bool:
-        """Whether given tokens have been asked for the next one all along."""
-        asked = OBJECTIVES[self.recipe.training.objective].asks_next(self.recipe.noise)
-        return asked and (self.before is None or self.before.tells_next)
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a checkpoint holds: the tensors of this rank, and all else as JSON values."""
@@ -215,6 +212,7 @@ class Trainer:
             "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
             "fingerprint": self.data.fingerprint,
             "before": None if self.before is None else self.before.model_dump(),
+            "tells_next": self.tells_next,
         }
         return tensors, state
 
@@ -232,8 +230,9 @@ class Trainer:
         read_tensors(checkpoint, tensors, self.ranks)
         self.learner.load_tensors(tensors)
         self.schedule = schedule_from_dict(state["schedule"])
-        before = state.get("before")  # which checkpoints of earlier versions have not
+        before = state.get("before")  # which checkpoints of earlier versions have not, nor what comes next
         self.before = None if before is None else Provenance.model_validate(before)
+        self.tells_next = state.get("tells_next", False)
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
         skipped, in_a_row = state["skipped"]
