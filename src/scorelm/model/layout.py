@@ -79,7 +79,7 @@ class Layout:
     @classmethod
     def causal(cls, segment_BL: Tensor, position_BL: Tensor) -> Layout:
         """Every position sees those before it and itself: an autoregressive model's rows."""
-        return cls(segment_BL, position_BL, position_BL, torch.full_like(position_BL, CLEAN))
+        return cls(segment_BL, position_BL, position_BL + 1, torch.full_like(position_BL, CLEAN))
 
     def to(self, device: torch.device) -> Layout:
         """The same layout of the host on a device, which nobody waits for; it has no past."""
