@@ -97,6 +97,7 @@ def describe(lm: ScoreLM) -> dict[str, Any]:
 
 def line(name: str, value: object) -> str:
     """A fact as a line of text."""
-    words = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
+    words = "yes" if value is True else value
+    words = f"{words:,}" if isinstance(words, int) else f"{words:.4g}" if isinstance(words, float) else words
     words = ", ".join(map(str, words)) if isinstance(words, tuple) else words
     return f"{name.replace('_', ' '):<20} {brief(str(words))}"
