@@ -19,7 +19,7 @@ from scorelm.config.recipe import ModelConfig, NoiseConfig, TrainingConfig
 from scorelm.model.denoiser import Denoiser
 from scorelm.noise.schedule import make_schedule
 from scorelm.objectives import OBJECTIVES
-from scorelm.objectives.objective import Batch
+from scorelm.objectives.objective import Batch, Draw
 from scorelm.sampling.evaluator import Dense
 from scorelm.text.tokenizer import Special
 from scorelm.training.data import prepare
@@ -63,7 +63,7 @@ def step(device: torch.device, objective: str, waiting: str = "default") -> tupl
     how: dict[str, Any] = {"live": draw.live, "special": SPECIAL, "self_conditioned": learned.self_conditions}
     for turn in range(2):
         denoiser.zero_grad()
-        placed = find_places(draw.map(lambda t: t.to(device)), fixed=device.type == "cuda")
+        placed = find_places(Draw.merge([draw], lambda parts: parts[0].to(device)), fixed=device.type == "cuda")
         if device.type == "cuda" and turn:
             torch.cuda.set_sync_debug_mode(waiting)
         found = learned.loss(denoiser, placed, schedule, TrainingConfig(), **how)

@@ -60,6 +60,11 @@ class Layout:
     """What layers share because it depends on the layout only, computed once."""
 
     @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Segment, position, block and stream: all but the past."""
+        return self.segment_BL, self.position_BL, self.block_BL, self.stream_BL
+
+    @property
     def marks(self) -> tuple[Tensor, Tensor, Tensor]:
         """Segment, block and stream: what visibility is a rule about."""
         return self.segment_BL, self.block_BL, self.stream_BL
@@ -85,13 +90,20 @@ class Layout:
         """The same layout of the host on a device, which nobody waits for; it has no past."""
         if device == self.segment_BL.device:
             return self
-        fields = torch.stack([self.segment_BL, self.position_BL, self.block_BL, self.stream_BL])
-        segment_BL, position_BL, block_BL, stream_BL = send(fields, device).unbind()
+        segment_BL, position_BL, block_BL, stream_BL = send(torch.stack(self.fields), device).unbind()
         return Layout(segment_BL, position_BL, block_BL, stream_BL)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Layout:
         """The layout with each of its tensors changed; it has no past."""
         return Layout(change(self.segment_BL), change(self.position_BL), change(self.block_BL), change(self.stream_BL))
+
+    @classmethod
+    def merge(cls, layouts: Sequence[Layout], join: Callable[[list[Tensor]], Tensor]) -> Layout:
+        """One layout of several without a past: each tensor joined from theirs."""
+        segment_BL, position_BL, block_BL, stream_BL = (
+            join([*parts]) for parts in zip(*(layout.fields for layout in layouts), strict=True)
+        )
+        return cls(segment_BL, position_BL, block_BL, stream_BL)
 
 
 def twice(t_BL: Tensor) -> Tensor:

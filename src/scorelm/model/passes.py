@@ -56,8 +56,7 @@ class Pass:
             torch.index_select(t_BL.flatten(0, 1), 0, at_RW.flatten(), out=own.flatten(0, 1))
         self.sigma_RW.copy_(send(sigma_RW, self.sigma_RW.device))
         if layout is not self.layout:
-            fields = layout.segment_BL, layout.position_BL, layout.block_BL, layout.stream_BL
-            torch.stack(fields, out=self.marks_4RW)
+            torch.stack(layout.fields, out=self.marks_4RW)
             self.layout = layout
 
     def compute(self, denoiser: Denoiser, dtype: torch.dtype) -> Tensor:

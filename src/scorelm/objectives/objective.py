@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,13 +52,20 @@ class Draw(NamedTuple):
         device = self.sigma_BS.device
         return self._replace(eps_BSE=torch.randn(*self.sigma_BS.shape, size, generator=rng, device=device))
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Draw:
-        """The draw with each of its tensors changed."""
-        optional = self.weight_BS, self.eps_BSE, self.asks_next_BS
-        weight, eps, asks_next = (None if t is None else change(t) for t in optional)
-        layout = self.layout.map(change)
-        ids, sigma, shared = change(self.ids_BS), change(self.sigma_BS), change(self.shared_BS)
-        return Draw(ids, sigma, shared, layout, weight, eps, asks_next_BS=asks_next, clean=self.clean)
+    def take(self, rows: slice) -> Draw:
+        """Some rows of the draw."""
+        return Draw.merge([self], lambda parts: parts[0][rows])
+
+    @classmethod
+    def merge(cls, draws: Sequence[Draw], join: Callable[[list[Tensor]], Tensor]) -> Draw:
+        """One draw of several that were made in the same way, without places: each tensor joined from theirs."""
+
+        def part(*values: Any) -> Any:
+            if isinstance(values[0], Layout):
+                return Layout.merge(values, join)
+            return join([*values]) if isinstance(values[0], Tensor) else values[0]
+
+        return cls(*map(part, *draws))
 
     @property
     def open_BS(self) -> Tensor:

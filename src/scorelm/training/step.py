@@ -19,7 +19,6 @@ from scorelm.config.recipe import Recipe
 from scorelm.device import check_compiler, pick_device, pick_dtype, send
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.kernels import Dropout
-from scorelm.model.layout import Layout
 from scorelm.noise.schedule import Schedule
 from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch, Draw, Objective, Outcome
@@ -96,7 +95,7 @@ def self_conditions(recipe: Recipe) -> bool:
 
 def take_rows(batch: Batch, draw: Draw, rows: slice) -> tuple[Batch, Draw]:
     """Some rows of a batch and of its draw."""
-    return Batch(*(t_BL[rows] for t_BL in batch)), draw.map(lambda t: t[rows])
+    return Batch(*(t_BL[rows] for t_BL in batch)), draw.take(rows)
 
 
 def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
@@ -104,17 +103,7 @@ def concatenate(parts: Sequence[tuple[Batch, Draw]]) -> tuple[Batch, Draw]:
     if len(parts) == 1:
         return parts[0]
     batches, draws = zip(*parts, strict=True)
-
-    def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        present = [t for t in tensors if t is not None]
-        return torch.cat(present) if present else None
-
-    marks = ("segment_BL", "position_BL", "block_BL", "stream_BL")
-    segment, position, block, stream = (torch.cat([getattr(one.layout, name) for one in draws]) for name in marks)
-    names = ("ids_BS", "sigma_BS", "shared_BS", "weight_BS", "eps_BSE", "asks_next_BS")
-    joined = {name: cat([getattr(one, name) for one in draws]) for name in names}
-    draw = draws[0]._replace(layout=Layout(segment, position, block, stream), **joined)
-    return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), draw
+    return Batch(*(torch.cat(t) for t in zip(*batches, strict=True))), Draw.merge(draws, torch.cat)
 
 
 def find_places(draw: Draw, fixed: bool) -> Draw:

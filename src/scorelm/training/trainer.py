@@ -134,7 +134,7 @@ class Trainer:
         for name in losses:
             for draw in draws:
                 rows = self.ranks.part(len(draw.ids_BS))
-                own = draw.map(lambda t: t[rows])  # noqa: B023
+                own = draw.take(rows)
                 with torch.no_grad():
                     outcome = self.learner.loss(name, own, self.schedule, live=live, self_conditioned=first_pass)
                 losses[name] += float((outcome.cross_entropy_N.double() * outcome.open_N).sum() / live.clamp(min=1))
