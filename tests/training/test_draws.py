@@ -28,9 +28,9 @@ def halves(draw):
 @pytest.mark.parametrize("sizes", [(1, 4), (1, 4, 0)])
 def test_two_streams_are_a_clean_and_a_noisy_copy(sizes):
     batch = pack(8)
-    draw = draw_noise(batch, streams=2, block_sizes=sizes)
+    draw = draw_noise(batch, streams=2, block_sizes=sizes, hidden=0.5)
     (clean, noisy), length = halves(draw)
-    assert length == batch.ids.shape[1] and draw.clean == (0 if 0 in sizes else length)
+    assert length == batch.ids.shape[1]
     for half in (slice(None, length), slice(length, None)):
         assert torch.equal(draw.ids_BS[:, half], batch.ids)
         assert torch.equal(draw.layout.segment_BL[:, half], batch.segment)
@@ -47,8 +47,26 @@ def test_two_streams_are_a_clean_and_a_noisy_copy(sizes):
                 continue
             in_blocks += 1
             assert one == [*[0] * first, *range(1 + first, 1 + len(one))]
-            assert (clean[row, where] == 0).all() and (noisy[row, where][first:] > 0).any()
+            hidden = clean[row, where] > 0
+            assert not hidden[:first].any() and (clean[row, where][hidden] == INF).all()
+            assert (draw.asks_next_BS[row, :length][where][:-1] == ~hidden[:-1]).all()
+            assert (noisy[row, where][first:] > 0).any()
     assert in_blocks > 5
+
+
+def test_up_to_the_share_that_is_said_of_a_clean_copy_is_hidden():
+    """The share of each document is uniform, so that 0.2 are on average."""
+    batch = pack(1500)
+    draw = draw_noise(batch, block_sizes=(1, 8), hidden=0.4)
+    (clean, _), length = halves(draw)
+    inner = (batch.segment > 0) & (batch.ids != BOS)
+    assert torch.isin(clean, torch.tensor([0.0, INF])).all()
+    assert (clean[~inner & (batch.segment > 0)] == 0).all()
+    assert float((clean[inner] > 0).double().mean()) == pytest.approx(0.2, abs=0.01)
+    pairs = inner[:, 1:] & inner[:, :-1] & (batch.segment[:, 1:] == batch.segment[:, :-1])
+    both = ((clean[:, 1:] > 0) & (clean[:, :-1] > 0))[pairs].double().mean()
+    assert float(both) == pytest.approx(0.4**2 / 3, abs=0.006)  # of independent positions with one share: E[share^2]
+    assert not draw.shared_BS[:, :length].any()
 
 
 def test_a_whole_document_is_noisy_in_both_copies_each_with_levels_of_its_own():
@@ -120,7 +138,7 @@ def test_blocks_of_each_size_against_a_loop(size):
 
 
 @pytest.mark.parametrize("objective", ["score", "masked", "autoregressive"])
-@pytest.mark.parametrize("noise", [{}, {"streams": 1}, {"block_sizes": (0,)}, {"block_sizes": (0, 3)}])
+@pytest.mark.parametrize("noise", [{}, {"streams": 1}, {"block_sizes": (0,)}, {"block_sizes": (0, 3), "hidden": 0.5}])
 def test_an_objective_says_whether_it_asks_for_next_tokens(objective, noise):
     draw = draw_noise(pack(40), objective=objective, **noise)
     asked = draw.asks_next_BS is not None and bool(draw.asks_next_BS.any())
@@ -252,7 +270,7 @@ def test_the_levels_that_are_used_are_spread_evenly(sizes):
     """Those of a clean copy, which nobody uses, take no place among them."""
     draw = draw_noise(equal_rows(200), mixture=SHARED, block_sizes=sizes, given=0.0)
     for sigma, block in zip(halves(draw)[0], draw.layout.block_BL.chunk(2, 1), strict=True):
-        first = (block > 0) & (block != block.roll(1, 1)) & (sigma > 0)
+        first = (block > 0) & (block != block.roll(1, 1)) & (sigma > 0) & (sigma < INF)
         u = SCHEDULE.u(sigma[first].double())
         assert len(u) == 0 or discrepancy(u) * len(u) < 4  # of 2,000 random numbers: 40
 

@@ -60,9 +60,10 @@ def test_a_gpu_takes_larger_batches_only_where_that_leaves_enough_steps() -> Non
 def test_dropout_and_whole_documents_follow_how_often_the_text_is_read() -> None:
     often, _ = choose(Recipe(), (), text(1e6), CARD)
     assert often.training.dropout == 0.2 and often.noise.block_sizes == (1, 2, 4, 8, 0, 0, 0, 0)
+    assert often.noise.hidden == 0.4
     once, lines = choose(Recipe(training=TrainingConfig(minutes=1)), ("minutes",), text(1e8), LAPTOP)
     assert once.training.dropout == 0 and once.training.patience is None
-    assert once.noise.block_sizes == NoiseConfig().block_sizes
+    assert once.noise == NoiseConfig()
     assert re.search(r"read \d% through", lines[-1]) and "no sense" in lines[-1]
     few, _ = choose(Recipe(training=TrainingConfig(steps=2000)), ("steps",), text(1e6), LAPTOP)
     assert few.training.dropout == 0.1 and few.training.minutes is None and few.training.steps == 2000
@@ -104,7 +105,7 @@ def test_flags_are_read_however_they_are_written() -> None:
         ("dim", "model", 96), ("layers", "model", 3), ("max_length", "data", 48), ("vocab_size", "data", 700),
         ("rows", "training", 5), ("optimizer", "training", "adamw"), ("dropout", "training", 0.33),
         ("patience", "training", 2), ("minutes", "training", 7.5), ("block_sizes", "noise", (3,)),
-        ("compile", "training", False),
+        ("hidden", "noise", 0.1), ("compile", "training", False),
     ],
 )  # fmt: skip
 def test_what_was_given_stays(given: str, room: str, value: Any) -> None:

@@ -110,6 +110,10 @@ class NoiseConfig(Options):
     more, chosen for it unless --recipe is given."""
     given: Share = 0.5
     """Share of documents that have a random span of tokens given (sigma 0)."""
+    hidden: Share = 0.0
+    """With two streams, the largest share of a clean copy's tokens that is hidden, drawn for each document, so that a
+    text which is read often is not learned by heart. Where it is read ten times or more, 0.4 unless --recipe is
+    given."""
 
 
 class TrainingConfig(Options):

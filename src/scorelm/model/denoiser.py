@@ -54,12 +54,10 @@ class Places(NamedTuple):
         return cls(noisy_U, blank_J, given_M, open_N, torch.cat([noisy_U, blank_J, given_M]).argsort())
 
     @classmethod
-    def of_shape(cls, rows: int, length: int, device: torch.device, clean: int = 0) -> Places:
-        """Fixed places of rows that begin with `clean` given positions; the posterior of all is read."""
-        place_BL = torch.arange(rows * length, device=device).view(rows, length)
-        noisy_U, given_M = place_BL[:, clean:].flatten(), place_BL[:, :clean].flatten()
-        order_P = torch.cat([noisy_U, given_M]).argsort()
-        return cls(noisy_U, noisy_U[:0], given_M, place_BL.flatten(), order_P, fixed=True)
+    def of_shape(cls, rows: int, length: int, device: torch.device) -> Places:
+        """Fixed places: all are computed as noisy, and the posterior of all is read."""
+        noisy_U, open_N, order_P = (torch.arange(rows * length, device=device) for _ in range(3))
+        return cls(noisy_U, noisy_U[:0], noisy_U[:0], open_N, order_P, fixed=True)
 
     def to(self, device: torch.device) -> Places:
         """The same places on a device, which does not wait for them."""

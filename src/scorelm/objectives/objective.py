@@ -44,8 +44,6 @@ class Draw(NamedTuple):
     """Where positions of each kind are, if that is decided."""
     asks_next_BS: Tensor | None = None
     """Given positions that are asked for the next token, having seen nothing beyond their own."""
-    clean: int = 0
-    """How many positions each row begins with that are given whatever is drawn."""
 
     def with_noise(self, size: int, rng: torch.Generator) -> Draw:
         """The draw with its noise, for embeddings of that size."""

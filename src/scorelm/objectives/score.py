@@ -56,8 +56,9 @@ class Score(Objective):
 
         With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean tokens before it
         (block diffusion, arXiv 2503.09573). A clean token sees itself and those before it, so it is asked for the next
-        one. A document that is drawn whole (block size 0) has no use for a clean copy: both copies are noisy, each at
-        levels of its own. There ``</s>`` is given half of the time, as it is in generation, where the length is known.
+        one; hidden ones are asked for themselves.
+        A document that is drawn whole (block size 0) has no use for a clean copy: both copies are noisy, each at levels
+        of its own. There ``</s>`` is given half of the time, as it is in generation, where the length is known.
         """
         length, streams = batch.ids.shape[1], config.streams
         ids_BS, segment_BS, position_BS = (t_BL.repeat(1, streams) for t_BL in batch)
@@ -80,8 +81,10 @@ class Score(Objective):
         sigma_BS = torch.where(given_BS | starts_BS | clean_BS, 0.0, drawn.sigma_BL)
         end_BS = document.offset_BL == document.length_BL - 1
         asks_next_BS = clean_BS & ~end_BS & (segment_BS > 0)
-        clean = 0 if 0 in config.block_sizes else (streams - 1) * length
-        return Draw(ids_BS, sigma_BS, drawn.shared_BL, layout, asks_next_BS=asks_next_BS, clean=clean)
+        if config.hidden:
+            hidden_BS = clean_BS & ~starts_BS & (uniform.table() < config.hidden * uniform.each(document))
+            sigma_BS, asks_next_BS = torch.where(hidden_BS, torch.inf, sigma_BS), asks_next_BS & ~hidden_BS
+        return Draw(ids_BS, sigma_BS, drawn.shared_BL & ~clean_BS, layout, asks_next_BS=asks_next_BS)
 
     def loss(
         self,

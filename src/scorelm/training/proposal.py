@@ -114,8 +114,8 @@ def propose(recipe: Recipe, given: Collection[str] = ()) -> Proposal:
     Args:
         recipe: what has been said, and defaults elsewhere.
         given: names of the options that stay as they are: ``vocab_size``, ``max_length``, ``dim``, ``layers``,
-            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``patience``, ``compile``, ``minutes``, ``steps``.
-            Where the run starts from a model, the sizes stay in any case.
+            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``hidden``, ``patience``, ``compile``, ``minutes``,
+            ``steps``. Where the run starts from a model, the sizes stay in any case.
 
     Raises:
         InputError: text, or a model to start from, that cannot be used.
@@ -182,9 +182,8 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
         "minutes": None if "steps" in given else minutes,
     }
     training = training.model_copy(update={name: v for name, v in found.items() if name not in given})
-    noise = recipe.noise
-    if "block_sizes" not in given and epochs >= 10:
-        noise = noise.model_copy(update={"block_sizes": (1, 2, 4, 8, 0, 0, 0, 0)})
+    often = {"block_sizes": (1, 2, 4, 8, 0, 0, 0, 0), "hidden": 0.4} if epochs >= 10 else {}
+    noise = recipe.noise.model_copy(update={name: v for name, v in often.items() if name not in given})
     made = Recipe(data=data, model=model, noise=noise, training=training)
     return Proposal(made, explain(made, text, machine, trained, speed))
 

@@ -111,7 +111,7 @@ def find_places(draw: Draw, fixed: bool) -> Draw:
     if not fixed:
         return draw._replace(places=Places.of(draw.sigma_BS, draw.layout, draw.asks_next_BS))
     rows, length = draw.ids_BS.shape
-    return draw._replace(places=Places.of_shape(rows, length, draw.ids_BS.device, draw.clean))
+    return draw._replace(places=Places.of_shape(rows, length, draw.ids_BS.device))
 
 
 class Loss(nn.Module):
