@@ -103,17 +103,17 @@ class NoiseConfig(Options):
     """Highest finite noise level; by default from the embedding size (ddlm: 10, cdcd: 300)."""
     mixture: Mixture = Mixture()
     streams: Literal[1, 2] = 2
-    """2: each row stands twice, cut into blocks that see the clean copy of those before them (block diffusion); 1: each
-    row stands once, as whole documents."""
+    """2: each row stands twice, clean and noisy, the noisy copy in blocks that see the clean tokens before them (block
+    diffusion); 1: each row stands once, as whole documents."""
     block_sizes: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 1, 2, 4, 8, 0)
     """Block sizes drawn per document with two streams; 0 is the whole document. Where the text is read ten times or
     more, chosen for it unless --recipe is given."""
     given: Share = 0.5
     """Share of documents that have a random span of tokens given (sigma 0)."""
     hidden: Share = 0.0
-    """With two streams, the largest share of a clean copy's tokens that is hidden, drawn for each document, so that a
-    text which is read often is not learned by heart. Where it is read ten times or more, 0.4 unless --recipe is
-    given."""
+    """With two streams: hide tokens of each document's clean copy at random, with a chance drawn from 0 to this, so
+    that a text that is read often is not memorised. A hidden token is asked for itself. Where the text is read ten
+    times or more, 0.4 unless --recipe is given."""
 
 
 class TrainingConfig(Options):
