@@ -107,12 +107,13 @@ def activation_bytes(config: ModelConfig, rows: int, length: int, streams: int, 
     A layer keeps, at each position, two normalised inputs (2 D bytes each), queries, keys and values (6 D), turned
     and normalised queries and keys (4 D), the attention's output (2 D) and SwiGLU's four intermediates (8 hidden); and
     scales of the norms and log-partition functions (8 + 12 heads). The last norm and the rotation are kept once. A live
-    position keeps the trunk's output (2 D): what has the vocabulary's size is computed again, chunk by chunk.
+    position keeps the trunk's output (2 D) and two embeddings in float32 (8 E): what has the vocabulary's size is
+    computed again, chunk by chunk.
     """
     dim, layers, heads, hidden = config.size
     layer = 16 * dim + 8 * hidden + 8 + 12 * heads
     once = 2 * dim + 4 * dim / heads
-    return rows * streams * length * (layers * layer + once) + live * 2 * dim
+    return rows * streams * length * (layers * layer + once) + live * (2 * dim + 8 * config.embedding_dim)
 
 
 def mask_bytes(layers: int, rows: int, seen: int) -> int:
