@@ -112,8 +112,8 @@ class NoiseConfig(Options):
     """Share of documents that have a random span of tokens given (sigma 0)."""
     hidden: Share = 0.0
     """With two streams: hide tokens of each document's clean copy at random, with a chance drawn from 0 to this, so
-    that a text that is read often is not memorised. A hidden token is asked for itself. Where the text is read ten
-    times or more, 0.4 unless --recipe is given."""
+    that a text that is read often is not memorised. Hidden tokens have to be guessed. Where the text is read ten times
+    or more, 0.4 unless --recipe is given."""
 
 
 class TrainingConfig(Options):
