@@ -230,9 +230,8 @@ class Trainer:
         read_tensors(checkpoint, tensors, self.ranks)
         self.learner.load_tensors(tensors)
         self.schedule = schedule_from_dict(state["schedule"])
-        before = state.get("before")  # which checkpoints of earlier versions have not, nor what comes next
+        before, self.tells_next = state.get("before"), state.get("tells_next", False)  # not in earlier checkpoints
         self.before = None if before is None else Provenance.model_validate(before)
-        self.tells_next = state.get("tells_next", False)
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
         skipped, in_a_row = state["skipped"]
