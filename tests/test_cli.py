@@ -282,7 +282,7 @@ def test_held_out_verses_cost_the_model_that_comes_along_what_its_card_says() ->
 
 def test_info_describes_a_model(run: Path) -> None:
     said = done("info", str(run))
-    assert "parameters" in said and re.search(r"^tells next +yes$", said, re.MULTILINE)
+    assert "parameters" in said and re.search(r"^tells next token +yes$", said, re.MULTILINE)
     facts = json.loads(done("info", str(run / "model"), "--json"))
     shown = ("dim", "layers", "vocab_size", "max_length", "steps", "objective")
     assert [facts[name] for name in shown] == [32, 2, 310, 32, 30, "score"]

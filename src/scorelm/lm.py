@@ -83,7 +83,7 @@ class ScoreLM(nn.Module, ModelHubMixin, library_name="scorelm", tags=["diffusion
         self.recipe = ""
         """The options of the run that it comes from, as TOML; "" where they are not known."""
         self.denoiser = Denoiser(config, tokenizer.vocab_size)
-        self.denoiser.tells_next = self.provenance.tells_next
+        self.denoiser.tells_next_token = self.provenance.tells_next_token
 
     @property
     def max_length(self) -> int:

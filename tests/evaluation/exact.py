@@ -111,17 +111,17 @@ class Exact(nn.Module):
         dim: size of the embeddings, which are random unless `table` gives them.
         sharpness: multiplies the logits.
         table: embeddings of all tokens, before they are normalised.
-        tells_next: whether given tokens tell the next one.
+        tells_next_token: whether given tokens tell the next one.
     """
 
-    def __init__(self, law, dim=8, sharpness=1.0, table=None, tells_next=False):
+    def __init__(self, law, dim=8, sharpness=1.0, table=None, tells_next_token=False):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.embedding = Embedding(law.vocab, dim if table is None else table.shape[1])
         if table is not None:
             self.embedding.weight.data.copy_(table)
-        self.law, self.sharpness, self.tells_next = law, sharpness, tells_next
+        self.law, self.sharpness, self.tells_next_token = law, sharpness, tells_next_token
         self.backbone = SimpleNamespace(kv_shape=(1, 1, 1))
         self.seen = []
         """What every evaluation was asked and answered."""

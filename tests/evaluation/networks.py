@@ -28,12 +28,17 @@ def tokenizer():
 
 
 @cache
-def make_model(objective="score", tells_next=False):
+def make_model(objective="score", tells_next_token=False):
     """A small model with nothing at zero, for rows of up to 20 tokens; what is never written is likely to it."""
     torch.manual_seed(0)
     config = ModelConfig(dim=32, layers=2, heads=2, hidden=64, embedding_dim=8)
     lm = ScoreLM(
-        config, tokenizer(), Log(0.5, 20.0), [0, 0, *range(1, 20)], Provenance(tells_next=tells_next), objective
+        config,
+        tokenizer(),
+        Log(0.5, 20.0),
+        [0, 0, *range(1, 20)],
+        Provenance(tells_next_token=tells_next_token),
+        objective,
     )
     for parameter in lm.denoiser.parameters():
         nn.init.normal_(parameter, std=0.25)

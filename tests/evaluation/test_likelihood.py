@@ -37,7 +37,7 @@ def bounded(denoiser, batch, path, draws=16, seed=2, schedule=SCHEDULE):
 class Alone(nn.Module):
     """The exact posterior of tokens that are independent: Bayes' rule for each, written out."""
 
-    tells_next = False
+    tells_next_token = False
 
     def __init__(self, embedding, log_V):
         super().__init__()

@@ -114,7 +114,7 @@ def told(lm, before):
 
 def test_left_to_right_the_token_before_tells_the_next(settings_of):
     """In one pass over a batch, rows without ``<s>`` among them, and token by token through the cache."""
-    lm, rows = make_model(tells_next=True), some_rows()
+    lm, rows = make_model(tells_next_token=True), some_rows()
     batch, _ = one_batch(rows)
     priced = left_to_right(SCORE, lm.loop().network, batch)
     walked = walk(lm.loop(), batch, settings_of(path="blocks:1", steps=1, temperature=1.0), 0)
@@ -188,7 +188,7 @@ def test_a_pass_is_fed_the_estimate_of_the_one_before():
 class Shown:
     """A denoiser that keeps what it is asked."""
 
-    tells_next = False
+    tells_next_token = False
 
     def __init__(self, inner):
         self.inner, self.embedding, self.backbone, self.seen = inner, inner.embedding, inner.backbone, []

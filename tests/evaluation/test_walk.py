@@ -51,15 +51,17 @@ def test_a_lone_token_costs_its_nll_on_every_trajectory(cost, path, steps):
     torch.testing.assert_close(found_B, law.nats_M[line_B], rtol=2e-5, atol=2e-4)
 
 
-@pytest.mark.parametrize("tells_next", [False, True])
+@pytest.mark.parametrize("tells_next_token", [False, True])
 @pytest.mark.parametrize(("lengths", "steps"), [((1, 4), 1), ((1, 4), 10), ((3, 3), 3)])
-def test_token_by_token_costs_the_nll_of_every_text(cost, lengths, steps, tells_next):
+def test_token_by_token_costs_the_nll_of_every_text(cost, lengths, steps, tells_next_token):
     """In blocks of one each token is alone; ``</s>`` is among them, so that the length is priced."""
     law, _, batch, line_B = every_text(lengths)
-    exact = Exact(law, tells_next=tells_next)
+    exact = Exact(law, tells_next_token=tells_next_token)
     priced = cost(exact, batch, "blocks:1", steps)
     blank = any((seen.sigma_BL.isinf() & seen.open_BL).any() for seen in exact.seen)
-    assert blank != tells_next  # a position without evidence is read in the one case, and the one before in the other
+    assert (
+        blank != tells_next_token
+    )  # a position without evidence is read in the one case, and the one before in the other
     torch.testing.assert_close(total(priced), law.nats_M[line_B], rtol=2e-5, atol=5e-4)
     tokens_B = law.length_M[line_B] - 1  # all but <s>
     assert priced.evaluations.tolist() == tokens_B.clamp(min=steps).tolist()
@@ -173,8 +175,8 @@ def test_a_tempered_posterior_costs_more(cost, path):
     assert float(more_B.mean()) > 0.02 + 2 * float(more_B.std()) / len(more_B) ** 0.5
 
 
-@pytest.mark.parametrize("tells_next", [False, True])
-def test_left_to_right_its_price_is_the_divergence_that_tempering_makes(cost, tells_next):
+@pytest.mark.parametrize("tells_next_token", [False, True])
+def test_left_to_right_its_price_is_the_divergence_that_tempering_makes(cost, tells_next_token):
     """Token by token, in a step each."""
     law, _, batch, text_B = every_text()
     expected_M = torch.zeros(64, dtype=F64)
@@ -182,7 +184,7 @@ def test_left_to_right_its_price_is_the_divergence_that_tempering_makes(cost, te
         for place in range(1, 4):
             q_V = law.after(text[:place]) ** 0.7
             expected_M[m] -= (q_V[text[place]] / q_V.sum()).log()
-    found_B = total(cost(Exact(law, sharpness=0.7, tells_next=tells_next), batch, "blocks:1", 1))
+    found_B = total(cost(Exact(law, sharpness=0.7, tells_next_token=tells_next_token), batch, "blocks:1", 1))
     torch.testing.assert_close(found_B, expected_M[text_B], rtol=1e-5, atol=1e-5)
     assert law.mean(expected_M - law.nats_M) > 0.03
 

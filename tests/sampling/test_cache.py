@@ -57,14 +57,14 @@ def test_cached_blocks_are_the_uncached(lm, settings_of, path, solver):
     assert max(cached) <= 2 * settings.path.block + 2 < max(dense)  # a finished block, the next one, and the prompt
 
 
-@pytest.mark.parametrize("tells_next", [False, True])
-def test_token_by_token_only_what_is_needed_is_computed(make_lm, settings_of, tells_next):
+@pytest.mark.parametrize("tells_next_token", [False, True])
+def test_token_by_token_only_what_is_needed_is_computed(make_lm, settings_of, tells_next_token):
     """The token that was written last, and where that does not tell the next one, a position without evidence."""
     lm, widths = make_lm(), []
-    lm.denoiser.tells_next = tells_next
+    lm.denoiser.tells_next_token = tells_next_token
     lm.denoiser.backbone.register_forward_pre_hook(lambda _, args: widths.append(args[1].shape[1]))
     *_, last = generate(lm.loop(), [[BOS, 7, 8, *[None] * 5]], [0], settings_of(path="blocks:1", steps=1))
-    new = 1 if tells_next else 2
+    new = 1 if tells_next_token else 2
     assert widths == [2 + new, *[new] * (last.step - 1)] and last.step > 2
 
 

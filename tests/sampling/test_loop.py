@@ -56,7 +56,7 @@ def watched_loop(lm):
 def test_twenty_requests_that_come_and_go_each_get_what_they_get_alone(make_lm, special) -> None:
     """Logits to rounding: all of them up to the first place where a rounding has moved a draw, and that is rare."""
     lm = make_lm()
-    lm.denoiser.tells_next = True
+    lm.denoiser.tells_next_token = True
     loop = watched_loop(lm)
     waiting, jobs, steps = dict(enumerate(requests(special))), {}, 0
     finished: list[int] = []

@@ -275,12 +275,12 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
 def test_a_run_that_began_before_next_tokens_were_asked_for_is_read_as_before(tools: Any, runs: Any, out: Path) -> None:
     newest = list_checkpoints(out / "checkpoints")[-1]
     state = json.loads((newest / "state.json").read_text())
-    assert state.pop("tells_next")
+    assert state.pop("tells_next_token")
     (newest / "state.json").write_text(json.dumps(state))
     (newest / "checksums.json").unlink()
     seal(newest)
     tools.train(tools.with_steps(runs.recipe, state["step"] + 1), out, resume=True)
-    assert not ScoreLM.from_pretrained(out).provenance.tells_next
+    assert not ScoreLM.from_pretrained(out).provenance.tells_next_token
 
 
 @pytest.mark.parametrize("age", ["no watch", "rows packed in another way"])

@@ -89,11 +89,11 @@ def test_given_tokens_tell_the_next_one_if_they_have_been_asked_all_along(
     recipe = tools.recipe(text, SIZES | {"noise": noise}, steps=1)
     data = prepare(recipe.data, tmp_path, False, print)
     weights = Trainer(recipe, data).learner.weights("weights")
-    initial = None if before is None else Initial(weights, tells_next=before)
+    initial = None if before is None else Initial(weights, tells_next_token=before)
     lm = Trainer(recipe, data, initial=initial).model()
-    assert lm.provenance.tells_next == lm.denoiser.tells_next == expected
+    assert lm.provenance.tells_next_token == lm.denoiser.tells_next_token == expected
     lm.save_pretrained(tmp_path / "model")
-    assert ScoreLM.from_pretrained(tmp_path / "model").denoiser.tells_next == expected
+    assert ScoreLM.from_pretrained(tmp_path / "model").denoiser.tells_next_token == expected
 
 
 @pytest.mark.thorough
@@ -132,7 +132,7 @@ def test_without_evidence_a_model_says_what_its_network_says(
         soft = denoiser.prior.softmax(0) @ network.get_input_embeddings().weight[: len(denoiser.prior)]
         said = network(inputs_embeds=soft.expand(1, 7, -1)).logits[0, :, : len(denoiser.prior)]
     torch.testing.assert_close(found[:, : said.shape[1]], said, rtol=1e-4, atol=1e-4)
-    assert initial.tells_next == (family == "Llama")
+    assert initial.tells_next_token == (family == "Llama")
 
 
 def test_given_tokens_tell_what_a_causal_network_says_comes_next(

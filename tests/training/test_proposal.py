@@ -58,12 +58,13 @@ def test_a_gpu_takes_larger_batches_only_where_that_leaves_enough_steps() -> Non
 
 
 def test_dropout_and_whole_documents_follow_how_often_the_text_is_read() -> None:
-    often, _ = choose(Recipe(), (), text(1e6), CARD)
+    often, lines = choose(Recipe(), (), text(1e6), CARD)
+    assert "50% of the examples are learned as a whole, and of the others up to 40% is hidden;" in lines[-1]
     assert often.training.dropout == 0.2 and often.noise.block_sizes == (1, 2, 4, 8, 0, 0, 0, 0)
     assert often.noise.hidden == 0.4
     once, lines = choose(Recipe(training=TrainingConfig(minutes=1)), ("minutes",), text(1e8), LAPTOP)
     assert once.training.dropout == 0 and once.training.patience is None
-    assert once.noise == NoiseConfig()
+    assert once.noise == NoiseConfig() and "hidden" not in lines[-1]
     assert re.search(r"read \d% through", lines[-1]) and "no sense" in lines[-1]
     few, _ = choose(Recipe(training=TrainingConfig(steps=2000)), ("steps",), text(1e6), LAPTOP)
     assert few.training.dropout == 0.1 and few.training.minutes is None and few.training.steps == 2000

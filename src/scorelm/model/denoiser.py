@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         dim = config.size.dim
-        self.tells_next = False
+        self.tells_next_token = False
         """Whether given tokens have learned to tell the next one."""
         self.embedding = Embedding(vocab_size, config.embedding_dim)
         self.token_in = nn.Parameter(torch.randn(vocab_size, dim))

@@ -57,7 +57,7 @@ class Provenance(Options):
     """Of the text, as `scorelm.text.corpus` makes it."""
     steps: int = 0
     tokens: int = 0
-    tells_next: bool = False
+    tells_next_token: bool = False
     """Whether given tokens have learned to tell the next one, as those of an autoregressive model do."""
     heldout_loss: float | None = None
     prices: dict[str, float] = Field(default_factory=dict)

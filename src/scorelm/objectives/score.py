@@ -138,7 +138,7 @@ class Score(Objective):
     ) -> Prediction:
         """Told by the token before, or of a model that has not learned that, in two streams in blocks of one token."""
         block_BL = number_blocks(position_BL, (ids_BL[:, :1] == special.bos).long(), 1)
-        if denoiser.tells_next:
+        if denoiser.tells_next_token:
             return told(denoiser, ids_BL, real_BL, position_BL, block_BL, open_BL)
         layout = Layout.two_streams(real_BL, position_BL, block_BL)
         e_BLE = denoiser.embedding(ids_BL)

@@ -229,7 +229,7 @@ class Cached:
 
     def _told(self, query: Query, cache: BlockCache) -> Tensor:
         """Open positions whose token is told by the one before, which is to be computed, and which are left out."""
-        if self.causal or not self.network.denoiser.tells_next:
+        if self.causal or not self.network.denoiser.tells_next_token:
             return torch.zeros_like(query.alone_BL)
         return query.alone_BL & query.reach_BL & ~cache.held_BL.roll(1, 1)
 

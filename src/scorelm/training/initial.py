@@ -29,7 +29,7 @@ class Initial(NamedTuple):
     """Of its denoiser: the average that it was saved with, or what a pretrained network has of them."""
     schedule: Schedule | None = None
     provenance: Provenance | None = None
-    tells_next: bool = False
+    tells_next_token: bool = False
     """Whether its given tokens have learned to tell the next one."""
 
     def start_schedule(self, made: Schedule, noise: NoiseConfig) -> Schedule:
@@ -120,11 +120,11 @@ def read_initial(recipe: Recipe, name: Path) -> tuple[Recipe, Initial]:
     recipe, directory = adopt(recipe, own), find_start(name)
     if not is_network(directory):
         lm = ScoreLM.from_pretrained(directory)
-        return recipe, Initial(lm.denoiser.state_dict(), lm.schedule, lm.provenance, lm.denoiser.tells_next)
+        return recipe, Initial(lm.denoiser.state_dict(), lm.schedule, lm.provenance, lm.denoiser.tells_next_token)
     network, length = own.model.network, recipe.data.max_length
     if network is not None and length > network.positions:
         raise InputError(f"--max-length {length}: {name} has positions for {network.positions} tokens")
-    return recipe, Initial(open_network(directory)[1], tells_next=network is not None and network.causal)
+    return recipe, Initial(open_network(directory)[1], tells_next_token=network is not None and network.causal)
 
 
 def check_held_out(recipe: Recipe, fingerprint: str, before: Provenance | None) -> None:

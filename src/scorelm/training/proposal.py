@@ -251,12 +251,17 @@ def explain(recipe: Recipe, text: Text, machine: Machine, trained: float, speed:
     known = f"{'the beginning, ' * text.streaming}about {int(text.lengths.sum()):,} tokens"
     number = str(machine.dtype).removeprefix("torch.")
     expect = next(words for least, words in EXPECT if trained >= least)
+    noise, learned = recipe.noise, ""
+    if noise.hidden and OBJECTIVES[training.objective].asks_next(noise):
+        whole = noise.block_sizes.count(0) / len(noise.block_sizes)
+        learned = f", {whole:.0%} of the examples are learned as a whole, and of the others up to {noise.hidden:.0%} "
+        learned += "is hidden"
     return [
         f"{text.name}: {known} of a vocabulary of {text.vocab_size:,}, in {len(text.lengths):,} "
         f"examples, nearly all of up to {int(np.quantile(text.lengths, 0.995)):,} tokens",
         f"model: {size.layers} layers of width {size.dim}, for rows of {recipe.data.max_length} tokens",
         f"training: {time} on {machine.device} in {number}, at some {round(speed, -2):,.0f} tokens/s",
-        f"the text is {how_often}, so dropout is {training.dropout:g}; expect {expect}",
+        f"the text is {how_often}, so dropout is {training.dropout:g}{learned}; expect {expect}",
     ]
 
 

@@ -50,7 +50,7 @@ class Trainer:
         self.before = None if initial is None else initial.provenance
         """How the model came about that the run has started from."""
         asked = OBJECTIVES[recipe.training.objective].asks_next(recipe.noise)
-        self.tells_next = asked and (initial is None or initial.tells_next)
+        self.tells_next_token = asked and (initial is None or initial.tells_next_token)
         """Whether given tokens have been asked for the next one all along."""
         self.learner = Learner(recipe, data, ranks, None if initial is None else initial.weights)
         noise, size = recipe.noise, recipe.model.embedding_dim
@@ -183,7 +183,7 @@ class Trainer:
             data=text.source, field=text.field, csv_separator=text.csv_separator, split=text.split,
             hub_split=text.hub_split, hub_config=text.hub_config, streaming=text.streaming,
             normalize=text.normalize, holdout=text.holdout, fingerprint=self.data.text_fingerprint,
-            steps=self.progress.step, tokens=self.progress.tokens, tells_next=self.tells_next,
+            steps=self.progress.step, tokens=self.progress.tokens, tells_next_token=self.tells_next_token,
             heldout_loss=heldout.get(best), prices=prices, init_from=None if start is None else str(start),
             before=self.before,
         )  # fmt: skip
@@ -212,7 +212,7 @@ class Trainer:
             "batches": {index: kept for part in self.ranks.gather(owned) for index, kept in part},
             "fingerprint": self.data.fingerprint,
             "before": None if self.before is None else self.before.model_dump(),
-            "tells_next": self.tells_next,
+            "tells_next_token": self.tells_next_token,
         }
         return tensors, state
 
@@ -230,7 +230,10 @@ class Trainer:
         read_tensors(checkpoint, tensors, self.ranks)
         self.learner.load_tensors(tensors)
         self.schedule = schedule_from_dict(state["schedule"])
-        before, self.tells_next = state.get("before"), state.get("tells_next", False)  # not in earlier checkpoints
+        before, self.tells_next_token = (
+            state.get("before"),
+            state.get("tells_next_token", False),
+        )  # not in earlier checkpoints
         self.before = None if before is None else Provenance.model_validate(before)
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
