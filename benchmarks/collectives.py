@@ -62,7 +62,8 @@ def drawn(length: int, rows: int, vocab_size: int, noise: NoiseConfig, seed: int
     ids = torch.randint(4, vocab_size, (rows, length), generator=rng)
     ids[:, 0] = SPECIAL.bos
     batch = Batch(ids, torch.ones_like(ids), torch.arange(length).expand(rows, -1))
-    return SCORE.draw(batch, noise, schedule(vocab_size), SPECIAL, rng).with_noise(32, rng)
+    random = SCORE.random(batch, noise, rng)
+    return SCORE.draw(batch, noise, schedule(vocab_size), SPECIAL, random).with_noise(32, rng)
 
 
 def loss_of(model: nn.Module, draw: Draw, first_pass: bool) -> Tensor:

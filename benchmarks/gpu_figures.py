@@ -171,7 +171,7 @@ def parts(run: Trainer) -> dict[str, float]:
         return json.dumps(measure(run, 1.0, looked=False))
 
     return {
-        "draw_ms": typical_ms(lambda: draw_step(packed, run.data, run.recipe, run.schedule, 0, DEVICE)),
+        "draw_ms": typical_ms(lambda: draw_step(run.learner, packed, run.schedule, 0)),
         "pack_ms": typical_ms(lambda: [next(shard.batches) for shard in run.shards]),
         "line_ms": typical_ms(line),
     }

@@ -143,7 +143,7 @@ def shares(run: Trainer) -> dict[str, float]:
     draws, whole = [], []
     for _ in range(3):
         started = time.perf_counter()
-        draw_step(run.shards, run.data, run.recipe, run.schedule, run.progress.step, CPU)
+        draw_step(run.learner, run.shards, run.schedule, run.progress.step)
         drawn = time.perf_counter()
         run.step()
         draws.append(drawn - started)

@@ -85,17 +85,22 @@ def test_what_is_wrong_is_said_and_changes_nothing(play, make_lm):
 def test_in_a_terminal_a_text_is_shown_while_it_comes_about_and_ctrl_c_stops_only_the_text(model, tmp_path):
     ours, theirs = pty.openpty()
     environment = os.environ | {"HOME": str(tmp_path), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONFAULTHANDLER"] = "1"
     process = subprocess.Popen(
         [sys.executable, "-m", "scorelm", "play", str(model)], stdin=theirs, stdout=theirs, stderr=theirs,
         env=environment, start_new_session=True, preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),
     )  # fmt: skip
     seen = b""
 
-    def until(words: bytes) -> None:
+    def until(words: bytes, seconds: float = 60) -> None:
         nonlocal seen
-        end = time.monotonic() + 60
+        end = time.monotonic() + seconds
         while words not in seen:
-            assert time.monotonic() < end, seen[-2000:]
+            if time.monotonic() > end:
+                said = seen
+                os.kill(process.pid, signal.SIGABRT)  # says where it is
+                until(b"most recent call first", 10)
+                pytest.fail(f"no {words!r}; it said {said[-500:]!r}, an interrupt lost: {b'ignored' in said}; {seen!r}")
             if select.select([ours], [], [], 0.1)[0]:
                 seen += os.read(ours, 65536)
         seen = seen.partition(words)[2]

@@ -120,7 +120,8 @@ def drawn(row, count, seed):
     segment = torch.tensor([[1] * len(row) + [2] * len(row)] * (count // 2))
     batch = Batch(ids, segment, torch.arange(len(row)).repeat(2).expand_as(ids))
     rng = torch.Generator().manual_seed(seed)
-    return MASKED.draw(batch, NoiseConfig(), Log(0.5, 20.0), SPECIAL, rng).with_noise(8, rng)
+    random = MASKED.random(batch, NoiseConfig(), rng)
+    return MASKED.draw(batch, NoiseConfig(), Log(0.5, 20.0), SPECIAL, random).with_noise(8, rng)
 
 
 @cache

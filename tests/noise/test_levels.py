@@ -19,6 +19,10 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def uniform(like, seed=0):
+    return Uniform(torch.rand(6, *like.shape, dtype=torch.float64, generator=rng(seed)))
+
+
 def only(kind):
     return Mixture(**{name: float(name == kind) for name in KINDS})
 
@@ -36,7 +40,7 @@ def cut(length, size, count):
 
 
 def levels(kind, document, block, seed=0, schedule=SCHEDULE):
-    drawn = draw_levels(document, block, schedule, only(kind), Uniform(block.first_BL, rng(seed)))
+    drawn = draw_levels(document, block, schedule, only(kind), uniform(block.first_BL, seed))
     assert drawn.sigma_BL.dtype == torch.float32 and drawn.sigma_BL.shape == block.first_BL.shape
     assert drawn.shared_BL.dtype == torch.bool and bool(drawn.shared_BL.all()) == (kind == "shared")
     assert bool(drawn.shared_BL.any()) == (kind == "shared")
@@ -190,7 +194,7 @@ def test_mixture_draws_kinds_per_document_by_weight():
     document, block, _ = cut(12, 4, 20_000)
     weights = {"shared": 3.0, "absorbing": 1.0}
     mixture = Mixture(**({name: 0.0 for name in KINDS} | weights))
-    drawn = draw_levels(document, block, SCHEDULE, mixture, Uniform(block.first_BL, rng()))
+    drawn = draw_levels(document, block, SCHEDULE, mixture, uniform(block.first_BL))
     assert float(drawn.shared_BL.double().mean()) == pytest.approx(0.75, abs=0.015)
     assert (drawn.shared_BL == drawn.shared_BL[:, :1]).all()  # one kind for all blocks of a document
     finite = torch.isfinite(drawn.sigma_BL) & (drawn.sigma_BL > 0)

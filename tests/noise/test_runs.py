@@ -12,7 +12,7 @@ from scorelm.noise.levels import Uniform, given_spans, random_rank, runs
 
 
 def uniform(like, seed=0):
-    return Uniform(like, torch.Generator().manual_seed(seed))
+    return Uniform(torch.rand(6, *like.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
 
 
 def rows_of(length, count):

@@ -62,7 +62,8 @@ def pack(rows, seed=0, width=24):
 
 def draw_noise(batch, seed=0, objective="score", schedule=SCHEDULE, **values):
     """A draw by an objective, with these options of noise."""
-    return OBJECTIVES[objective].draw(batch, NoiseConfig(**values), schedule, SPECIAL, rng(seed))
+    learned, config = OBJECTIVES[objective], NoiseConfig(**values)
+    return learned.draw(batch, config, schedule, SPECIAL, learned.random(batch, config, rng(seed)))
 
 
 def noisy_draw(batch, seed=1, **how):

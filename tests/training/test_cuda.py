@@ -59,7 +59,8 @@ def step(device: torch.device, objective: str, waiting: str = "default") -> tupl
     learned, rng, position = OBJECTIVES[objective], torch.Generator().manual_seed(1), torch.arange(160).expand(4, -1)
     batch = Batch(torch.randint(4, V, (4, 160), generator=rng), 1 + position // 70, position % 70)
     schedule = make_schedule("adaptive", E, V)
-    draw = learned.draw(batch, NoiseConfig(), schedule, SPECIAL, rng).with_noise(E, rng)
+    draw = learned.draw(batch, NoiseConfig(), schedule, SPECIAL, learned.random(batch, NoiseConfig(), rng))
+    draw = draw.with_noise(E, rng)
     how: dict[str, Any] = {"live": draw.live, "special": SPECIAL, "self_conditioned": learned.self_conditions}
     for turn in range(2):
         denoiser.zero_grad()
@@ -87,13 +88,14 @@ def test_nothing_in_a_step_waits_for_the_gpu(objective: str) -> None:
     step(GPU, objective, waiting="error")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("optimizer", "compiled"), [("adamw", False), ("muon", False), ("muon", True)])
 @EVERY
 def test_nothing_in_a_step_of_a_run_waits_for_the_gpu(
-    tools: Any, text: Path, tmp_path: Path, objective: str, optimizer: str
+    tools: Any, text: Path, tmp_path: Path, objective: str, optimizer: str, compiled: bool
 ) -> None:
     """From the rows to the averages of the weights; where nothing is logged and no schedule fitted."""
-    recipe = tools.recipe(text, steps=9, log_every=100, device="cuda", objective=objective, optimizer=optimizer)
+    how = {"steps": 9, "log_every": 100, "device": "cuda", "self_conditioning": 1}
+    recipe = tools.recipe(text, objective=objective, optimizer=optimizer, compile=compiled, **how)
     trainer = Trainer(recipe, prepare(recipe.data, tmp_path, False, lambda text: None))
     for _ in range(3):
         trainer.step()

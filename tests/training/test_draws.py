@@ -11,6 +11,7 @@ from scorelm.objectives import OBJECTIVES
 from scorelm.objectives.objective import Batch
 from scorelm.training.step import concatenate, take_rows
 
+from ..conftest import SPECIAL
 from .batches import BOS, EOS, PAD, SCHEDULE, E, draw_noise, loss_of, noisy_draw, only, pack, rng, trained_like
 
 INF = math.inf
@@ -193,6 +194,21 @@ def test_spans_are_given_in_a_share_of_the_whole_documents(given):
             inside = inner[row, batch.segment[row] == number].tolist()
             expected += given * sum(p for p, real in zip(chances[len(inside)], inside, strict=True) if real)
     assert found == pytest.approx(expected, rel=0.1, abs=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["score", "masked"])
+def test_every_table_of_random_numbers_decides_something(objective):
+    learned, config, batch = OBJECTIVES[objective], NoiseConfig(hidden=0.5), pack(32)
+
+    def draw(random_TBS):
+        drawn = learned.draw(batch, config, SCHEDULE, SPECIAL, random_TBS)
+        return torch.cat([drawn.sigma_BS, drawn.layout.block_BL])
+
+    random_TBS = learned.random(batch, config, rng())
+    for k in range(learned.tables):
+        other_TBS = random_TBS.clone()
+        other_TBS[k] = random_TBS[k].flip(0)
+        assert not torch.equal(draw(other_TBS), draw(random_TBS))
 
 
 @pytest.mark.parametrize("objective", ["score", "masked"])

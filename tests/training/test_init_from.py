@@ -51,7 +51,7 @@ def test_the_first_loss_is_that_of_the_model(old: Path, other: Path, tmp_path: P
     for one in (learner.denoiser, *learner.averages.values()):
         for name, weight in lm.denoiser.state_dict().items():
             assert torch.equal(one.state_dict()[name], weight), name
-    ((_, draw),) = draw_step(own.shards, data, recipe, lm.schedule, 0, lm.device)
+    ((_, draw),) = draw_step(own.learner, own.shards, lm.schedule, 0)
     live, first_pass = torch.as_tensor(draw.live), draw_first_pass(recipe, 0)
     of_the_model = lm.objective.loss(
         lm.denoiser, draw, lm.schedule, recipe.training, live=live, special=lm.tokenizer.special,

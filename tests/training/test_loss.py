@@ -226,7 +226,8 @@ def test_what_is_drawn_is_where_its_batch_is(objective):
     """On PyTorch's device of tensors without values, as on a GPU: nothing is made on the CPU by default."""
     meta, schedule = torch.device("meta"), make_schedule("log", E, V)
     batch = Batch(*(t.to(meta) for t in pack(4)))
-    drawn = OBJECTIVES[objective].draw(batch, NoiseConfig(), schedule, SPECIAL, None)
+    learned, config = OBJECTIVES[objective], NoiseConfig()
+    drawn = learned.draw(batch, config, schedule.on(meta), SPECIAL, learned.random(batch, config, None))
     draw = find_places(drawn.with_noise(E, None), fixed=True)
     tensors = (draw.ids_BS, draw.sigma_BS, draw.shared_BS, draw.eps_BSE, *draw.layout.marks, *draw.places[:-1])
     assert {t.device for t in tensors} == {meta}

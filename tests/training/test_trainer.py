@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import threading
-from functools import partialmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,17 +16,16 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from scorelm import ScoreLM
 from scorelm.config.recipe import Recipe, TrainingConfig
-from scorelm.device import pick_device, pick_dtype
+from scorelm.device import matmul_peak, pick_device, pick_dtype
 from scorelm.errors import DiskError, DivergedError, InputError
-from scorelm.model.backbone import Block
 from scorelm.training import train
 from scorelm.training.checkpoint import Saver
 from scorelm.training.data import prepare
 from scorelm.training.signals import deferred_signals
-from scorelm.training.step import Loss
 from scorelm.training.trainer import Trainer
 
 STEPS = 40
@@ -182,8 +183,8 @@ def test_a_finished_run_without_its_model_gets_it_back(
 def test_held_out_text_in_which_nothing_is_to_be_predicted_ends_no_run(tools: Any, tmp_path: Path) -> None:
     text = tmp_path / "lines.txt"
     pairs = [f"{a} {v}" for a in ("Ruth", "Saul", "Amos", "Leah") for v in ("sees", "eats", "sells", "hides")]
-    text.write_text("\n".join([*pairs, "zz39"]))  # the last alone is held out, and in rows of 18 by chance given whole
-    more = {"data": {"holdout": 0.05, "vocab_size": 290, "max_length": 18}, "noise": {"streams": 1, "given": 1.0}}
+    text.write_text("\n".join([*pairs, "zz39"]))  # the last alone is held out, and in rows of 19 by chance given whole
+    more = {"data": {"holdout": 0.05, "vocab_size": 290, "max_length": 19}, "noise": {"streams": 1, "given": 1.0}}
     said = tools.train(tools.recipe(text, more, rows=1, steps=2), tmp_path / "run")
     assert any("1 held out" in line for line in said)
     provenance = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["provenance"]
@@ -201,6 +202,14 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
             pick_device(name)
 
 
+@pytest.mark.parametrize(("long", "sizes"), [(1e-9, [256]), (math.inf, [256, 512, 1024, 2048])])
+def test_the_peak_is_measured_with_products_that_do_not_take_long(long: float, sizes: list[int]) -> None:
+    """In bfloat16, on a processor that has none, one of 2,048 takes minutes."""
+    with patch("scorelm.device.LONG", long), patch.object(torch, "randn", wraps=torch.randn) as made:
+        assert matmul_peak(torch.device("cpu"), torch.float32) > 1e6
+    assert [call.args[0] for call in made.call_args_list] == sizes
+
+
 @pytest.mark.thorough
 def test_bfloat16_takes_the_steps_of_float32(tools: Any, text: Path, tmp_path: Path) -> None:
     more, losses = {"model": {"noise_conditioning": "film"}}, {}
@@ -214,6 +223,25 @@ def test_bfloat16_takes_the_steps_of_float32(tools: Any, text: Path, tmp_path: P
 PLACES = pytest.mark.parametrize("places", ["exact", "fixed"])
 
 
+@contextmanager
+def traced() -> Iterator[list[Callable[..., Any]]]:
+    """What is compiled is traced and not more; gives the functions."""
+    compiled, functions = torch.compile, []
+
+    def trace(function: Callable[..., Any], **how: Any) -> Any:
+        functions.append(function)
+        return compiled(function, backend="eager", fullgraph=True, dynamic=how.get("dynamic"))
+
+    with patch.object(torch, "compile", trace):
+        yield functions
+
+
+def name(function: Callable[..., Any]) -> str:
+    """Of a function, or of a method by the class of what it is bound to."""
+    bound = getattr(function, "__self__", None)
+    return function.__name__ if bound is None else f"{type(bound).__name__}.{function.__name__}"
+
+
 def assert_compiled_learns_the_same(tools: Any, text: Path, directory: Path, places: str) -> None:
     one_graph = {"data": {"holdout": 0}, "model": {"layers": 1}}  # compiling takes its time
     for name in ("eager", "compiled"):
@@ -224,27 +252,42 @@ def assert_compiled_learns_the_same(tools: Any, text: Path, directory: Path, pla
 
 @PLACES
 def test_what_is_traced_learns_the_same(tools: Any, text: Path, tmp_path: Path, places: str) -> None:
-    """A layer, or with fixed places the whole loss in one graph, as torch.compile traces it, without a compiler."""
-    compile_module, traced = nn.Module.compile, []
-
-    def trace(module: nn.Module, **how: Any) -> None:
-        traced.append(type(module))
-        compile_module(module, backend="eager", fullgraph=True, dynamic=how.get("dynamic"))
-
-    with patch.object(nn.Module, "compile", trace):
+    """A layer, or with fixed places the draw, the loss and the sums in a graph each, without a compiler."""
+    with traced() as functions:
         assert_compiled_learns_the_same(tools, text, tmp_path, places)
-    assert traced == [Loss if places == "fixed" else Block]
+    names = ["Loss._call_impl", "Score.draw", "count"] if places == "fixed" else ["Block._call_impl"]
+    assert [name(function) for function in functions] == names
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("likelihood_weight", [0.0, 0.1])
+def test_a_schedule_that_is_fitted_is_not_compiled_anew(
+    tools: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, likelihood_weight: float
+) -> None:
+    """Draw, loss and sums are a graph each, however often it is fitted."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr("scorelm.training.trainer.REFIT_EVERY", 1)
+    how = {"places": "fixed", "compile": True, "self_conditioning": 0, "likelihood_weight": likelihood_weight}
+    recipe = tools.recipe(text, {"data": {"holdout": 0}, "model": {"layers": 1}}, **how)
+    with traced():
+        trainer = Trainer(recipe, prepare(recipe.data, tmp_path, False, lambda text: None))
+        fits = set()
+        for _ in range(24):
+            trainer.step()
+            fits.add(trainer.schedule)
+    assert len(fits) > 8 and counters["stats"]["unique_graphs"] == 3
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_is_compiled_has_the_same_gradients(tools: Any, text: Path, tmp_path: Path, precision: str) -> None:
     """Of every weight, as AOTAutograd derives them; PyTorch 2.11 gave a layer behind a norm none in float32."""
-    compile_module, gradients = nn.Module.compile, []
+    gradients = []
     how = {"places": "fixed", "precision": precision, "self_conditioning": 1, "clip": 1e9}
     for compiled in (False, True):
         recipe = tools.recipe(text, {"model": {"layers": 1}}, compile=compiled, **how)
-        with patch.object(nn.Module, "compile", partialmethod(compile_module, backend="aot_eager")):
+        with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
             trainer = Trainer(recipe, prepare(recipe.data, tmp_path, compiled, lambda text: None))
         torch.manual_seed(1)
         for parameter in trainer.learner.denoiser.parameters():
@@ -279,9 +322,13 @@ def test_a_run_of_fixed_places_is_a_run_of_exact_ones(tools: Any, text: Path, tm
 def test_what_is_compiled_learns_the_same(
     tools: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: str
 ) -> None:
+    """And what was made for it is kept on disk."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    counters.clear()
     assert_compiled_learns_the_same(tools, text, tmp_path, places)
     assert list((tmp_path / "kernels").rglob("*.so"))
+    kept = counters["aot_autograd"]
+    assert kept["autograd_cache_saved"] > 0 and not kept["autograd_cache_bypass"]
 
 
 def test_compiling_without_a_compiler_is_refused(tools: Any, text: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class EntropyCurve:
         centres = low + (np.arange(self.BINS) + 0.5) * (high - low) / self.BINS
         mean = sums[1, seen] / sums[0, seen]
         weight = sums[0, seen] / (sums[0, seen] + 50)
-        mu, beta = fit_gumbel(centres[seen], mean, weight, start=(self.schedule.mu, self.schedule.beta))
+        mu, beta = fit_gumbel(centres[seen], mean, weight, start=(float(self.schedule.mu), float(self.schedule.beta)))
         self.schedule = Gumbel(self.schedule.sigma_min, self.schedule.sigma_max, mu, beta)
         return self.schedule
 

@@ -51,20 +51,19 @@ def runs(*keys_BL: Tensor) -> Runs:
 
 
 class Uniform:
-    """Uniform random numbers in [0, 1) for a batch, float64, a table [B, L] at a time.
+    """Uniform random numbers in [0, 1) for a batch, handed out a table [B, L] at a time.
 
     Args:
-        like_BL: any tensor of the batch.
-        rng: makes them, on the same device.
+        random_TBL: T tables of them, float64.
         copies: how many copies of the batch stand side by side in its rows, 1 or 2.
     """
 
-    def __init__(self, like_BL: Tensor, rng: torch.Generator, copies: int = 1) -> None:
-        self.shape, self.device, self.rng, self.copies = like_BL.shape, like_BL.device, rng, copies
+    def __init__(self, random_TBL: Tensor, copies: int = 1) -> None:
+        self.tables, self.copies = iter(random_TBL.unbind()), copies
 
     def table(self) -> Tensor:
         """A number for every position."""
-        return torch.rand(self.shape, dtype=torch.float64, generator=self.rng, device=self.device)
+        return next(self.tables)
 
     def each(self, run: Runs) -> Tensor:
         """A number for every run, at each of its positions."""
@@ -77,11 +76,10 @@ class Uniform:
         used does not take any.
         """
         first_BL = run.offset_BL == 0 if used_BL is None else (run.offset_BL == 0) & used_BL
-        (rows, length), copies = self.shape, self.copies
+        (rows, length), copies, start = first_BL.shape, self.copies, self.table()[0, 0]
         of_copy_BCL = first_BL.view(rows, copies, length // copies)
         number_CP = of_copy_BCL.transpose(0, 1).flatten(1).cumsum(1) - 1
         step_C1 = constant((GOLDEN, ROOT)[:copies], first_BL, torch.float64)[:, None]
-        start = torch.rand((), dtype=torch.float64, generator=self.rng, device=self.device)
         spread_CBL = ((start + step_C1 * number_CP) % 1).view(copies, rows, length // copies)
         return spread_CBL.transpose(0, 1).flatten(1)
 
@@ -131,7 +129,7 @@ def draw_levels(
         uniform: random numbers.
         used_BL: blocks whose levels are used, where others stand in the batch too.
     """
-    weights = mixture.model_dump()
+    weights = vars(mixture)
     edges = constant([*accumulate(weights.values())], block.first_BL, torch.float64)
     kind_BL = torch.bucketize(uniform.each(document) * edges[-1], edges, right=True)
     is_kind = {name: kind_BL == k for k, name in enumerate(weights)}

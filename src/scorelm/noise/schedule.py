@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scorelm.device import constant, send
 from scorelm.errors import InputError, brief
 
 
@@ -35,6 +36,13 @@ class Schedule(ABC):
     @abstractmethod
     def derivative(self, u: Tensor) -> Tensor:
         """The slope d sigma / d u."""
+
+    def on(self, device: torch.device) -> Schedule:
+        """The same schedule for compiled code, which serves every fit: numbers that are fitted are tensors.
+
+        It is only for its three maps: it can't be compared or saved.
+        """
+        return self
 
 
 @dataclass(frozen=True)
@@ -99,18 +107,22 @@ class Gumbel(Schedule):
     the time warping of CDCD (arXiv 2211.15089, section 3.3) in closed form. Computed in float64.
     """
 
-    mu: float
-    beta: float
+    mu: float | Tensor
+    beta: float | Tensor
+
+    def on(self, device: torch.device) -> Gumbel:
+        mu, beta = send(torch.tensor([self.mu, self.beta], dtype=torch.float64), device).unbind()
+        return replace(self, mu=mu, beta=beta)
 
     def _curve(self, log_sigma: Tensor) -> Tensor:
         return (-((self.mu - log_sigma) / self.beta).exp()).exp()
 
-    def _ends(self) -> tuple[float, float]:
-        ends = self._curve(torch.tensor([self.sigma_min, self.sigma_max], dtype=torch.float64).log())
-        return float(ends[0]), float(ends[1])
+    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self._curve(constant([math.log(self.sigma_min), math.log(self.sigma_max)], like, torch.float64))
+        return low, high
 
     def _log_sigma(self, u: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends(u)
         g = self.mu - self.beta * (-(low + u.double() * (high - low)).log()).log()
         return g.clamp(math.log(self.sigma_min), math.log(self.sigma_max))
 
@@ -118,11 +130,11 @@ class Gumbel(Schedule):
         return self._log_sigma(u).exp().clamp(self.sigma_min, self.sigma_max).to(u.dtype)
 
     def u(self, sigma: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends(sigma)
         return ((self._curve(sigma.double().log()) - low) / (high - low)).clamp(0, 1).to(sigma.dtype)
 
     def derivative(self, u: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends(u)
         g = self._log_sigma(u)
         hazard = ((self.mu - g) / self.beta).exp().clamp(max=30)  # a curve below e^-30 is flat: bound its inverse
         slope = hazard * (-hazard).exp() / self.beta  # d curve / d log sigma

@@ -42,9 +42,7 @@ class Autoregressive(Objective):
     sampled_paths: ClassVar[tuple[str, ...]] = ("blocks:1",)
     shown_budgets: ClassVar[tuple[int, ...]] = (1,)
 
-    def draw(
-        self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
-    ) -> Draw:
+    def draw(self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, random_TBS: Tensor) -> Draw:
         """Every real token but ``<s>`` is a target (sigma inf); the noise options mean nothing here."""
         target_BL = (batch.segment > 0) & (batch.ids != special.bos)
         sigma_BL = torch.where(target_BL, torch.inf, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from scorelm.config.recipe import NoiseConfig, ObjectiveName
 from scorelm.errors import InputError
@@ -31,6 +32,7 @@ class Masked(Score):
     name: ClassVar[ObjectiveName] = "masked"
     title: ClassVar[str] = "A masked diffusion"
     priced_path: ClassVar[str] = "random"
+    tables: ClassVar[int] = 3
     self_conditions: ClassVar[bool] = False
     watched: ClassVar[tuple[str, ...]] = ("random", "bounded")
     shown_prices: ClassVar[tuple[tuple[str, int | None], ...]] = (("random", None), ("bounded", 64), ("bounded", 16))
@@ -41,9 +43,11 @@ class Masked(Score):
         """There are no clean copies."""
         return False
 
-    def draw(
-        self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
-    ) -> Draw:
+    def copies(self, config: NoiseConfig) -> int:
+        """One."""
+        return 1
+
+    def draw(self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, random_TBS: Tensor) -> Draw:
         """Mask every position of a document with probability t, t uniform and low-discrepancy over documents.
 
         The weights 1 / t make the mean of the weighted cross-entropies the bound of MDLM (eq. 10, with a linear
@@ -51,7 +55,7 @@ class Masked(Score):
         in generation; noise options other than the seed mean nothing here.
         """
         starts_BL = (batch.ids == special.bos) & (batch.segment > 0)
-        document, uniform = runs(batch.segment), Uniform(batch.ids, rng)
+        document, uniform = runs(batch.segment), Uniform(random_TBS)
         t_BL = LEAST + (1 - LEAST) * uniform.spread(document)
         closed_BL = uniform.each(document) < 0.5
         free_BL = (batch.segment > 0) & ~starts_BL & ~(closed_BL & (batch.ids == special.eos))

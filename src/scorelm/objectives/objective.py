@@ -117,6 +117,8 @@ class Objective(ABC):
     """The path that a repair takes unless told otherwise."""
     priced_path: ClassVar[str]
     """The path that is priced unless told otherwise."""
+    tables: ClassVar[int] = 0
+    """How many random numbers a draw takes for every position."""
     self_conditions: ClassVar[bool] = False
     """Whether a first estimate may be fed back, in training and in prices."""
     judges: ClassVar[bool] = False
@@ -138,11 +140,19 @@ class Objective(ABC):
         """Whether given tokens are asked for the next one in training."""
         return False
 
+    def copies(self, config: NoiseConfig) -> int:
+        """How often a row stands in its draw."""
+        return 1
+
+    def random(self, batch: Batch, config: NoiseConfig, rng: torch.Generator) -> Tensor:
+        """The random numbers for a draw: uniform in [0, 1), float64, [T, B, S]."""
+        (rows, length), device = batch.ids.shape, batch.ids.device
+        shape = self.tables, rows, length * self.copies(config)
+        return torch.rand(shape, dtype=torch.float64, generator=rng, device=device)
+
     @abstractmethod
-    def draw(
-        self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
-    ) -> Draw:
-        """What is to be predicted from what: noise levels for a batch; everything random comes from `rng`."""
+    def draw(self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, random_TBS: Tensor) -> Draw:
+        """What is to be predicted from what: noise levels for a batch, as the numbers from `random` say."""
 
     @abstractmethod
     def loss(

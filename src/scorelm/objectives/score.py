@@ -36,6 +36,7 @@ class Score(Objective):
     name: ClassVar[ObjectiveName] = "score"
     title: ClassVar[str] = "A score-based diffusion"
     priced_path: ClassVar[str] = "uniform"
+    tables: ClassVar[int] = 15
     self_conditions: ClassVar[bool] = True
     watched: ClassVar[tuple[str, ...]] = ("ordered", "random", "uniform", "bounded")
     shown_prices: ClassVar[tuple[tuple[str, int | None], ...]] = (
@@ -49,9 +50,11 @@ class Score(Objective):
         """Those of clean copies are."""
         return config.streams == 2 and any(config.block_sizes)
 
-    def draw(
-        self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, rng: torch.Generator
-    ) -> Draw:
+    def copies(self, config: NoiseConfig) -> int:
+        """One in each stream."""
+        return config.streams
+
+    def draw(self, batch: Batch, config: NoiseConfig, schedule: Schedule, special: Special, random_TBS: Tensor) -> Draw:
         """Draw blocks, given tokens and noise levels for a batch; ``<s>`` is always given.
 
         With two streams every row stands twice, clean and noisy, so that a noisy block sees the clean tokens before it
@@ -63,7 +66,7 @@ class Score(Objective):
         length, streams = batch.ids.shape[1], config.streams
         ids_BS, segment_BS, position_BS = (t_BL.repeat(1, streams) for t_BL in batch)
         copy_BS = (torch.arange(streams * length, device=ids_BS.device) // length).expand_as(ids_BS)
-        document, uniform = runs(segment_BS, copy_BS), Uniform(ids_BS, rng, streams)
+        document, uniform = runs(segment_BS, copy_BS), Uniform(random_TBS, streams)
         starts_BS = (ids_BS == special.bos) & (segment_BS > 0)
         sizes = constant(config.block_sizes if streams == 2 else (0,), ids_BS)
         of_copies_BS = uniform.table()[:, :length].repeat(1, streams)  # which are cut into the same blocks

@@ -38,10 +38,10 @@ class Sums(NamedTuple):
     cross_entropy_by_band: Tensor
 
     @classmethod
-    def of(cls, denoiser: Denoiser, batch: Batch, draw: Draw, outcome: Outcome, first_pass: bool) -> Self:
+    def of(cls, denoiser: Denoiser, batch: Batch, draw: Draw, outcome: Outcome, passes: Tensor) -> Self:
         """Of a batch of this rank; of its cross-entropies nothing where one of them is not finite.
 
-        A training step costs three times the FLOPs of its forward pass, and one time more with a first pass.
+        A training step costs as much as so many forward passes: three, and one more where it takes a first pass.
         """
         real_BL = batch.segment > 0
         streams, tokens = draw.ids_BS.shape[1] // batch.ids.shape[1], real_BL.sum()
@@ -54,7 +54,7 @@ class Sums(NamedTuple):
         values_NK = torch.stack([torch.ones_like(cross_entropy_N), cross_entropy_N], 1)
         by_band = sum_by_bin(band_N, torch.where(counts_N[:, None], values_NK, 0.0), len(BANDS) + 1)
         found = (
-            outcome.loss.detach(), tokens, torch.full_like(tokens, real_BL.numel()), forward * (4 if first_pass else 3),
+            outcome.loss.detach(), tokens, torch.full_like(tokens, real_BL.numel()), forward * passes,
             counts_N.sum(), (outcome.correct_N & counts_N).sum(), *by_band.T,
         )  # fmt: skip
         return cls(*(value.double() for value in found))

@@ -222,7 +222,8 @@ def draw_shares(recipe: Recipe, length: int) -> tuple[float, float, float]:
     row_BL = torch.ones(64, length, dtype=torch.long)
     batch, schedule = Batch(4 * row_BL, row_BL, row_BL.cumsum(1) - 1), Log(0.1, 10.0)
     learned, rng = OBJECTIVES[recipe.training.objective], torch.Generator().manual_seed(0)
-    draw = learned.draw(batch, recipe.noise, schedule, Special(0, 1, 2, 3), rng)
+    random_TBS = learned.random(batch, recipe.noise, rng)
+    draw = learned.draw(batch, recipe.noise, schedule, Special(0, 1, 2, 3), random_TBS)
     return float(draw.live) / row_BL.numel(), float(draw.noisy) / row_BL.numel(), draw.ids_BS.numel() / row_BL.numel()
 
 

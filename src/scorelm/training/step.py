@@ -6,9 +6,10 @@ one bit for bit, on however many ranks its rows are shared out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from scorelm.config.recipe import Recipe
-from scorelm.device import check_compiler, pick_device, pick_dtype, send
+from scorelm.device import check_compiler, pick_device, pick_dtype, send, set_up_compiler
 from scorelm.model.denoiser import Denoiser, Places
 from scorelm.model.kernels import Dropout
 from scorelm.noise.schedule import Schedule
@@ -33,6 +34,7 @@ HELDOUT_BATCHES = 2
 WHOLE_STEP = 2**31
 """Stands in the place of a shard's number where something is drawn for the whole step."""
 CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 def make_seed(*words: int) -> int:
@@ -45,41 +47,42 @@ def seeded_generator(*words: int, device: torch.device = CPU) -> torch.Generator
     return torch.Generator(device).manual_seed(make_seed(*words))
 
 
+@lru_cache(maxsize=2)
+def on_device(schedule: Schedule, device: torch.device) -> Schedule:
+    """`Schedule.on`, once for each that is fitted."""
+    return schedule.on(device)
+
+
 def to_batch(arrays: dict[str, np.ndarray], device: torch.device) -> Batch:
     """A packed batch as tensors on a device."""
     return Batch(*(send(torch.from_numpy(arrays[name]), device) for name in Batch._fields))
 
 
-def draw_step(
-    shards: Sequence[Shard], data: TrainingData, recipe: Recipe, schedule: Schedule, step: int, device: torch.device
-) -> list[tuple[Batch, Draw]]:
+def draw_step(learner: Learner, shards: Sequence[Shard], schedule: Schedule, step: int) -> list[tuple[Batch, Draw]]:
     """This rank's rows of a step's batches, `accumulation` of them, with their noise drawn on the device.
 
     A shard's noise comes from a generator seeded by (seed, step, shard), for all of its rows, so that a row's noise
     does not depend on which rank computes it.
     """
-    draw, special = OBJECTIVES[recipe.training.objective].draw, data.tokenizer.special
-    rngs = [seeded_generator(recipe.training.seed, step, shard.index, device=device) for shard in shards]
+    config, device = learner.config, learner.device
+    rngs = [seeded_generator(config.seed, step, shard.index, device=device) for shard in shards]
     batches = []
-    for _ in range(recipe.training.accumulation):
+    for _ in range(config.accumulation):
         parts = []
         for shard, rng in zip(shards, rngs, strict=True):
             batch = to_batch(next(shard.batches), device)
-            drawn = draw(batch, recipe.noise, schedule, special, rng).with_noise(recipe.model.embedding_dim, rng)
-            parts.append(take_rows(batch, drawn, shard.rows))
+            parts.append(take_rows(batch, learner.draw(batch, schedule, rng), shard.rows))
         batches.append(concatenate(parts))
     return batches
 
 
-def draw_heldout(data: TrainingData, recipe: Recipe, schedule: Schedule, device: torch.device) -> list[Draw]:
+def draw_heldout(learner: Learner, batches: Iterable[dict[str, np.ndarray]], schedule: Schedule) -> list[Draw]:
     """A few held-out batches with noise that is always the same on one kind of device."""
-    draw, special = OBJECTIVES[recipe.training.objective].draw, data.tokenizer.special
-    draws = []
-    for k, arrays in enumerate(islice(data.heldout_batches(recipe), HELDOUT_BATCHES)):
-        rng = seeded_generator(1, k, device=device)
-        drawn = draw(to_batch(arrays, device), recipe.noise, schedule, special, rng)
-        draws.append(drawn.with_noise(recipe.model.embedding_dim, rng))
-    return draws
+    device = learner.device
+    return [
+        learner.draw(to_batch(arrays, device), schedule, seeded_generator(1, k, device=device))
+        for k, arrays in enumerate(islice(batches, HELDOUT_BATCHES))
+    ]
 
 
 def draw_first_pass(recipe: Recipe, step: int) -> bool:
@@ -139,7 +142,8 @@ class Learner:
     def __init__(
         self, recipe: Recipe, data: TrainingData, ranks: Ranks, weights: dict[str, Tensor] | None = None
     ) -> None:
-        self.config, self.special, self.ranks = recipe.training, data.tokenizer.special, ranks
+        self.config, self.noise, self.special, self.ranks = recipe.training, recipe.noise, data.tokenizer.special, ranks
+        self.objective, self.embedding_dim = OBJECTIVES[recipe.training.objective], recipe.model.embedding_dim
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.precision, self.device)
         self.fixed = self.config.places == "fixed" or (self.config.places == "auto" and self.device.type != "cpu")
@@ -158,13 +162,14 @@ class Learner:
         self.losses = {name: self._spread(average, trained=False) for name, average in self.averages.items()}
         self.losses["weights"] = self._spread(self.denoiser, trained=True)
         self.optimizers = make_optimizers(self.denoiser, self.config)
+        self._draw = self.whole(self.objective.draw)
 
     def _spread(self, denoiser: Denoiser, trained: bool) -> nn.Module:
         """What computes a model's loss on this rank; only weights that are trained need to agree on gradients."""
-        objective = OBJECTIVES[self.config.objective]
-        loss = Loss(denoiser, objective, self.special)
+        loss = Loss(denoiser, self.objective, self.special)
         if trained and self.config.compile:
             check_compiler(self.device)
+            set_up_compiler()
             if self.fixed and not self._divided:
                 loss.compile(fullgraph=True, dynamic=False)
             else:
@@ -173,19 +178,31 @@ class Learner:
         if self._divided:
             split(loss, denoiser.backbone.layers, self.dtype)
         elif trained:
-            return replicate(loss, self.ranks, unused=not objective.self_conditions)
+            return replicate(loss, self.ranks, unused=not self.objective.self_conditions)
         return loss
 
     @property
     def _divided(self) -> bool:
         return self.config.parallel == "fsdp" and self.ranks.world > 1
 
+    def whole(self, function: Callable[..., T]) -> Callable[..., T]:
+        """The function, compiled as one graph where places are fixed."""
+        whole = self.config.compile and self.fixed
+        return torch.compile(function, fullgraph=True, dynamic=False) if whole else function
+
+    def draw(self, batch: Batch, schedule: Schedule, rng: torch.Generator) -> Draw:
+        """A batch with its noise drawn."""
+        random_TBS = self.objective.random(batch, self.noise, rng)
+        drawn = self._draw(batch, self.noise, on_device(schedule, self.device), self.special, random_TBS)
+        return drawn.with_noise(self.embedding_dim, rng)
+
     def loss(self, name: str, draw: Draw, schedule: Schedule, *, live: Tensor, self_conditioned: bool) -> Outcome:
         """The loss of the ``weights``, or of an average by its name; see `Objective.loss`."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outcome: Outcome = self.losses[name](
-                find_places(draw, self.fixed), schedule, self.config, live=live, self_conditioned=self_conditioned
-            )
+                find_places(draw, self.fixed), on_device(schedule, self.device), self.config,
+                live=live, self_conditioned=self_conditioned,
+            )  # fmt: skip
         return outcome
 
     def compute_gradients(

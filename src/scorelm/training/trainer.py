@@ -14,6 +14,7 @@ from scorelm.config.recipe import Recipe
 from scorelm.config.toml import to_toml
 from scorelm.errors import DivergedError, InputError
 from scorelm.lm import ScoreLM
+from scorelm.model.denoiser import Denoiser
 from scorelm.model.directory import Provenance
 from scorelm.noise.fit import EntropyCurve
 from scorelm.noise.schedule import Gumbel, Schedule, make_schedule, schedule_from_dict, schedule_to_dict
@@ -31,6 +32,18 @@ from scorelm.training.step import Learner, draw_first_pass, draw_heldout, draw_s
 
 REFIT_EVERY = 10
 """Steps between fits of an adaptive schedule."""
+
+
+def count(
+    denoiser: Denoiser, curve: EntropyCurve | None, batch: Batch, draw: Draw, outcome: Outcome, passes: Tensor
+) -> Tensor:
+    """What a batch gave, for metrics.jsonl and for the adaptive schedule: `Sums` and [2, BINS] in one vector."""
+    counted = Sums.of(denoiser, batch, draw, outcome, passes).flatten()
+    by_noise = outcome.loss.new_zeros(2, EntropyCurve.BINS)
+    if curve is not None:
+        fitted_N = outcome.open_N & outcome.shared_N & outcome.sigma_N.isfinite()
+        by_noise = curve.binned(outcome.sigma_N, outcome.cross_entropy_N, fitted_N)
+    return torch.cat([counted, by_noise.flatten()])
 
 
 class Trainer:
@@ -61,6 +74,7 @@ class Trainer:
             self.schedule = initial.start_schedule(self.schedule, noise)
         self.curve = EntropyCurve(self.schedule, self.learner.device) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks)
+        self._count = self.learner.whole(count)
         self.progress = Progress()
         self.unread = Unread.after(self.progress, self.learner.device)
         self.window = Window(self.learner.device)
@@ -74,7 +88,7 @@ class Trainer:
             DivergedError: more than `skip_limit` steps in a row were skipped.
         """
         config, progress = self.recipe.training, self.progress
-        batches = draw_step(self.shards, self.data, self.recipe, self.schedule, progress.step, self.learner.device)
+        batches = draw_step(self.learner, self.shards, self.schedule, progress.step)
         first_pass = draw_first_pass(self.recipe, progress.step)
         live = self.ranks.sum(torch.stack([draw.live for _, draw in batches]).sum())
         outcomes, norm = self.learner.compute_gradients(
@@ -95,20 +109,14 @@ class Trainer:
 
     def _sum(self, batches: list[tuple[Batch, Draw]], outcomes: list[Outcome], first_pass: bool) -> tuple[Sums, Tensor]:
         """What a step's batches gave on all ranks: for metrics.jsonl, and for the adaptive schedule, [2, BINS]."""
-        sums = []
-        for (batch, draw), outcome in zip(batches, outcomes, strict=True):
-            counted = Sums.of(self.learner.denoiser, batch, draw, outcome, first_pass).flatten()
-            sums.append(torch.cat([counted, self._bin_by_noise(outcome).flatten()]))
+        passes = torch.full((), 4 if first_pass else 3, device=self.learner.device)
+        sums = [
+            self._count(self.learner.denoiser, self.curve, batch, draw, outcome, passes)
+            for (batch, draw), outcome in zip(batches, outcomes, strict=True)
+        ]
         found = self.ranks.sum(torch.stack(sums).sum(0))
         bins = 2 * EntropyCurve.BINS
         return Sums.unflatten(found[:-bins]), found[-bins:].view(2, -1)
-
-    def _bin_by_noise(self, outcome: Outcome) -> Tensor:
-        """What a batch says of cross-entropy against noise, for the adaptive schedule: sums, [2, BINS]."""
-        if self.curve is None:
-            return outcome.loss.new_zeros(2, EntropyCurve.BINS)
-        fitted_N = outcome.open_N & outcome.shared_N & outcome.sigma_N.isfinite()
-        return self.curve.binned(outcome.sigma_N, outcome.cross_entropy_N, fitted_N)
 
     def read(self) -> None:
         """Take over what the device has counted, and wait for it.
@@ -126,7 +134,7 @@ class Trainer:
 
     def measure_heldout(self) -> None:
         """Training loss on held-out text at fixed noise, for the weights and each of their averages."""
-        draws = draw_heldout(self.data, self.recipe, self.schedule, self.learner.device)
+        draws = draw_heldout(self.learner, self.data.heldout_batches(self.recipe), self.schedule)
         live = sum((draw.live for draw in draws), torch.zeros((), dtype=torch.long, device=self.learner.device))
         first_pass = self_conditions(self.recipe)
         losses = dict.fromkeys(self.learner.losses, 0.0)
