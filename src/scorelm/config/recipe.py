@@ -175,9 +175,9 @@ class TrainingConfig(Options):
     """exact computes only the positions that a step needs, which is the least work; fixed computes every position, so
     that shapes never change and nothing waits. Both give the same loss; auto is exact on a CPU and fixed elsewhere."""
     compile: bool = False
-    """Compile with torch.compile: each step's draw, loss and sums where places are fixed, else the layers. This takes
-    about a minute and needs a compiler (g++ for a CPU, gcc for a GPU). On a GPU it is on by default for runs of five
-    minutes or more, unless --recipe or --init-from is given."""
+    """Compile with torch.compile: the whole loss where places are fixed, else the layers. This takes about a minute
+    and needs a compiler (g++ for a CPU, gcc for a GPU). On a GPU it is on by default for runs of five minutes or more,
+    unless --recipe or --init-from is given."""
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1 or another device of PyTorch; auto takes a GPU if there is one."""
     seed: NonNegativeInt = 0

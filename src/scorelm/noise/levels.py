@@ -19,6 +19,8 @@ from scorelm.noise.schedule import Schedule
 GOLDEN, ROOT = 0.6180339887498949, 0.41421356237309515
 """Fractional parts of the golden ratio and of the root of 2: their multiples mod 1 are low-discrepancy sequences, and
 together one of pairs (Kronecker's)."""
+KINDS = tuple(Mixture.model_fields)
+"""Of patterns."""
 
 
 class Runs(NamedTuple):
@@ -129,7 +131,7 @@ def draw_levels(
         uniform: random numbers.
         used_BL: blocks whose levels are used, where others stand in the batch too.
     """
-    weights = vars(mixture)
+    weights = {kind: getattr(mixture, kind) for kind in KINDS}
     edges = constant([*accumulate(weights.values())], block.first_BL, torch.float64)
     kind_BL = torch.bucketize(uniform.each(document) * edges[-1], edges, right=True)
     is_kind = {name: kind_BL == k for k, name in enumerate(weights)}

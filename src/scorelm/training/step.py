@@ -6,10 +6,10 @@ one bit for bit, on however many ranks its rows are shared out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ HELDOUT_BATCHES = 2
 WHOLE_STEP = 2**31
 """Stands in the place of a shard's number where something is drawn for the whole step."""
 CPU = torch.device("cpu")
-T = TypeVar("T")
 
 
 def make_seed(*words: int) -> int:
@@ -162,7 +161,6 @@ class Learner:
         self.losses = {name: self._spread(average, trained=False) for name, average in self.averages.items()}
         self.losses["weights"] = self._spread(self.denoiser, trained=True)
         self.optimizers = make_optimizers(self.denoiser, self.config)
-        self._draw = self.whole(self.objective.draw)
 
     def _spread(self, denoiser: Denoiser, trained: bool) -> nn.Module:
         """What computes a model's loss on this rank; only weights that are trained need to agree on gradients."""
@@ -185,15 +183,13 @@ class Learner:
     def _divided(self) -> bool:
         return self.config.parallel == "fsdp" and self.ranks.world > 1
 
-    def whole(self, function: Callable[..., T]) -> Callable[..., T]:
-        """The function, compiled as one graph where places are fixed."""
-        whole = self.config.compile and self.fixed
-        return torch.compile(function, fullgraph=True, dynamic=False) if whole else function
-
     def draw(self, batch: Batch, schedule: Schedule, rng: torch.Generator) -> Draw:
-        """A batch with its noise drawn."""
+        """A batch with its noise drawn.
+
+        It is not compiled: PyTorch 2.11 takes minutes to compile its sorts for a GPU.
+        """
         random_TBS = self.objective.random(batch, self.noise, rng)
-        drawn = self._draw(batch, self.noise, on_device(schedule, self.device), self.special, random_TBS)
+        drawn = self.objective.draw(batch, self.noise, on_device(schedule, self.device), self.special, random_TBS)
         return drawn.with_noise(self.embedding_dim, rng)
 
     def loss(self, name: str, draw: Draw, schedule: Schedule, *, live: Tensor, self_conditioned: bool) -> Outcome:

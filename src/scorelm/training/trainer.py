@@ -74,7 +74,6 @@ class Trainer:
             self.schedule = initial.start_schedule(self.schedule, noise)
         self.curve = EntropyCurve(self.schedule, self.learner.device) if isinstance(self.schedule, Gumbel) else None
         self.shards = data.shards(recipe, ranks)
-        self._count = self.learner.whole(count)
         self.progress = Progress()
         self.unread = Unread.after(self.progress, self.learner.device)
         self.window = Window(self.learner.device)
@@ -111,7 +110,7 @@ class Trainer:
         """What a step's batches gave on all ranks: for metrics.jsonl, and for the adaptive schedule, [2, BINS]."""
         passes = torch.full((), 4 if first_pass else 3, device=self.learner.device)
         sums = [
-            self._count(self.learner.denoiser, self.curve, batch, draw, outcome, passes)
+            count(self.learner.denoiser, self.curve, batch, draw, outcome, passes)
             for (batch, draw), outcome in zip(batches, outcomes, strict=True)
         ]
         found = self.ranks.sum(torch.stack(sums).sum(0))
