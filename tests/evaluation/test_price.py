@@ -1,6 +1,7 @@
 """Prices of texts: rows and batches, figures that follow from the nats, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 from scorelm.errors import InputError
 from scorelm.evaluation.likelihood import bound
-from scorelm.evaluation.price import price
+from scorelm.evaluation.price import bound_levels, price
 from scorelm.evaluation.rows import batches, cut, length_nats, most_positions
+from scorelm.noise.schedule import Log
 from scorelm.sampling.paths import make_path
 
 from ..conftest import SPECIAL
@@ -138,7 +140,8 @@ def test_a_price_is_the_sum_of_what_its_rows_cost():
     rows = cut(TEXTS, tokenizer(), 20)
     batch, _ = one_batch(rows.ids)
     by_row_N = torch.zeros(len(rows.ids), dtype=F64)
-    by_row_N[batch.index] = total(bound(network(), lm.schedule, batch, make_path("uniform"), 4, 7, 2))
+    levels = replace(lm.schedule, sigma_min=easy_level())
+    by_row_N[batch.index] = total(bound(network(), levels, batch, make_path("uniform"), 4, 7, 2))
     by_row_N += length_nats(lm.lengths, rows.ids)
     expected = [sum(float(by_row_N[i]) for i, t in enumerate(rows.text) if t == k) for k in range(len(TEXTS))]
     found = price(lm, TEXTS, draws=4, seed=7)
@@ -160,11 +163,29 @@ def test_an_autoregressive_price_is_every_prefix_alone():
     torch.testing.assert_close(found.by_text, expected_T, rtol=1e-5, atol=1e-5)
 
 
+def easy_level():
+    """Where all other tokens together have odds of 1 to 20 against the true one: embeddings have 8 numbers."""
+    return math.sqrt(8 / (2 * math.log(20 * (tokenizer().vocab_size - 1))))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 20.0), (0.5, 20.0), (1.5, 20.0), (0.1, 0.6)])
+def test_a_bound_begins_where_a_token_is_easy_to_tell(low, high):
+    """But not beyond the levels that the model has learned."""
+    lm = make_model()
+    lm.schedule, before = Log(low, high), lm.schedule
+    try:
+        begins = max(low, easy_level()) if easy_level() < high else low
+        assert bound_levels(lm) == Log(pytest.approx(begins), high)
+        assert float(price(lm, TEXTS[0], draws=1).integrand[0].min()) > begins
+    finally:
+        lm.schedule = before
+
+
 def test_the_curve_adds_up_to_the_diffusion_term():
     """Nats per token and unit of log sigma, over log sigma; with a log schedule the bins are of equal width."""
     found = price(make_model(), TEXTS, draws=24)
     sigma, density = found.integrand
-    width = math.log(20.0 / 0.5) / len(sigma)
+    width = math.log(20.0 / easy_level()) / len(sigma)
     assert float((sigma.log() - sigma[0].log()).max()) == pytest.approx(width * (len(sigma) - 1))
     assert float(density.sum()) * width == pytest.approx(found.terms["diffusion"])
 

@@ -16,7 +16,7 @@ from scorelm.evaluation.likelihood import Priced, bound, left_to_right, random_o
 from scorelm.evaluation.rows import CutTexts, RowBatch, batches, cut, length_nats, most_positions
 from scorelm.evaluation.walk import walk
 from scorelm.lm import ScoreLM
-from scorelm.noise.schedule import Schedule
+from scorelm.noise.schedule import Schedule, easy_snr
 from scorelm.parallel import ALONE, Ranks
 from scorelm.sampling.paths import PATHS, Path, make_path
 from scorelm.sampling.request import Settings
@@ -125,7 +125,7 @@ def price(
     found = summary(name, request, rows, nats, evaluations)
     if not seen:
         return found
-    return replace(found, integrand=curve(lm.schedule, torch.stack(seen).sum(0), found.terms["diffusion"]))
+    return replace(found, integrand=curve(bound_levels(lm), torch.stack(seen).sum(0), found.terms["diffusion"]))
 
 
 def check_spelling(rows: CutTexts, lm: ScoreLM) -> None:
@@ -218,9 +218,20 @@ def pricing(lm: ScoreLM, name: str, request: Pricing) -> tuple[Callable[[RowBatc
     if path is None:
         return lambda batch: random_order(loop.network, batch, draws, seed, passes), True
     if request.steps is None and path.slope is not None:
-        return lambda batch: bound(loop.network, lm.schedule, batch, path, draws, seed, passes), path.block != 1
+        levels = bound_levels(lm)
+        return lambda batch: bound(loop.network, levels, batch, path, draws, seed, passes), path.block != 1
     settings = Settings.of(Generation.of(path=name, steps=request.steps or 64, temperature=1.0))
     return lambda batch: walk(loop, batch, settings, seed), path.block != 1
+
+
+def bound_levels(lm: ScoreLM) -> Schedule:
+    """The model's noise levels, from the one on at which telling a token is easy (`easy_snr`).
+
+    A bound may begin at any level, with a draw from the posterior there. Below this one a model that is right has
+    nothing to tell, while one that is wrong about a token in thousands makes a mean over a few levels jump.
+    """
+    schedule, least = lm.schedule, lm.norm / easy_snr(lm.tokenizer.vocab_size)
+    return replace(schedule, sigma_min=least) if schedule.sigma_min < least < schedule.sigma_max else schedule
 
 
 def binned(seen: Tensor) -> Tensor:
