@@ -141,7 +141,8 @@ class Learner:
     def __init__(
         self, recipe: Recipe, data: TrainingData, ranks: Ranks, weights: dict[str, Tensor] | None = None
     ) -> None:
-        self.config, self.noise, self.special, self.ranks = recipe.training, recipe.noise, data.tokenizer.special, ranks
+        self.config, self.noise = recipe.training, recipe.noise
+        self.special, self.ranks = data.tokenizer.special, ranks
         self.objective, self.embedding_dim = OBJECTIVES[recipe.training.objective], recipe.model.embedding_dim
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.precision, self.device)
