@@ -6,8 +6,7 @@ Runs of one seed (width 128, 4 layers, verses of the embedded corpus, the log sc
 same noise) take turns of 20 steps, so that their times compare. The rate stays constant after its warm-up: a run's loss
 is that of its best weight average at the time. The loss to reach is AdamW's at its default rate after the last step,
 and times are in units of that arm's; mean and half of a 95% interval over seeds. An arm is named by AdamW's rate: Muon
-steps the layers at 3 times it (`MUON_LR`), with as much more decay. `torch.optim.Muon` multiplies in bfloat16, so its
-time depends on whether the processor has it.
+steps the layers at 3 times it (`MUON_LR`), with as much more decay.
 """
 
 from __future__ import annotations

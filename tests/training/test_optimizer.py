@@ -14,6 +14,7 @@ from scorelm.training.optimizer import (
     make_averages,
     make_optimizers,
     move_averages,
+    orthogonalized,
     set_learning_rate,
     step_if,
 )
@@ -22,7 +23,7 @@ from scorelm.training.optimizer import (
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_weight_has_one_rule_and_only_matrices_of_the_backbone_decay(name: str) -> None:
     denoiser = Denoiser(ModelConfig(dim=32, layers=2, heads=2, noise_conditioning="film"), 50)
-    optimizers = make_optimizers(denoiser, TrainingConfig(optimizer=name, weight_decay=0.3))
+    optimizers = make_optimizers(denoiser, TrainingConfig(optimizer=name, weight_decay=0.3), torch.float32)
     set_learning_rate(optimizers, 1e-2)
     found = {}
     for optimizer in optimizers:
@@ -44,7 +45,7 @@ def test_a_first_step_of_muon_is_orthogonal_and_of_the_size_of_adamw() -> None:
     """From a zero weight: along the polar factor of the gradient, to Muon's five iterations, with an RMS of 0.2 lr."""
     denoiser = Denoiser(ModelConfig(dim=32, layers=1, heads=1), 50)
     matrix = denoiser.backbone.layers[0].attention.out.weight  # starts at zero, so that decay does nothing
-    optimizers = make_optimizers(denoiser, TrainingConfig(optimizer="muon"))
+    optimizers = make_optimizers(denoiser, TrainingConfig(optimizer="muon"), torch.float32)
     set_learning_rate(optimizers, 0.1)
     generator = torch.Generator().manual_seed(0)
     for p in denoiser.parameters():
@@ -60,6 +61,20 @@ def test_a_first_step_of_muon_is_orthogonal_and_of_the_size_of_adamw() -> None:
     assert float(update.square().mean().sqrt()) == pytest.approx(0.2 * MUON_LR * 0.1, rel=0.3)
 
 
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_products_in_float32_keep_singular_vectors(shape: tuple[int, int]) -> None:
+    """Singular values, in units of the matrix's norm, go through the polynomial five times; the vectors stay."""
+    matrix_NKL = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix_NKL.double(), full_matrices=False)
+    s = s / s.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    expected = u @ torch.diag_embed(s) @ v
+    torch.testing.assert_close(orthogonalized(matrix_NKL, torch.float32).double(), expected, rtol=0, atol=1e-5)
+    rounded = orthogonalized(matrix_NKL, torch.bfloat16).double()
+    assert 1e-4 < float((rounded - expected).abs().max()) < 0.1
+
+
 @pytest.mark.parametrize("together", [1, 2**24])
 def test_muon_steps_as_that_of_torch(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
     """Three steps of matrices of three shapes, two of each, one without a gradient; but for bfloat16's rounding."""
@@ -68,7 +83,7 @@ def test_muon_steps_as_that_of_torch(monkeypatch: pytest.MonkeyPatch, together: 
     shapes = [(24, 8), (8, 24), (8, 24), (24, 8), (16, 16), (16, 16)]
     own = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     theirs = [nn.Parameter(p.detach().clone()) for p in own]
-    ours = Muon(own, 0.1, 0.3)
+    ours = Muon(own, 0.1, 0.3, torch.bfloat16)
     reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         for p, q in list(zip(own, theirs, strict=True))[1:]:
@@ -90,7 +105,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_as_they_are(optimi
     def after(gradients: list[float]) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         denoiser = Denoiser(ModelConfig(dim=32, layers=1, heads=1), 50)
-        optimizers = make_optimizers(denoiser, TrainingConfig(optimizer=optimizer, weight_decay=0.3))
+        optimizers = make_optimizers(denoiser, TrainingConfig(optimizer=optimizer, weight_decay=0.3), torch.float32)
         for seed, scale in enumerate(gradients):
             generator = torch.Generator().manual_seed(seed)
             for p in denoiser.parameters():

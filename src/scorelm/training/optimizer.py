@@ -21,12 +21,12 @@ TOGETHER = 2**24
 """Most weights that Muon steps together: it takes several times their memory."""
 
 
-def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(denoiser: Denoiser, config: TrainingConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """What steps the weights that are trained, with decay on the backbone's matrices only.
 
     ``adamw``: one for all weights. ``muon``: the layers' matrices by orthogonalised momentum (Muon, with the scale of
-    arXiv 2502.16982), the rest by AdamW, which comes first. All state is there from the start, so that every
-    checkpoint has it.
+    arXiv 2502.16982), which multiplies in `dtype`, the rest by AdamW, which comes first. All state is there from the
+    start, so that every checkpoint has it.
     """
     done = {id(p) for p in denoiser.parameters() if not p.requires_grad}
     layers = [p for p in denoiser.backbone.layers.parameters() if config.optimizer == "muon" and p.ndim == 2]
@@ -37,23 +37,26 @@ def make_optimizers(denoiser: Denoiser, config: TrainingConfig) -> list[torch.op
     rest = [p for p in denoiser.parameters() if id(p) not in done]
     optimizers = [make_adamw([(matrices, config.weight_decay), (rest, 0.0)], config.lr)]
     if layers:
-        optimizers.append(Muon(layers, config.lr, config.weight_decay))
+        optimizers.append(Muon(layers, config.lr, config.weight_decay, dtype))
     return optimizers
 
 
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum 0.95 and the scale of arXiv 2502.16982, as `torch.optim.Muon` has it.
 
-    That one takes its matrices one by one, which is 600 launches for 24 of them: on a GPU as long as a small step.
-    Here all of one shape are taken together. Where `found_inf`, as AdamW has it, is 1, nothing changes.
+    That one takes its matrices one by one, which is 600 launches for 24 of them: on a GPU as long as a small step. And
+    it multiplies in bfloat16, which on a processor that has none takes longer than all the rest of a step. Here all of
+    one shape are taken together, in the precision of the run. Where `found_inf`, as AdamW has it, is 1, nothing changes.
 
     Args:
         matrices: what is stepped.
         lr: learning rate.
         weight_decay: share of the rate that is taken off the weights.
+        dtype: of the products.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
         weights = [p for group in self.param_groups for p in group["params"]]
         self.found_inf = torch.zeros((), device=weights[0].device)
@@ -79,19 +82,19 @@ class Muon(torch.optim.Optimizer):
         grad_NKL, kept = torch.stack([p.grad for p in matrices]), 1.0 - self.found_inf  # type: ignore[misc]
         grad_NKL = torch.where(kept > 0, grad_NKL, torch.stack(momenta))  # which leaves the momenta as they are
         torch._foreach_lerp_(momenta, grad_NKL.unbind(), decay)
-        update_NKL = orthogonalized(torch.stack(momenta).lerp(grad_NKL, decay))
+        update_NKL = orthogonalized(torch.stack(momenta).lerp(grad_NKL, decay), self.dtype)
         torch._foreach_mul_(matrices, 1.0 - kept * (group["lr"] * group["weight_decay"]))
         updates = (update_NKL * (kept * (-group["lr"] * scale))).unbind()
         torch._foreach_add_(matrices, [place_like(update, p) for update, p in zip(updates, matrices, strict=True)])
 
 
-def orthogonalized(matrix_NKL: Tensor) -> Tensor:
-    """Matrices with the same singular vectors whose singular values are all near 1, in bfloat16 and back.
+def orthogonalized(matrix_NKL: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices with the same singular vectors whose singular values are all near 1, with products in `dtype`.
 
     Five steps of a Newton-Schulz iteration, with the coefficients of https://kellerjordan.github.io/posts/muon/.
     """
     tall = matrix_NKL.shape[1] > matrix_NKL.shape[2]
-    x = (matrix_NKL.mT if tall else matrix_NKL).bfloat16()
+    x = (matrix_NKL.mT if tall else matrix_NKL).to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT

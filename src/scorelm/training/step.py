@@ -161,7 +161,7 @@ class Learner:
         self.averages = make_averages(self.denoiser, self.config.ema, share=not self._divided)
         self.losses = {name: self._spread(average, trained=False) for name, average in self.averages.items()}
         self.losses["weights"] = self._spread(self.denoiser, trained=True)
-        self.optimizers = make_optimizers(self.denoiser, self.config)
+        self.optimizers = make_optimizers(self.denoiser, self.config, self.dtype)
 
     def _spread(self, denoiser: Denoiser, trained: bool) -> nn.Module:
         """What computes a model's loss on this rank; only weights that are trained need to agree on gradients."""
