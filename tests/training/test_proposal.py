@@ -10,6 +10,7 @@ import torch
 
 from scorelm.cli import main
 from scorelm.cli.train import value
+from scorelm.config.network import Network
 from scorelm.config.recipe import ModelConfig, NoiseConfig, Recipe, TrainingConfig
 from scorelm.config.text import DataConfig
 from scorelm.config.toml import load_recipe
@@ -92,6 +93,15 @@ def test_a_run_is_compiled_on_a_gpu_that_can_be_compiled_for(
     assert compiles(CARD, 5) is bool(compiler)
     assert not compiles(CARD, 4.9) and not compiles(LAPTOP, 60) and not compiles(CARD, 60, init_from=Path("bert"))
     assert compiles(LAPTOP, 5, compile=True)
+
+
+def test_muon_steps_what_starts_from_nothing() -> None:
+    """Networks that others have trained, and adapters, have been tried with AdamW only."""
+    network = Network(family="bert", kv_heads=1, norm_eps=1e-6, positions=512)
+    started = Recipe(model=ModelConfig(dim=64, layers=2, network=network))
+    lora = Recipe(training=TrainingConfig(lora=4, init_from=Path("mine")))
+    found = [choose(said, ("dim",), text(1e6), OLD).recipe.training for said in (Recipe(), started, lora)]
+    assert [training.optimizer for training in found] == ["muon", "adamw", "adamw"]
 
 
 def test_flags_are_read_however_they_are_written() -> None:

@@ -143,8 +143,8 @@ class TrainingConfig(Options):
     accumulation: PositiveInt = 1
     """Batches whose gradients are added up for one step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: Muon for the layers, at 3 times --lr, and AdamW for the rest. Muon takes fewer steps, but is slow
-    on processors without native bfloat16. Chosen for the machine unless --recipe is given."""
+    """adamw, or muon: Muon for the layers, at 3 times --lr, and AdamW for the rest. Muon takes fewer steps. Unless
+    --recipe is given, it is chosen for a new model, and AdamW for a published network."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate of AdamW; a run from a published network takes 0.0005 unless this is given."""
     warmup: NonNegativeInt = 50

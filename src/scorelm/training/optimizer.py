@@ -44,9 +44,10 @@ def make_optimizers(denoiser: Denoiser, config: TrainingConfig, dtype: torch.dty
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum 0.95 and the scale of arXiv 2502.16982, as `torch.optim.Muon` has it.
 
-    That one takes its matrices one by one, which is 600 launches for 24 of them: on a GPU as long as a small step. And
-    it multiplies in bfloat16, which on a processor that has none takes longer than all the rest of a step. Here all of
-    one shape are taken together, in the precision of the run. Where `found_inf`, as AdamW has it, is 1, nothing changes.
+    That one takes its matrices one by one, which is 600 launches for 24 of them: on a GPU as long as a small step. It
+    multiplies in bfloat16, which on a processor that has none takes as long as all the rest of a step. Here those of
+    one shape are taken together, in the precision of the run. Where `found_inf`, as AdamW has it, is 1, nothing
+    changes.
 
     Args:
         matrices: what is stepped.

@@ -175,7 +175,7 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
     training = recipe.training
     found = {
         "rows": rows,
-        "optimizer": "muon" if machine.dtype == torch.bfloat16 else "adamw",
+        "optimizer": "muon" if model.network is None and not training.lora else "adamw",
         "dropout": 0.0 if epochs < 2 else 0.1 if epochs < 12 else 0.2,
         "patience": PATIENCE if epochs >= 2 else None,
         "compile": training.compile or worth_compiling(training, machine, trained / speed),
