@@ -7,6 +7,7 @@ the soft token ``softmax(evidence + prior)`` and its output is a Bayesian update
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from scorelm.config.recipe import ModelConfig
 from scorelm.device import send
 from scorelm.model.backbone import Backbone, Count, Transformer
-from scorelm.model.embedding import Embedding, evidence, nearest_token
+from scorelm.model.embedding import Embedding, context_vectors, evidence, nearest_token
 from scorelm.model.kernels import different_rows
 from scorelm.model.layout import Layout
 from scorelm.model.prediction import Prediction, in_chunks
@@ -101,6 +102,17 @@ class Denoiser(nn.Module):
         frequency_V = (counts_V.double() + 0.5) / (counts_V.sum() + 0.5 * len(counts_V))
         with torch.no_grad():
             self.prior.copy_(frequency_V.log())
+
+    def set_embeddings(self, counts: Sequence[Tensor]) -> None:
+        """Start tokens that stand beside the same others near to each other.
+
+        Much noise then says at least of what kind a token is, where it would say nothing. Training by cross-entropy
+        leaves embeddings where they start.
+
+        Args:
+            counts: for each distance how often a token stands so far before another, sparse [V, V].
+        """
+        self.embedding.bring_together(context_vectors(counts, self.embedding.weight.shape[1]))
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Take over the weights of a model, or those that a pretrained network has; the rest stays.

@@ -6,10 +6,14 @@ Every row of the table is L2-normalised and scaled to norm sqrt(E) (CDCD, arXiv 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+ALIKE = 0.5
+"""How much of the square of an embedding tells what stands beside its token, at the start; the rest is random."""
 
 
 class Embedding(nn.Module):
@@ -20,6 +24,13 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(vocab_size, dim))
         self.norm = math.sqrt(dim)
 
+    def bring_together(self, vectors_VE: Tensor) -> None:
+        """Start tokens whose vectors point the same way near to each other; one whose vector is 0 stays as it is."""
+        with torch.no_grad():
+            alike_VE, random_VE = F.normalize(vectors_VE, dim=-1), F.normalize(self.weight, dim=-1)
+            mixed_VE = math.sqrt(ALIKE) * alike_VE + math.sqrt(1 - ALIKE) * random_VE
+            self.weight.copy_(F.normalize(mixed_VE, dim=-1) * self.norm)
+
     def table(self) -> Tensor:
         """All embeddings, [V, E]."""
         return F.normalize(self.weight, dim=-1) * self.norm
@@ -27,6 +38,37 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids of any shape: [..., E]."""
         return F.normalize(F.embedding(ids, self.weight), dim=-1) * self.norm
+
+
+def context_vectors(counts: Sequence[Tensor], size: int) -> Tensor:
+    """Vectors of all tokens, [V, size], which point the same way where tokens stand beside the same others.
+
+    Positive pointwise mutual information with the tokens on either side (Levy, Goldberg and Dagan 2015, TACL 3, with
+    their smoothing of contexts), as wide as its largest singular values, each weighed by its root, but without the
+    largest of all, which says how frequent a token is (arXiv 1702.01417). A token without neighbours has the vector 0.
+
+    Args:
+        counts: for each distance how often a token stands so far before another, sparse [V, V].
+        size: of a vector.
+    """
+    sides = [information(side_VV.coalesce()) for count_VV in counts for side_VV in (count_VV, count_VV.t())]
+    matrix_VC = torch.cat(sides, 1)
+    rank = min(size + 1, len(matrix_VC))
+    with torch.random.fork_rng(devices=[]):
+        u_VR, s_R, _ = torch.svd_lowrank(matrix_VC, q=min(rank + 16, len(matrix_VC)), niter=2)
+    return F.pad(u_VR[:, 1:rank] * s_R[1:rank].sqrt(), (0, size - rank + 1))
+
+
+def information(count_VV: Tensor) -> Tensor:
+    """Positive pointwise mutual information of rows with columns, sparse as the counts are."""
+    row_N, column_N = count_VV.indices()
+    row_V, column_V = (torch.sparse.sum(count_VV, dim).to_dense() for dim in (1, 0))
+    share_V = column_V.pow(0.75)
+    share_V = share_V / share_V.sum()
+    value_N = (count_VV.values() / (row_V[row_N] * share_V[column_N])).log().clamp(min=0)
+    return torch.sparse_coo_tensor(
+        count_VV.indices(), value_N, count_VV.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def evidence(x_NE: Tensor, sigma_N: Tensor, table_VE: Tensor, prior_V: Tensor | None = None) -> Tensor:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 WIDTH_MULTIPLE = 64
 """The width of rows that follows from the documents is a multiple of this."""
+PAIRS = 2**23
+"""Tokens of whose neighbours more is not learned from more."""
 
 
 class Ahead:
@@ -167,6 +169,27 @@ class TrainingData:
     def token_counts(self) -> Tensor:
         """How often every token occurs in the training documents, [V]."""
         return torch.from_numpy(self._counts)
+
+    def pair_counts(self) -> list[Tensor]:
+        """How often every token stands one place before every other in training documents, and two: sparse [V, V].
+
+        Of a text of more than `PAIRS` tokens about so many are counted, evenly spread.
+        """
+        size, chunks = self.tokenizer.vocab_size, self.documents.train.data.column("ids").chunks
+        counted = [chunk for chunk in chunks[:: -(-self.tokens // PAIRS)] if len(chunk)]
+        ids = np.concatenate([chunk.flatten().to_numpy() for chunk in counted]).astype(np.int64)
+        lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in counted])
+        document = np.repeat(np.arange(len(lengths)), lengths)
+        found = []
+        for distance in (1, 2):
+            inside = document[:-distance] == document[distance:]
+            keys, counts = np.unique(ids[:-distance][inside] * size + ids[distance:][inside], return_counts=True)
+            places = torch.from_numpy(np.stack(np.divmod(keys, size)))
+            values = torch.from_numpy(counts).float()
+            found.append(
+                torch.sparse_coo_tensor(places, values, (size, size), is_coalesced=True, check_invariants=False)
+            )
+        return found
 
     def lengths(self, recipe: Recipe) -> list[int]:
         """Histogram of training documents' lengths, [max_length + 1]."""
