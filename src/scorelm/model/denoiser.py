@@ -7,7 +7,6 @@ the soft token ``softmax(evidence + prior)`` and its output is a Bayesian update
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -103,16 +102,16 @@ class Denoiser(nn.Module):
         with torch.no_grad():
             self.prior.copy_(frequency_V.log())
 
-    def set_embeddings(self, counts: Sequence[Tensor]) -> None:
+    def set_embeddings(self, counts_SVC: Tensor) -> None:
         """Start tokens that stand beside the same others near to each other.
 
         Much noise then says at least of what kind a token is, where it would say nothing. Training by cross-entropy
         leaves embeddings where they start.
 
         Args:
-            counts: for each distance how often a token stands so far before another, sparse [V, V].
+            counts_SVC: how often a token has each of C others beside it, in S places beside it.
         """
-        self.embedding.bring_together(context_vectors(counts, self.embedding.weight.shape[1]))
+        self.embedding.bring_together(context_vectors(counts_SVC, self.embedding.weight.shape[1]))
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Take over the weights of a model, or those that a pretrained network has; the rest stays.

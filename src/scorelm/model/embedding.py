@@ -6,7 +6,6 @@ Every row of the table is L2-normalised and scaled to norm sqrt(E) (CDCD, arXiv 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,15 @@ class Embedding(nn.Module):
         self.norm = math.sqrt(dim)
 
     def bring_together(self, vectors_VE: Tensor) -> None:
-        """Start tokens whose vectors point the same way near to each other; one whose vector is 0 stays as it is."""
+        """Start tokens whose vectors point the same way near to each other; one whose vector is 0 stays as it is.
+
+        All vectors are first turned together to where they are nearest to the embeddings (orthogonal Procrustes), since
+        the axes and signs that a decomposition gives them differ from one processor to the next.
+        """
         with torch.no_grad():
             alike_VE, random_VE = F.normalize(vectors_VE, dim=-1), F.normalize(self.weight, dim=-1)
-            mixed_VE = math.sqrt(ALIKE) * alike_VE + math.sqrt(1 - ALIKE) * random_VE
+            u_EE, _, v_EE = torch.linalg.svd(alike_VE.T @ random_VE)
+            mixed_VE = math.sqrt(ALIKE) * alike_VE @ (u_EE @ v_EE) + math.sqrt(1 - ALIKE) * random_VE
             self.weight.copy_(F.normalize(mixed_VE, dim=-1) * self.norm)
 
     def table(self) -> Tensor:
@@ -40,35 +44,25 @@ class Embedding(nn.Module):
         return F.normalize(F.embedding(ids, self.weight), dim=-1) * self.norm
 
 
-def context_vectors(counts: Sequence[Tensor], size: int) -> Tensor:
+def context_vectors(counts_SVC: Tensor, size: int) -> Tensor:
     """Vectors of all tokens, [V, size], which point the same way where tokens stand beside the same others.
 
-    Positive pointwise mutual information with the tokens on either side (Levy, Goldberg and Dagan 2015, TACL 3, with
-    their smoothing of contexts), as wide as its largest singular values, each weighed by its root, but without the
-    largest of all, which says how frequent a token is (arXiv 1702.01417). A token without neighbours has the vector 0.
+    Positive pointwise mutual information with neighbours (Levy, Goldberg and Dagan 2015, TACL 3, with their smoothing),
+    as wide as its largest singular values, each weighed by its root, but without the largest of all, which says how
+    frequent a token is (arXiv 1702.01417). A token without neighbours has the vector 0.
 
     Args:
-        counts: for each distance how often a token stands so far before another, sparse [V, V].
+        counts_SVC: how often a token has each of C others beside it, in S places beside it.
         size: of a vector.
     """
-    sides = [information(side_VV.coalesce()) for count_VV in counts for side_VV in (count_VV, count_VV.t())]
-    matrix_VC = torch.cat(sides, 1)
-    rank = min(size + 1, len(matrix_VC))
+    share_S1C = counts_SVC.sum(1, keepdim=True).pow(0.75)
+    share_S1C = share_S1C / share_S1C.sum(2, keepdim=True)
+    ratio_SVC = counts_SVC / (counts_SVC.sum(2, keepdim=True) * share_S1C)
+    matrix_VN = torch.where(ratio_SVC > 1, ratio_SVC.log(), 0.0).transpose(0, 1).flatten(1)
+    rank = min(size + 1, *matrix_VN.shape)
     with torch.random.fork_rng(devices=[]):
-        u_VR, s_R, _ = torch.svd_lowrank(matrix_VC, q=min(rank + 16, len(matrix_VC)), niter=2)
+        u_VR, s_R, _ = torch.svd_lowrank(matrix_VN, q=min(rank + 16, *matrix_VN.shape), niter=2)
     return F.pad(u_VR[:, 1:rank] * s_R[1:rank].sqrt(), (0, size - rank + 1))
-
-
-def information(count_VV: Tensor) -> Tensor:
-    """Positive pointwise mutual information of rows with columns, sparse as the counts are."""
-    row_N, column_N = count_VV.indices()
-    row_V, column_V = (torch.sparse.sum(count_VV, dim).to_dense() for dim in (1, 0))
-    share_V = column_V.pow(0.75)
-    share_V = share_V / share_V.sum()
-    value_N = (count_VV.values() / (row_V[row_N] * share_V[column_N])).log().clamp(min=0)
-    return torch.sparse_coo_tensor(
-        count_VV.indices(), value_N, count_VV.shape, is_coalesced=True, check_invariants=False
-    )
 
 
 def evidence(x_NE: Tensor, sigma_N: Tensor, table_VE: Tensor, prior_V: Tensor | None = None) -> Tensor:

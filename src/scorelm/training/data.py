@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 WIDTH_MULTIPLE = 64
 """The width of rows that follows from the documents is a multiple of this."""
-PAIRS = 2**23
-"""Tokens of whose neighbours more is not learned from more."""
+COUNTED, CELLS = 2**22, 2**23
+"""Most tokens whose neighbours are counted, and most counts for each place beside a token."""
 
 
 class Ahead:
@@ -170,26 +170,27 @@ class TrainingData:
         """How often every token occurs in the training documents, [V]."""
         return torch.from_numpy(self._counts)
 
-    def pair_counts(self) -> list[Tensor]:
-        """How often every token stands one place before every other in training documents, and two: sparse [V, V].
+    def neighbour_counts(self) -> Tensor:
+        """How often a token has each of the C most frequent ones one place after it, before it, and two: [4, V, C].
 
-        Of a text of more than `PAIRS` tokens about so many are counted, evenly spread.
+        Counted are training documents, and of a text of more than `COUNTED` tokens about so many, evenly spread.
         """
         size, chunks = self.tokenizer.vocab_size, self.documents.train.data.column("ids").chunks
-        counted = [chunk for chunk in chunks[:: -(-self.tokens // PAIRS)] if len(chunk)]
+        frequent = np.argsort(-self._counts, kind="stable")[: max(1, CELLS // size)]
+        number = np.full(size, -1)
+        number[frequent] = np.arange(len(frequent))
+        counted = [chunk for chunk in chunks[:: -(-self.tokens // COUNTED)] if len(chunk)]
         ids = np.concatenate([chunk.flatten().to_numpy() for chunk in counted]).astype(np.int64)
-        lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in counted])
-        document = np.repeat(np.arange(len(lengths)), lengths)
+        document = np.repeat(np.arange(sum(map(len, counted))), np.concatenate([c.value_lengths() for c in counted]))
         found = []
         for distance in (1, 2):
             inside = document[:-distance] == document[distance:]
-            keys, counts = np.unique(ids[:-distance][inside] * size + ids[distance:][inside], return_counts=True)
-            places = torch.from_numpy(np.stack(np.divmod(keys, size)))
-            values = torch.from_numpy(counts).float()
-            found.append(
-                torch.sparse_coo_tensor(places, values, (size, size), is_coalesced=True, check_invariants=False)
-            )
-        return found
+            before, after = ids[:-distance][inside], ids[distance:][inside]
+            for token, beside in ((before, number[after]), (after, number[before])):
+                cells = (token * len(frequent) + beside)[beside >= 0]
+                counts = np.bincount(cells, minlength=size * len(frequent))
+                found.append(torch.from_numpy(counts.reshape(size, -1)).float())
+        return torch.stack(found)
 
     def lengths(self, recipe: Recipe) -> list[int]:
         """Histogram of training documents' lengths, [max_length + 1]."""

@@ -153,7 +153,7 @@ class Learner:
             if isinstance(module, Dropout):
                 module.p = self.config.dropout
         self.denoiser.set_prior(data.token_counts())
-        self.denoiser.set_embeddings(data.pair_counts())
+        self.denoiser.set_embeddings(data.neighbour_counts())
         if weights is not None:
             self.denoiser.start_from(weights)
         if self.config.lora:
