@@ -27,7 +27,7 @@ from scorelm.training.trainer import Trainer
 
 ARMS = {
     f"{optimizer} {lr:g}": {"training__optimizer": optimizer, "training__lr": lr}
-    for optimizer, rates in {"adamw": (2e-3, 4e-3), "muon": (2e-3, 4e-3, 8e-3)}.items()
+    for optimizer, rates in {"adamw": (2e-3,), "muon": (2e-3, 4e-3)}.items()
     for lr in rates
 }
 BOUND_BY, TURN = "adamw 0.002", 20

@@ -62,8 +62,10 @@ def context_vectors(counts_SVC: Tensor, size: int) -> Tensor:
     rank = min(size + 1, *matrix_VN.shape)
     with torch.random.fork_rng(devices=[]):
         u_VR, s_R, _ = torch.svd_lowrank(matrix_VN, q=min(rank + 16, *matrix_VN.shape), niter=2)
-    some_V1 = (matrix_VN > 0).any(1, keepdim=True)  # else rounding errors would point somewhere
-    return F.pad(some_V1 * u_VR[:, 1:rank] * s_R[1:rank].sqrt(), (0, size - rank + 1))
+    vector_VR = u_VR[:, 1:rank] * s_R[1:rank].sqrt()
+    norm_V1 = vector_VR.norm(dim=1, keepdim=True)
+    vector_VR = torch.where(norm_V1 > 0.01 * norm_V1.max(), vector_VR, 0.0)  # else rounding errors point somewhere
+    return F.pad(vector_VR, (0, size - rank + 1))
 
 
 def evidence(x_NE: Tensor, sigma_N: Tensor, table_VE: Tensor, prior_V: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -175,13 +176,16 @@ class TrainingData:
 
         Counted are training documents, and of a text of more than `COUNTED` tokens about so many, evenly spread.
         """
-        size, chunks = self.tokenizer.vocab_size, self.documents.train.data.column("ids").chunks
+        size, share = self.tokenizer.vocab_size, min(1.0, COUNTED / self.tokens)
         frequent = np.argsort(-self._counts, kind="stable")[: max(1, CELLS // size)]
         number = np.full(size, -1)
         number[frequent] = np.arange(len(frequent))
-        counted = [chunk for chunk in chunks[:: -(-self.tokens // COUNTED)] if len(chunk)]
-        ids = np.concatenate([chunk.flatten().to_numpy() for chunk in counted]).astype(np.int64)
-        document = np.repeat(np.arange(sum(map(len, counted))), np.concatenate([c.value_lengths() for c in counted]))
+        parts, begins = [], []
+        for chunk in self.documents.train.data.column("ids").chunks:
+            every, first = chunk.flatten().to_numpy(), chunk.offsets.to_numpy()[:-1]
+            parts.append(every[: math.ceil(share * len(every))])
+            begins.append(np.isin(np.arange(len(parts[-1])), first - first[:1]))
+        ids, document = np.concatenate(parts).astype(np.int64), np.concatenate(begins).cumsum()
         found = []
         for distance in (1, 2):
             inside = document[:-distance] == document[distance:]
