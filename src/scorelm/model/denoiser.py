@@ -105,8 +105,8 @@ class Denoiser(nn.Module):
     def set_embeddings(self, counts_SVC: Tensor) -> None:
         """Start tokens that stand beside the same others near to each other.
 
-        Much noise then says at least of what kind a token is, where it would say nothing. Training by cross-entropy
-        leaves embeddings where they start.
+        Through much noise it can then be seen of what kind a token is. Training by cross-entropy does not bring tokens
+        together by itself.
 
         Args:
             counts_SVC: how often a token has each of C others beside it, in S places beside it.
