@@ -72,6 +72,12 @@ def reached(curve: dict[str, list[float]], bound: float) -> tuple[float, float] 
     return None
 
 
+def shown(found: dict[str, float], digits: int) -> str:
+    """A mean with its interval, which a single seed has not."""
+    interval = f" ± {found['half']:.{digits}f}" if found["seeds"] > 1 else ""
+    return f"{found['mean']:.{digits}f}{interval}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
@@ -93,9 +99,8 @@ def main() -> None:
         if None not in there:
             pairs = [(k, s / by["seconds"][-1]) for (k, s), by in zip(there, bounds, strict=True)]
             steps_there, time_there = (spread(list(part)) for part in zip(*pairs, strict=True))
-            cells = [f"{steps_there['mean']:.0f} ± {steps_there['half']:.0f}"]
-            cells += [f"{time_there['mean']:.2f} ± {time_there['half']:.2f}"]
-        print(f"{arm:<14}{loss['mean']:>8.3f} ± {loss['half']:.3f}{cells[0]:>16}{cells[1]:>18}{pace['mean']:>16.2f}")
+            cells = [shown(steps_there, 0), shown(time_there, 2)]
+        print(f"{arm:<14}{shown(loss, 3):>16}{cells[0]:>16}{cells[1]:>18}{pace['mean']:>16.2f}")
 
 
 if __name__ == "__main__":
