@@ -95,7 +95,7 @@ def test_a_run_is_compiled_on_a_gpu_that_can_be_compiled_for(
     assert compiles(LAPTOP, 5, compile=True)
 
 
-def test_muon_steps_what_starts_from_nothing() -> None:
+def test_muon_is_proposed_but_not_for_what_others_have_trained() -> None:
     """Networks that others have trained, and adapters, have been tried with AdamW only."""
     network = Network(family="bert", kv_heads=1, norm_eps=1e-6, positions=512)
     started = Recipe(model=ModelConfig(dim=64, layers=2, network=network))

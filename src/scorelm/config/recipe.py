@@ -144,7 +144,7 @@ class TrainingConfig(Options):
     """Batches whose gradients are added up for one step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon: Muon for the layers, at 3 times --lr, and AdamW for the rest. Muon takes fewer steps. Unless
-    --recipe is given it is chosen, but for a published network and with --lora AdamW is."""
+    --recipe is given, muon is chosen, and adamw for a published network or with --lora."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate of AdamW; a run from a published network takes 0.0005 unless this is given."""
     warmup: NonNegativeInt = 50

@@ -228,7 +228,7 @@ def bound_levels(lm: ScoreLM) -> Schedule:
     """The model's noise levels, from the one on at which telling a token is easy (`easy_snr`).
 
     A bound may begin at any level, with a draw from the posterior there. Below this one a model that is right has
-    nothing to tell, while one that is wrong about a token in thousands makes a mean over a few levels jump.
+    little to tell, while one that is wrong about a token in thousands makes a mean over a few levels jump.
     """
     schedule, least = lm.schedule, lm.norm / easy_snr(lm.tokenizer.vocab_size)
     return replace(schedule, sigma_min=least) if schedule.sigma_min < least < schedule.sigma_max else schedule

@@ -237,9 +237,9 @@ class Trainer:
         read_tensors(checkpoint, tensors, self.ranks)
         self.learner.load_tensors(tensors)
         self.schedule = schedule_from_dict(state["schedule"])
-        before = state.get("before")  # earlier checkpoints have neither this
+        before = state.get("before")  # not in earlier checkpoints
         self.before = None if before is None else Provenance.model_validate(before)
-        self.tells_next_token = state.get("tells_next_token", False)  # nor this
+        self.tells_next_token = state.get("tells_next_token", False)  # not in earlier checkpoints
         if self.curve is not None and isinstance(self.schedule, Gumbel):
             self.curve.schedule, self.curve.sums = self.schedule, tensors["curve"].clone()
         skipped, in_a_row = state["skipped"]
