@@ -257,6 +257,8 @@ def test_cut_utf8_names_the_byte(tmp_path):
 
 def test_missing_field_lists_the_fields(tmp_path):
     bad("has no field 'text'; its fields are id, body", written(tmp_path / "a.csv", field="body"))
+    (tmp_path / "nothing.jsonl").write_text("{}\n")
+    bad("nothing has no field 'text'; its fields are none at all$", tmp_path / "nothing.jsonl")
     bad("field 'id' of .* holds int, not text", written(tmp_path / "a.jsonl"), reading=Reading("id"))
 
 

@@ -49,6 +49,8 @@ def hub(tmp_path, monkeypatch):
         hub.put_dataset(NAME, files | {"README.md": CARD})
         hub.put_dataset("amos/odd", {"train-0.jsonl": jsonl(LONG), "train-1.jsonl": b'{"other": 1}\n'})
         hub.put_dataset("amos/two", {"train.jsonl": jsonl(LONG), "test.jsonl": jsonl(TEST)})
+        hub.put_dataset("amos/empty", {"train.jsonl": b""})
+        hub.put_dataset("amos/blank", {"train.jsonl": b"\n"})
         yield hub
 
 
@@ -90,6 +92,8 @@ BAD = {
     "no such split of a part": ("amos/two", {"hub_split": "train[:10"}, r"has no split train\[:10: give --hub-split"),
     "no such dataset": ("amos/none", {}, "amos/none is not a file or directory, and .* gave no such dataset"),
     "files that do not go together": ("amos/odd", {}, r"^cannot read amos/odd \(Couldn't cast\)$"),
+    "an empty file": ("amos/empty", {}, "^amos/empty has no records to read$"),
+    "a blank file": ("amos/blank", {}, "^amos/blank has no records to read$"),
     "an empty name": (NAME, {"hub_config": ""}, "--hub-split and --hub-config need a name"),
 }
 

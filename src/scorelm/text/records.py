@@ -269,8 +269,9 @@ def require_field(field: str, fields: list[str]) -> None:
 
 
 def listed(fields: Iterable[str]) -> str:
-    """Names of fields in one line, in quotes where white space or a comma would be misread."""
-    return brief(", ".join(repr(name) if not name or re.search(r"[\s,]", name) else name for name in fields))
+    """Names of fields in one line, in quotes where white space or a comma would be misread; none at all in words."""
+    names = [repr(name) if not name or re.search(r"[\s,]", name) else name for name in fields]
+    return brief(", ".join(names) or "none at all")
 
 
 def text_column(column: Any, field: str) -> pa.StringArray:

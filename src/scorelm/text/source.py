@@ -245,6 +245,9 @@ def _why_not(source: str, reading: Reading, error: Exception) -> str:
     import datasets
 
     name, config, split = brief(source), reading.hub_config, reading.hub_split or "train"
+    nothing = f"{name} has no records to read"
+    if isinstance(error, StopIteration):  # no file has a line
+        return nothing
     if type(error) is ValueError:  # of `datasets` itself, and not of what parses files
         with suppress(Exception):
             default = config or datasets.get_dataset_default_config_name(source)
@@ -252,6 +255,8 @@ def _why_not(source: str, reading: Reading, error: Exception) -> str:
                 has = "several configurations" if config is None else f"no configuration {brief(config)}"
                 return f"{name} has {has}: give --hub-config with one of {listed(configs)}"
             splits = datasets.get_dataset_split_names(source, default)
+            if split in splits:
+                return nothing
             part = "" if reading.streaming else f", or a part such as {splits[0]}[:10%]"
             return f"{name} has no split {brief(split)}: give --hub-split with one of {listed(splits)}{part}"
     there = isinstance(error, datasets.exceptions.DatasetGenerationError)
