@@ -476,6 +476,7 @@ BAD = {
     "no blank of that sign": (("infill", "{run}", "a ____", "--blank", "@"), "write @"),
     "too many words": (("infill", "{run}", "a ____", "--blank-words", "99"), "tokens"),
     "no text to fill in": (("infill",), "text"),
+    "a model to fill in": (("infill", "{run}"), "is a directory: give a text too"),
     "text without quotes": (("infill", "{run}", "And", "____"), "quotes"),
     "no text to price": (("score", "{run}", "-d", "{folder}/empty.txt"), "empty"),
     "nothing to plot": (("score", "{run}", "--path", "ordered", "--limit", "2", "--plot", "{folder}/a.png"), "ordered"),

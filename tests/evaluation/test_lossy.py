@@ -58,6 +58,7 @@ def test_where_a_text_comes_back_changed_there_are_no_bits_per_character_unless_
     )
     assert lossy.bits_per_char == pytest.approx(float(lossy.by_text.sum()) / math.log(2) / len("the first lightlight"))
     assert strict.to_json()["bits_per_char"] is None and strict.to_json()["unknown_characters"] == 2
+    assert price(normalising, "").bits_per_char is None
     plain = price(normalising, "light")
     assert (
         plain.unknown_characters == 0 and plain.bits_per_char == price(normalising, "light", lossy=True).bits_per_char

@@ -11,7 +11,7 @@ from scorelm.errors import InputError
 from scorelm.evaluation.likelihood import bound
 from scorelm.evaluation.price import bound_levels, price
 from scorelm.evaluation.rows import batches, cut, length_nats, most_positions
-from scorelm.noise.schedule import Log
+from scorelm.noise.schedule import Gumbel, Log
 from scorelm.sampling.paths import make_path
 
 from ..conftest import SPECIAL
@@ -179,6 +179,26 @@ def test_a_bound_begins_where_a_token_is_easy_to_tell(low, high):
         assert float(price(lm, TEXTS[0], draws=1).integrand[0].min()) > begins
     finally:
         lm.schedule = before
+
+
+@pytest.mark.parametrize("mu", [0.0, 1.0, 2.0])
+def test_a_bound_does_not_miss_the_levels_that_a_steep_schedule_leaves_out(mu):
+    """With levels drawn as a schedule that was fitted so steep says, the figure would be far below."""
+    lm = make_model()
+    before, log = lm.schedule, price(lm, TEXTS, seed=1).nats_per_token
+    lm.schedule = Gumbel(0.1, 20.0, mu, beta=0.1)
+    try:
+        assert bound_levels(lm).beta > 0.4
+        assert price(lm, TEXTS, seed=1).nats_per_token == pytest.approx(log, rel=0.25)
+    finally:
+        lm.schedule = before
+
+
+def test_one_token_in_one_step_is_what_left_to_right_costs_exactly():
+    lm = make_model()
+    found, expected = price(lm, TEXTS, "blocks:1", steps=1), price(lm, TEXTS, "ordered")
+    torch.testing.assert_close(found.by_text, expected.by_text, rtol=1e-5, atol=1e-4)
+    assert found.exact and not price(lm, TEXTS, "blocks:1", steps=2).exact and not price(lm, TEXTS, "blocks:1").exact
 
 
 def test_the_curve_adds_up_to_the_diffusion_term():

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -53,6 +54,20 @@ def kolmogorov(u):
     n = len(u)
     k = torch.arange(n, dtype=torch.float64)
     return float(torch.maximum(((k + 1) / n - u).max(), (u - k / n).max()))
+
+
+def test_every_kind_is_a_pattern_of_its_own():
+    """One that `draw_levels` left out would be drawn as another."""
+    document, block, _ = cut(12, 6, 40)
+    drawn = [levels(kind, document, block) for kind in KINDS]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(drawn, 2))
+
+
+def test_more_random_numbers_than_there_are_is_an_error_that_says_where_they_are_counted():
+    numbers = Uniform(torch.rand(1, 2, 3, dtype=torch.float64))
+    numbers.table()
+    with pytest.raises(RuntimeError, match="`tables`"):
+        numbers.table()
 
 
 # --- draw_levels ------------------------------------------------------------------------------------------------------

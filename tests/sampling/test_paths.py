@@ -198,6 +198,7 @@ def test_what_a_path_says_of_itself():
     assert {n for n in PATHS if make_path(n).adaptive} == {"confidence", "entropy", "surest", "bounded"}
     assert {n for n in PATHS if make_path(n).budgeted} == {"confidence", "entropy"}
     assert {n for n in PATHS if make_path(n).jumps} == {"shuffled", "surest", "bounded", "remask"}
+    assert {n for n in PATHS if make_path(n).exact} == {"surest", "bounded"}
     assert {n for n in PATHS if make_path(n).forgets} == {"remask"}
     assert {n: make_path(n).slope for n in PATHS if make_path(n).slope is not None} == {
         "uniform": 0, "ramp": 0.25, "blocks": 0,

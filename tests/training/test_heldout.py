@@ -15,10 +15,12 @@ import torch
 from scorelm import ScoreLM, price
 from scorelm.config.recipe import Recipe, TrainingConfig
 from scorelm.errors import InputError
+from scorelm.evaluation.price import ORDERS
 from scorelm.objectives import OBJECTIVES
+from scorelm.sampling.paths import PATHS
 from scorelm.training import heldout, loop, train, trainer
 from scorelm.training.data import TrainingData, prepare
-from scorelm.training.heldout import check_select, choose_rows, decide, plan, times_of, verdict
+from scorelm.training.heldout import check_select, choose_rows, decide, is_walked, plan, times_of, verdict, work
 from scorelm.training.loop import can_plan, forecast
 from scorelm.training.progress import Cooling, Progress, Watch
 
@@ -49,6 +51,10 @@ def looks(tools: Any, out: Path) -> list[dict[str, Any]]:
 # --- how much and how often -------------------------------------------------------------------------------------------
 
 
+def test_paths_without_a_line_are_walked_and_orders_are_not() -> None:
+    assert [name for name in (*PATHS, *ORDERS) if not is_walked(name)] == ["uniform", "ramp", "blocks", *ORDERS]
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("total", [1e4, 1e6, 1e7, 1e9, 1e11])
 def test_prices_take_no_more_than_their_share_of_the_work(objective: str, total: float) -> None:
@@ -57,7 +63,7 @@ def test_prices_take_no_more_than_their_share_of_the_work(objective: str, total:
 
     recipe, watch = Recipe(training=TrainingConfig(objective=objective)), Watch()
     plan(watch, recipe, Text(), total)  # type: ignore[arg-type]
-    passes = sum(heldout.WORK[path] for path in OBJECTIVES[objective].watched)
+    passes = sum(work(path) for path in OBJECTIVES[objective].watched)
     batch = recipe.training.rows * recipe.data.max_length
     each = watch.tokens * passes + heldout.HELDOUT_BATCHES * (len(recipe.training.ema) + 1) * batch
     assert watch.times * each <= 0.03 * total * heldout.TRAINING_WORK

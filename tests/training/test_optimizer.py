@@ -22,7 +22,9 @@ from scorelm.training.optimizer import (
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_weight_has_one_rule_and_only_matrices_of_the_backbone_decay(name: str) -> None:
+    """A parameter with two axes that multiplies nothing, such as FiLM's offsets or a gate, is no matrix."""
     denoiser = Denoiser(ModelConfig(dim=32, layers=2, heads=2, noise_conditioning="film"), 50)
+    gate = denoiser.backbone.layers[0].gate = nn.Parameter(torch.ones(2, 32))
     optimizers = make_optimizers(denoiser, TrainingConfig(optimizer=name, weight_decay=0.3), torch.float32)
     set_learning_rate(optimizers, 1e-2)
     found = {}
@@ -31,8 +33,9 @@ def test_every_weight_has_one_rule_and_only_matrices_of_the_backbone_decay(name:
             for p in group["params"]:
                 assert id(p) not in found and optimizer.state[p]
                 found[id(p)] = (type(optimizer), group["weight_decay"], group["lr"])
-    layers = {id(p) for p in denoiser.backbone.layers.parameters()}
-    matrices = {id(p) for p in denoiser.backbone.parameters() if p.ndim == 2}
+    layers = {id(p) for p in denoiser.backbone.layers.parameters()} - {id(gate)}
+    others = {id(p) for p in (gate, denoiser.backbone.film.offset)}
+    matrices = {id(p) for p in denoiser.backbone.parameters() if p.ndim == 2} - others
     assert layers < matrices  # FiLM's are no part of Muon
     for p in denoiser.parameters():
         if name == "muon" and id(p) in layers:

@@ -76,7 +76,7 @@ def test_readings_are_counted_in_the_time_and_rows_that_are_proposed() -> None:
     assert tiny.training.minutes == 1 and int(re.search(r"about (\d+) times", lines[-1])[1]) > 100
     given = Recipe(training=TrainingConfig(steps=60, rows=8))
     few, lines = choose(given, ("steps", "rows"), text(20_000), LAPTOP)
-    assert few.training.dropout == 0 and "read 154% through" in lines[-1]  # 60 x 8 x 64 of 20,000
+    assert few.training.dropout == 0 and "read about 1.5 times" in lines[-1]  # 60 x 8 x 64 of 20,000
 
 
 @pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
@@ -159,6 +159,21 @@ def test_tokens_are_counted_as_training_will_find_them() -> None:
     counts = np.array([len(ids) for ids in exact.train["ids"]])
     assert found.tokens == pytest.approx(counts.sum(), rel=0.03)
     assert np.quantile(found.lengths, 0.995) == pytest.approx(np.quantile(counts, 0.995), rel=0.1)
+
+
+def test_one_long_line_of_other_words_does_not_change_what_the_others_are_taken_for(tmp_path: Path) -> None:
+    """Its characters for each token are not theirs."""
+    lines = [f"{n} is the number of line {n * n}" for n in range(200)]
+    (tmp_path / "odd.txt").write_text("\n".join([*lines, "word " * 9000]))
+    tokenizer = SentencePieceTokenizer.train([*lines, "word"], 300)
+    tokenizer.save(tmp_path / "tokenizer.model")
+    config = DataConfig(source=str(tmp_path / "odd.txt"), holdout=0, tokenizer=tmp_path / "tokenizer.model")
+    found = measure_text(load_corpus(config.source, Reading.of(config), holdout=0), config, fixed=True)
+    assert list(found.lengths[:200]) == [len(tokenizer.encode(line)) + 2 for line in lines]
+
+
+def test_a_text_that_is_one_example_is_said_to_be_one() -> None:
+    assert "in one example, so that nothing" in choose(Recipe(), (), Text("a", np.full(1, 900), 512), OLD).lines[0]
 
 
 def test_a_run_takes_what_is_proposed_and_what_was_given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -43,6 +44,8 @@ class InfillVerb(Verb):
         """Fill in the blanks and print the texts."""
         if len(self.words) not in (1, 2):
             raise InputError(f"give [MODEL] and one text in quotes, not {len(self.words)} words")
+        if len(self.words) == 1 and isdir(self.words[0]):
+            raise InputError(f"{self.words[0]} is a directory: give a text too, in quotes")
         if self.mark and self.how.repair is not None:
             raise InputError(
                 "a repair writes everything anew, so there is nothing to mark: leave out --mark or --repair"

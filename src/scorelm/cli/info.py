@@ -82,15 +82,15 @@ def describe(lm: ScoreLM) -> dict[str, Any]:
     return {
         "objective": lm.objective.name,
         "parameters": lm.parameters_count,
+        **lm.config.model_dump(exclude={"network"}),
         **lm.config.size._asdict(),
-        "embedding_dim": lm.config.embedding_dim,
-        "noise_conditioning": lm.config.noise_conditioning,
         "vocab_size": lm.tokenizer.vocab_size,
         "max_length": lm.max_length,
         "schedule": type(lm.schedule).__name__.lower(),
         "sigma_min": lm.schedule.sigma_min,
         "sigma_max": lm.schedule.sigma_max,
-        **lm.provenance.model_dump(exclude={"prices", "before"}),
+        **lm.provenance.model_dump(exclude={"prices", "before", "heldout_loss"}),
+        "heldout_training_loss": lm.provenance.heldout_loss,
         **{f"heldout_{name}": value for name, value in lm.provenance.prices.items()},
     }
 
@@ -100,4 +100,4 @@ def line(name: str, value: object) -> str:
     words = "yes" if value is True else value
     words = f"{words:,}" if isinstance(words, int) else f"{words:.4g}" if isinstance(words, float) else words
     words = ", ".join(map(str, words)) if isinstance(words, tuple) else words
-    return f"{name.replace('_', ' '):<20} {brief(str(words))}"
+    return f"{name.replace('_', ' '):<22} {brief(str(words))}"

@@ -96,7 +96,9 @@ class NoiseConfig(Options):
     """How much noise, where, in training."""
 
     schedule: ScheduleName = "adaptive"
-    """Map from u in [0, 1] to sigma; adaptive spends equal steps of u on equal amounts of cross-entropy."""
+    """Map from u in [0, 1] to sigma: adaptive spends equal steps of u on equal amounts of cross-entropy; linear goes
+    evenly in sigma, log in its logarithm, karras in its seventh root, and cosine in its arctangent; ddlm and cdcd are
+    linear in the ranges of those two models."""
     sigma_min: PositiveFloat | None = None
     """Lowest noise level; by default from the embedding and vocabulary sizes (ddlm: 1, cdcd: 1)."""
     sigma_max: PositiveFloat | None = None

@@ -44,7 +44,7 @@ class TextOptions(Options):
     """Configuration of a Hugging Face dataset that has several; by default the dataset's own default, if it has one."""
     streaming: Annotated[bool, named("streaming", "--data.streaming")] = False
     """Train on a Hugging Face dataset without fetching it whole first: its first 10,000 records make the tokenizer and
-    the held-out texts that are measured, and the rest is read meanwhile. Needs --steps or --minutes."""
+    the held-out texts that are measured, and the rest is read meanwhile. Training then needs --steps or --minutes."""
 
 
 NormalStep = Literal["lower", "nfc", "nfkc", "numbers", "symbols"]

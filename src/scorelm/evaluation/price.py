@@ -16,7 +16,7 @@ from scorelm.evaluation.likelihood import Priced, bound, left_to_right, random_o
 from scorelm.evaluation.rows import CutTexts, RowBatch, batches, cut, length_nats, most_positions
 from scorelm.evaluation.walk import walk
 from scorelm.lm import ScoreLM
-from scorelm.noise.schedule import Schedule, easy_snr
+from scorelm.noise.schedule import Gumbel, Schedule, easy_snr
 from scorelm.parallel import ALONE, Ranks
 from scorelm.sampling.paths import PATHS, Path, make_path
 from scorelm.sampling.request import Settings
@@ -39,7 +39,7 @@ class Price:
         kind: the same in words: exact, upper bound, or upper bound (mean over N orders).
         nats_per_token: total nats over total tokens, `<s>` (which costs nothing) and `</s>` included.
         bits_per_char: total bits over total characters of the texts; over those that come back from the tokenizer if
-            the price is lossy, and otherwise None where some don't.
+            the price is lossy, and otherwise None where some don't; None of texts without a character.
         stderr_nats_per_token: standard error over texts.
         tokens: total.
         nfe: mean number of evaluations that a text took part in.
@@ -169,19 +169,22 @@ def read_path(name: str) -> Path | None:
     return make_path(name)
 
 
-def is_exact(name: str) -> bool:
-    """Whether the price of a path or order is the NLL itself.
+def is_exact(name: str, steps: int | None = None) -> bool:
+    """Whether the price of a path or order is the NLL itself, or a bound on it.
 
-    It is where the order of writing follows from what is written, so that a text comes about in one way only: left to
-    right, right to left, and on paths that look at the prediction and write at once. Elsewhere it is a bound.
+    It is the NLL where a text comes about in one way only: left to right, right to left, and on paths that say so; on
+    blocks of one token if each is written in one step.
     """
     path = read_path(name)
-    return name in ("ordered", "reverse") if path is None else path.adaptive and path.jumps
+    if path is None:
+        return name in ("ordered", "reverse")
+    return path.exact or (path.block == 1 and steps == 1)
 
 
-def kind_of(name: str, draws: int) -> str:
-    """What a price of a path or order is, in words, when so many noise levels or orders are averaged over."""
-    if is_exact(name):
+def kind_of(name: str, request: Pricing) -> str:
+    """What a price of a path or order is, in words."""
+    draws = request.draws
+    if is_exact(name, request.steps):
         return "exact"
     return f"upper bound (mean over {draws} order{'s' if draws > 1 else ''})" if name == "random" else "upper bound"
 
@@ -228,10 +231,13 @@ def bound_levels(lm: ScoreLM) -> Schedule:
     """The model's noise levels, from the one on at which telling a token is easy (`easy_snr`).
 
     A bound may begin at any level, with a draw from the posterior there. Below this one a model that is right has
-    little to tell, while one that is wrong about a token in thousands makes a mean over a few levels jump.
+    little to tell, while one that is wrong about a token in thousands makes a mean over a few levels jump. How often a
+    level is drawn is free too: where a schedule was fitted so steep that some are next to never drawn, it is flatter.
     """
     schedule, least = lm.schedule, lm.norm / easy_snr(lm.tokenizer.vocab_size)
-    return replace(schedule, sigma_min=least) if schedule.sigma_min < least < schedule.sigma_max else schedule
+    if schedule.sigma_min < least < schedule.sigma_max:
+        schedule = replace(schedule, sigma_min=least)
+    return schedule.covering() if isinstance(schedule, Gumbel) else schedule
 
 
 def binned(seen: Tensor) -> Tensor:
@@ -262,9 +268,10 @@ def summary(path: str, request: Pricing, rows: CutTexts, nats: dict[str, Tensor]
     tokens, total, unknown = float(tokens_T.sum()), float(by_text.sum()), sum(rows.unknown)
     error = float((by_text - total / tokens * tokens_T).square().sum().sqrt()) / tokens
     terms = {name: float(value.sum()) / tokens for name, value in nats.items()}
-    bits = None if unknown and not request.lossy else total / math.log(2) / max(1, sum(rows.characters))
+    characters = 0 if unknown and not request.lossy else sum(rows.characters)
+    bits = total / math.log(2) / characters if characters else None
     nfe = float(rows.by_text(evaluations).mean())
     return Price(
-        path, is_exact(path), kind_of(path, request.draws), total / tokens, bits, error, int(tokens), nfe, unknown,
-        terms, by_text=by_text,
+        path, is_exact(path, request.steps), kind_of(path, request), total / tokens, bits, error, int(tokens), nfe,
+        unknown, terms, by_text=by_text,
     )  # fmt: skip

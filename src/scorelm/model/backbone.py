@@ -25,6 +25,9 @@ Count = TypeVar("Count", float, Tensor)
 class Backbone(nn.Module, ABC):
     """What the denoiser, the cache of keys and values, and a distributed run ask of a network."""
 
+    dim: int
+    """Width of what goes in and comes out."""
+
     @property
     @abstractmethod
     def layers(self) -> nn.ModuleList:
@@ -39,9 +42,19 @@ class Backbone(nn.Module, ABC):
     def forward(self, h_BLD: Tensor, sigma_BL: Tensor, layout: Layout) -> Tensor:
         """[B, L, D] in, [B, L, D] out, for positions at these noise levels; reads and fills `layout.past`."""
 
-    @abstractmethod
     def flops(self, tokens: Count, pairs: Count) -> Count:
-        """FLOPs of a forward pass over `tokens` positions, of which `pairs` pairs see each other."""
+        """FLOPs of a forward pass over `tokens` positions, of which `pairs` pairs see each other.
+
+        2 for each weight of a matrix and position, and 4 for each pair, channel and layer. Layers that do not see far
+        compute all pairs, and leave out most of them.
+        """
+        weights = sum(p.numel() for p in matrices_of(self))
+        return 2.0 * weights * tokens + 4.0 * self.dim * len(self.layers) * pairs
+
+
+def matrices_of(module: nn.Module) -> list[Tensor]:
+    """The weights that multiply: those of the linear layers, and no other parameters with two axes."""
+    return [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
 
 
 class SwiGLU(nn.Module):
@@ -120,11 +133,6 @@ class Transformer(Backbone):
     def kv_shape(self) -> tuple[int, int, int]:
         """Layers, heads, and size of a head."""
         return len(self.blocks), self.heads, self.dim // self.heads
-
-    def flops(self, tokens: Count, pairs: Count) -> Count:
-        """FLOPs of a forward pass: 2 for each weight and position, and 4 for each pair, channel and layer."""
-        weights = sum(p.numel() for p in self.parameters() if p.ndim == 2)
-        return 2.0 * weights * tokens + 4.0 * self.dim * len(self.blocks) * pairs
 
     def forward(self, h_BLD: Tensor, sigma_BL: Tensor, layout: Layout) -> Tensor:
         inputs = attention_inputs(layout, self.dim // self.heads, self.training)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from scorelm.config.recipe import ModelConfig
 from scorelm.device import send
-from scorelm.model.backbone import Backbone, Count, Transformer
+from scorelm.model.backbone import Backbone, Count, Transformer, matrices_of
 from scorelm.model.embedding import Embedding, context_vectors, evidence, nearest_token
 from scorelm.model.kernels import different_rows
 from scorelm.model.layout import Layout
@@ -232,6 +232,6 @@ class Denoiser(nn.Module):
 
         The other weights are shared with the original.
         """
-        matrices = [module.weight for module in self.modules() if isinstance(module, nn.Linear)] + [self.token_in]
+        matrices = [*matrices_of(self), self.token_in]
         kept = {id(p): p for p in self.parameters()} | {id(p): nn.Parameter(p.to(dtype), False) for p in matrices}
         return deepcopy(self, kept)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from scorelm.config.network import Network
 from scorelm.config.recipe import ModelConfig
 from scorelm.model.attention import AttentionInputs, attention_inputs
-from scorelm.model.backbone import Backbone, Count
+from scorelm.model.backbone import Backbone
 from scorelm.model.kernels import Dropout, rotate
 from scorelm.model.layout import Layout
 
@@ -108,14 +108,6 @@ class Pretrained(Backbone):
     def kv_shape(self) -> tuple[int, int, int]:
         """Layers, heads of keys, and size of a head."""
         return len(self.blocks), self.network.kv_heads, self.head_dim
-
-    def flops(self, tokens: Count, pairs: Count) -> Count:
-        """FLOPs of a forward pass: 2 for each weight and position, and 4 for each pair, channel and layer.
-
-        Layers that do not see far compute all pairs, and leave out most of them.
-        """
-        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        return 2.0 * weights * tokens + 4.0 * self.dim * len(self.blocks) * pairs
 
     def through(self, h_BLD: Tensor, layout: Layout) -> Tensor:
         """All blocks, one after the other."""

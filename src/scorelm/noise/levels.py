@@ -65,7 +65,10 @@ class Uniform:
 
     def table(self) -> Tensor:
         """A number for every position."""
-        return next(self.tables)
+        table_BL = next(self.tables, None)
+        if table_BL is None:
+            raise RuntimeError("a draw takes more random numbers than its objective's `tables` says")
+        return table_BL
 
     def each(self, run: Runs) -> Tensor:
         """A number for every run, at each of its positions."""

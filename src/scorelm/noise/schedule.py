@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from scorelm.config.recipe import ScheduleName
 from scorelm.device import constant, send
 from scorelm.errors import InputError, brief
 
@@ -114,6 +115,14 @@ class Gumbel(Schedule):
         mu, beta = send(torch.tensor([self.mu, self.beta], dtype=torch.float64), device).unbind()
         return replace(self, mu=mu, beta=beta)
 
+    def covering(self) -> Gumbel:
+        """The schedule no steeper than lets a mean over a few levels see those at both ends.
+
+        The curve is at least ``exp(-4)`` at the lowest level and ends ``exp(-6)`` below 1, so that both are drawn.
+        """
+        mu, low, high = float(self.mu), math.log(self.sigma_min), math.log(self.sigma_max)
+        return replace(self, beta=max(float(self.beta), (mu - low) / math.log(4), (high - mu) / 6))
+
     def _curve(self, log_sigma: Tensor) -> Tensor:
         return (-((self.mu - log_sigma) / self.beta).exp()).exp()
 
@@ -180,10 +189,10 @@ def make_schedule(
             return Cosine(low, high)
         case "adaptive":  # until it is fitted: the shape that a first fit on English text had
             return Gumbel(low, high, mu=math.log(norm / (0.66 * easy_snr(vocab_size))), beta=0.5)
-    raise InputError(f"no schedule {name!r}: choose linear, karras, log, cosine, adaptive, ddlm or cdcd")
+    raise InputError(f"no schedule {name!r}: choose {', '.join(get_args(ScheduleName))}")
 
 
-SHAPES: dict[str, type[Schedule]] = {s.__name__.lower(): s for s in (Power, Log, Cosine, Gumbel)}
+SHAPES: dict[str, type[Schedule]] = {shape.__name__.lower(): shape for shape in Schedule.__subclasses__()}
 
 
 def schedule_to_dict(schedule: Schedule) -> dict[str, Any]:

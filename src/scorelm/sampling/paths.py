@@ -31,13 +31,17 @@ class Path(ABC):
     block: int = 0
     """Positions in a block; later blocks are not visible to earlier ones. 0: the row is one block."""
     slope: float | None = None
-    """Of the line that the positions of a block follow in the limit of small steps; None where there is none."""
+    """Of the line from left to right (`scorelm.noise.levels.ramp`) that the positions of a block follow in the limit of
+    small steps, and are priced on; None for a path without such a limit."""
     adaptive: ClassVar[bool] = False
     """Whether it looks at the prediction; of the solvers only `ancestral` and `posterior` keep the law on it."""
     budgeted: ClassVar[bool] = False
     """Whether its steps may be a number of nats each."""
     jumps: ClassVar[bool] = False
     """Whether every position goes from no evidence to finished at once, as in masked diffusion."""
+    exact: ClassVar[bool] = False
+    """Whether it jumps, and the order of writing follows from what is written: then a text comes about in one way only,
+    and what it costs is the NLL itself rather than a bound on it."""
     forgets: ClassVar[bool] = False
     """Whether levels may rise again; such a path has no bound, since evidence is thrown away."""
 
@@ -174,6 +178,7 @@ class Surest(Path):
 
     adaptive: ClassVar[bool] = True
     jumps: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return "surest"
@@ -200,6 +205,7 @@ class Bounded(Path):
     gamma: float | None
     adaptive: ClassVar[bool] = True
     jumps: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return "bounded" if self.gamma is None else f"bounded:{self.gamma:g}"

@@ -6,7 +6,7 @@ import numpy as np
 
 from scorelm.config.recipe import Recipe
 from scorelm.errors import InputError
-from scorelm.evaluation.price import price
+from scorelm.evaluation.price import price, read_path
 from scorelm.evaluation.rows import CutTexts
 from scorelm.lm import ScoreLM
 from scorelm.objectives import OBJECTIVES
@@ -21,9 +21,7 @@ TOKENS = 1_000, 25_000
 TIMES = 3, 20, 100
 """How often in a run prices are taken: at least, as long as few tokens would be priced otherwise, and at most."""
 STEPS, DRAWS = 16, 2
-"""Evaluations of `bounded`, and points of each average over noise levels or orders."""
-WORK = {"ordered": 1, "random": 2 * DRAWS, "uniform": 2 * (DRAWS + 1), "bounded": 1.5 * STEPS}
-"""Forward passes that the price of a token takes; generation's own work is half as much again."""
+"""Evaluations of a path that is walked, such as `bounded`, and points of each average over noise levels or orders."""
 TRAINING_WORK = 7
 """Forward passes that a token takes in training: two streams, forward and backward, and half of a first pass."""
 PATIENT = 3
@@ -46,11 +44,24 @@ def plan(watch: Watch, recipe: Recipe, data: TrainingData, total: float) -> None
     training = recipe.training
     chosen_among = HELDOUT_BATCHES * (len(training.ema) + 1) * training.rows * recipe.data.max_length
     spend = SHARE * total * TRAINING_WORK
-    each = sum(WORK[path] for path in OBJECTIVES[training.objective].watched)
+    each = sum(work(name) for name in OBJECTIVES[training.objective].watched)
     tokens = min(max(spend / often / each, least), most, int(data.heldout_lengths.sum()))
     times = spend / (tokens * each + chosen_among) if tokens else 0
     watch.times = int(min(times, always)) if times >= rarely else 0
     watch.tokens = int(tokens)
+
+
+def work(name: str) -> float:
+    """Forward passes that the price of a token takes along a path or order."""
+    if is_walked(name):
+        return 1.5 * STEPS  # generation's own work is half as much again
+    return {"ordered": 1, "random": 2 * DRAWS}.get(name, 2 * (DRAWS + 1))
+
+
+def is_walked(name: str) -> bool:
+    """Whether a price takes the steps of generation, rather than being a bound in their limit or that of an order."""
+    path = read_path(name)
+    return path is not None and path.slope is None
 
 
 def times_of(watch: Watch, minutes: float | None) -> int:
@@ -80,7 +91,7 @@ def price_heldout(lm: ScoreLM, rows: CutTexts, precision: str) -> dict[str, floa
     """Nats per token of held-out rows on the paths that are watched, and the largest standard error."""
     found, errors = {}, []
     for path in lm.objective.watched:
-        steps = STEPS if path == "bounded" else None
+        steps = STEPS if is_walked(path) else None
         priced = price(lm, rows, path, precision=precision, steps=steps, draws=DRAWS)
         found[path] = priced.nats_per_token
         errors.append(priced.stderr_nats_per_token)

@@ -127,8 +127,8 @@ def look(trainer: Trainer, marks: Sequence[Progress], saver: Saver, log: RunLog)
     if watch.times is None and can_plan(progress, marks, config):
         trainer.read()
         plan(watch, trainer.recipe, trainer.data, forecast(progress, marks, config))
-        if config.patience and not watch.times:
-            log.say("held-out text is not priced (a short run, or nothing held out), so the run goes on to its end")
+        if not watch.times:
+            log.say("held-out text is not priced (a short run, or nothing held out), so the run keeps its last weights")
         elif config.patience and watch.times <= config.patience:
             log.say(f"held-out text is priced {watch.times} times, so --patience {config.patience} can't end the run")
     if not progress.watch_due(config, times_of(watch, config.minutes)):

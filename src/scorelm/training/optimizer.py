@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scorelm.config.recipe import TrainingConfig
+from scorelm.model.backbone import matrices_of
 from scorelm.model.denoiser import Denoiser
 from scorelm.parallel import place_like
 
@@ -28,15 +29,13 @@ def make_optimizers(denoiser: Denoiser, config: TrainingConfig, dtype: torch.dty
     arXiv 2502.16982), which multiplies in `dtype`, the rest by AdamW, which comes first. All state is there from the
     start, so that every checkpoint has it.
     """
-    done = {id(p) for p in denoiser.parameters() if not p.requires_grad}
-    layers = [p for p in denoiser.backbone.layers.parameters() if config.optimizer == "muon" and p.ndim == 2]
-    layers = [p for p in layers if id(p) not in done]
-    done |= {id(p) for p in layers}
-    matrices = [p for p in denoiser.backbone.parameters() if p.ndim == 2 and id(p) not in done]
-    done |= {id(p) for p in matrices}
-    rest = [p for p in denoiser.parameters() if id(p) not in done]
-    optimizers = [make_adamw([(matrices, config.weight_decay), (rest, 0.0)], config.lr)]
-    if layers:
+    trained = [p for p in denoiser.parameters() if p.requires_grad]
+    matrices = {id(p) for p in matrices_of(denoiser.backbone)}
+    by_muon = {id(p) for p in matrices_of(denoiser.backbone.layers)} if config.optimizer == "muon" else set[int]()
+    decaying = [p for p in trained if id(p) in matrices - by_muon]
+    others = [p for p in trained if id(p) not in matrices]
+    optimizers = [make_adamw([(decaying, config.weight_decay), (others, 0.0)], config.lr)]
+    if layers := [p for p in trained if id(p) in by_muon]:
         optimizers.append(Muon(layers, config.lr, config.weight_decay, dtype))
     return optimizers
 

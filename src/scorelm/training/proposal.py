@@ -130,7 +130,7 @@ def propose(recipe: Recipe, given: Collection[str] = ()) -> Proposal:
 
 
 def measure_text(corpus: Corpus, config: DataConfig, fixed: bool) -> Text:
-    """Count the tokens of a sample with a tokenizer of its own, and the rest in proportion.
+    """Count the tokens of a sample, all of a short text, with a tokenizer of its own, and the rest in proportion.
 
     Args:
         corpus: the text.
@@ -139,10 +139,12 @@ def measure_text(corpus: Corpus, config: DataConfig, fixed: bool) -> Text:
     """
     every = corpus.train["text"]
     sizes = np.array([len(text) for text in every])
-    sample = [normalize(text, config.normalize) for text in every[:: max(1, int(sizes.sum()) // SAMPLE)]]
+    every_so_many = max(1, int(sizes.sum()) // SAMPLE)
+    sample = [normalize(text, config.normalize) for text in every[::every_so_many]]
     tokenizer = make_tokenizer(sample, config, fixed, int(sizes.sum()))
-    counted = sum(len(tokenizer.encode_document(text)) - 2 for text in sample)
-    lengths = np.ceil(sizes * (counted / max(1, sum(map(len, sample))))) + 2
+    counted = np.array([len(tokenizer.encode_document(text)) for text in sample])
+    lengths = np.ceil(sizes * ((counted - 2).sum() / max(1, sum(map(len, sample))))) + 2
+    lengths[::every_so_many] = counted
     return Text(corpus.name, lengths, tokenizer.vocab_size, config.streaming)
 
 
@@ -247,7 +249,8 @@ def explain(recipe: Recipe, text: Text, machine: Machine, trained: float, speed:
     time = (
         f"{training.steps:,} steps" if training.steps else f"{training.minutes:g} minute{'s' * (training.minutes != 1)}"
     )
-    how_often = f"read about {epochs:,.0f} times" if epochs >= 2 else f"read {epochs:.0%} through"
+    how_often = f"read about {epochs:,.1f} times" if epochs < 3 else f"read about {epochs:,.0f} times"
+    how_often = f"read {epochs:.0%} through" if epochs < 1 else how_often
     how_often = "a stream" if text.streaming else how_often
     known = f"{'the beginning, ' * text.streaming}about {int(text.lengths.sum()):,} tokens"
     number = str(machine.dtype).removeprefix("torch.")
@@ -257,9 +260,11 @@ def explain(recipe: Recipe, text: Text, machine: Machine, trained: float, speed:
         whole = noise.block_sizes.count(0) / len(noise.block_sizes)
         learned = f", {whole:.0%} of the examples are learned as a whole, and of the others up to {noise.hidden:.0%} "
         learned += "is hidden"
+    examples = f"{len(text.lengths):,} examples, nearly all of up to {int(np.quantile(text.lengths, 0.995)):,} tokens"
+    if len(text.lengths) == 1:
+        examples = "one example, so that nothing is held out: --split says what else an example may be than a line"
     return [
-        f"{text.name}: {known} of a vocabulary of {text.vocab_size:,}, in {len(text.lengths):,} "
-        f"examples, nearly all of up to {int(np.quantile(text.lengths, 0.995)):,} tokens",
+        f"{text.name}: {known} of a vocabulary of {text.vocab_size:,}, in {examples}",
         f"model: {size.layers} layers of width {size.dim}, for rows of {recipe.data.max_length} tokens",
         f"training: {time} on {machine.device} in {number}, at some {round(speed, -2):,.0f} tokens/s",
         f"the text is {how_often}, so dropout is {training.dropout:g}{learned}; expect {expect}",
