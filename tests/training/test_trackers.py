@@ -206,13 +206,15 @@ def test_a_tracker_that_waits_for_ever_is_left_behind(
 ) -> None:
     over = threading.Event()
     monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+    monkeypatch.setattr(trackers, "UNSAID", 0.1)
     for where, most, reason in (("begin", 5, "it does not keep up"), ("close", 999, "it has not taken everything")):
         monkeypatch.setitem(TRACKERS, "tensorboard", make(where, over.wait))
         monkeypatch.setattr(trackers, "WAITING", most)
         said = tools.train(followed(recipe, "tensorboard"), out := tmp_path / where)
         tools.assert_same(out, plain)
-        (line,) = (line for line in said if "tensorboard" in line)
+        *waiting, line = (line for line in said if "tensorboard" in line)
         assert line.startswith(f"tensorboard no longer follows the run, which goes on: {reason}")
+        assert waiting == ["waiting up to 0 seconds for tensorboard to take the rest"] * (where == "close")
     over.set()
 
 
@@ -233,6 +235,7 @@ def test_without_a_network_wandb_costs_one_line(
     nobody = {"MODE": "online", "BASE_URL": "http://127.0.0.1:9", "API_KEY": 40 * "a", "INIT_TIMEOUT": "2"}
     for name, value in nobody.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setattr(trackers, "PATIENCE", 5.0)  # wandb tries for longer
     said = tools.train(followed(recipe, "wandb"), tmp_path / "run")
     tools.assert_same(tmp_path / "run", plain)
     assert len([line for line in said if line.startswith("wandb no longer follows the run, which goes on: ")]) == 1

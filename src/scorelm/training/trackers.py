@@ -32,6 +32,8 @@ WAITING = 10_000
 """Most jobs that wait for a tracker."""
 PATIENCE = 60.0
 """Seconds that a tracker has at the end of a run to take what it was given."""
+UNSAID = 2.0
+"""Seconds of them before it is said that it is waited for."""
 
 
 class Followed(NamedTuple):
@@ -174,7 +176,10 @@ class Feed:
     def close(self) -> None:
         """Wait until the tracker has taken everything, for a while."""
         self.put(None)
-        self.thread.join(0 if self.failed else PATIENCE)
+        self.thread.join(0 if self.failed else UNSAID)
+        if self.thread.is_alive() and not self.failed:
+            self.say(f"waiting up to {PATIENCE:.0f} seconds for {self.name} to take the rest")
+            self.thread.join(PATIENCE)
         if self.thread.is_alive() and not self.failed:
             self._give_up(f"it has not taken everything in {PATIENCE:.0f} seconds")
 
