@@ -23,9 +23,10 @@ READS = {"uniform": 0, "ramp:0.5": 0, "blocks:3": 0, "shuffled": 0, "remask:0.2"
 """How often in an evaluation the host waits; once where it is not said."""
 FAST = {("bounded", "posterior"), ("uniform", "heun"), ("blocks:3", "posterior"), ("confidence", "sde:20,1,0.1,5")}
 EVERY = [
-    pytest.param(path, solver, marks=() if (path, solver) in FAST else pytest.mark.thorough)
-    for path in PATHS
-    for solver in SOLVERS
+    pytest.param(path, solver, marks=() if (path, solver) in FAST else mark)
+    for p, path in enumerate(PATHS)
+    for s, solver in enumerate(SOLVERS)
+    for mark in [pytest.mark.slow if (p + s) % 4 else pytest.mark.thorough]  # each path and each solver twice, in CI
 ]
 OTHERS = [
     ({"guidance": 2.0, "self_guidance": 1.5}, 1), ({"path": "blocks:3", "guidance": 2.0}, 0), ({"halt": "kl:0.3"}, 2),
