@@ -37,6 +37,8 @@ EXPECT = (
     (0.0, "words of it, and no sense: more time, or more text, will help"),
 )  # fmt: skip
 """What is written after about so many tokens: a rule of thumb, from models of the embedded corpus."""
+WARMUP = 0.1
+"""Most of a run that the learning rate rises in."""
 PATIENCE = 8
 WORTH_COMPILING = 300.0
 """Seconds of a run that is worth the minute or two that compiling takes."""
@@ -114,8 +116,8 @@ def propose(recipe: Recipe, given: Collection[str] = ()) -> Proposal:
     Args:
         recipe: what has been said, and defaults elsewhere.
         given: names of the options that stay as they are: ``vocab_size``, ``max_length``, ``dim``, ``layers``,
-            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``hidden``, ``patience``, ``compile``, ``minutes``,
-            ``steps``. Where the run starts from a model, the sizes stay in any case.
+            ``rows``, ``optimizer``, ``warmup``, ``dropout``, ``block_sizes``, ``hidden``, ``patience``, ``compile``,
+            ``minutes``, ``steps``. Where the run starts from a model, the sizes stay in any case.
 
     Raises:
         InputError: text, or a model to start from, that cannot be used.
@@ -175,9 +177,11 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
     model, rows, minutes, trained, speed = choose_size(recipe, given, text, machine, length)
     epochs = trained / max(1, text.tokens)
     training = recipe.training
+    steps = training.steps or trained / (rows * training.accumulation * length)
     found = {
         "rows": rows,
         "optimizer": "muon" if model.network is None and not training.lora else "adamw",
+        "warmup": max(1, min(training.warmup, round(WARMUP * steps))),
         "dropout": 0.0 if epochs < 2 else 0.1 if epochs < 12 else 0.2,
         "patience": PATIENCE if epochs >= 2 else None,
         "compile": training.compile or worth_compiling(training, machine, trained / speed),
