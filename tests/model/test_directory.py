@@ -26,7 +26,7 @@ def test_a_model_directory_holds_what_it_should(saved):
     assert (
         "four lines" in card
         and "3,456 tokens" in card
-        and "held-out loss 1.250" in card
+        and "held-out text 1.250" in card
         and "library_name: scorelm" in card
     )
 

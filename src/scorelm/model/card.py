@@ -23,7 +23,7 @@ def model_card(manifest: Manifest, title: str, parameters: int, recipe: str, nam
         library_name="scorelm", pipeline_tag="text-generation", tags=["diffusion", "score-based"], license=licence,
         model_name=name, eval_results=measured(made) or None,
     )  # fmt: skip
-    heldout = "" if made.heldout_loss is None else f", held-out loss {made.heldout_loss:.3f} nats"
+    heldout = "" if made.heldout_loss is None else f", loss of training on held-out text {made.heldout_loss:.3f} nats"
     parts = [
         f"---\n{data.to_yaml()}\n---\n# {title} language model\n",
         f"Trained with scorelm on `{made.data}`: {made.steps:,} steps, {made.tokens:,} tokens{heldout}.",
