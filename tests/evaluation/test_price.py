@@ -12,7 +12,7 @@ from scorelm.evaluation.likelihood import bound
 from scorelm.evaluation.price import bound_levels, price
 from scorelm.evaluation.rows import batches, cut, length_nats, most_positions
 from scorelm.noise.schedule import Gumbel, Log
-from scorelm.sampling.paths import make_path
+from scorelm.sampling.paths import PATHS, make_path
 
 from ..conftest import SPECIAL
 from ..pretend import elsewhere
@@ -194,11 +194,15 @@ def test_a_bound_does_not_miss_the_levels_that_a_steep_schedule_leaves_out(mu):
         lm.schedule = before
 
 
-def test_one_token_in_one_step_is_what_left_to_right_costs_exactly():
+def test_in_one_step_every_path_is_exact_and_costs_the_same():
     lm = make_model()
-    found, expected = price(lm, TEXTS, "blocks:1", steps=1), price(lm, TEXTS, "ordered")
-    torch.testing.assert_close(found.by_text, expected.by_text, rtol=1e-5, atol=1e-4)
-    assert found.exact and not price(lm, TEXTS, "blocks:1", steps=2).exact and not price(lm, TEXTS, "blocks:1").exact
+    in_blocks, ordered = price(lm, TEXTS, "blocks:1", steps=1), price(lm, TEXTS, "ordered")
+    torch.testing.assert_close(in_blocks.by_text, ordered.by_text, rtol=1e-5, atol=1e-4)
+    at_once = [price(lm, TEXTS, path, steps=1) for path in PATHS if path not in ("blocks", "remask")]
+    for found in at_once:
+        torch.testing.assert_close(found.by_text, at_once[0].by_text, rtol=1e-5, atol=1e-4)
+    assert all(found.exact for found in (in_blocks, *at_once))
+    assert not price(lm, TEXTS, "blocks:1", steps=2).exact and not price(lm, TEXTS, "blocks:1").exact
 
 
 def test_the_curve_adds_up_to_the_diffusion_term():

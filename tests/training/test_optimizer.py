@@ -11,6 +11,7 @@ from scorelm.model.denoiser import Denoiser
 from scorelm.training.optimizer import (
     MUON_LR,
     Muon,
+    learning_rate,
     make_averages,
     make_optimizers,
     move_averages,
@@ -42,6 +43,13 @@ def test_every_weight_has_one_rule_and_only_matrices_of_the_backbone_decay(name:
             assert found[id(p)] == (Muon, 0.3, MUON_LR * 1e-2)
         else:
             assert found[id(p)] == (torch.optim.AdamW, 0.3 if id(p) in matrices else 0.0, 1e-2)
+
+
+def test_the_rate_rises_in_a_tenth_of_the_run_at_most() -> None:
+    """Else a short run would be over before its rate has risen."""
+    config = TrainingConfig(lr=1.0, warmup=50, decay=0.0)
+    assert [learning_rate(config, step, step / 80) for step in (0, 4, 8, 79)] == pytest.approx([0.02, 0.5, 1, 1])
+    assert [learning_rate(config, step, step / 5000) for step in (0, 4, 49, 4999)] == pytest.approx([0.02, 0.1, 1, 1])
 
 
 def test_a_first_step_of_muon_is_orthogonal_and_of_the_size_of_adamw() -> None:

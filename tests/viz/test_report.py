@@ -238,7 +238,7 @@ def test_facts_and_prices(shown):
     tab, mean = shown, "upper bound (mean over 16 orders)"
     assert dict(zip(texts(tab, "dt"), texts(tab, "dd"), strict=True)) == {
         "objective": "score", "parameters": "12,345,678", "data": "kjv", "training steps": "20,000",
-        "training tokens": "163,840,000", "held-out loss": "3.142", "judge": "runs/judge/model",
+        "training tokens": "163,840,000", "loss of training on held-out text": "3.142", "judge": "runs/judge/model",
         "samples in a set": "128", "shown at temperature": "0.75", "and top-p": "0.95",
         "real texts": "127", "seed": "7",
     }  # fmt: skip

@@ -36,9 +36,10 @@ class ScoreVerb(Verb):
     """Draw which noise levels the nats come from: a .png, .svg or .pdf file (needs the extra viz)."""
     as_json: Annotated[bool, arg(name="json")] = False
     """Print JSON: path, exact, kind (the same in words), nats_per_token, bits_per_char (null where a text does not come
-    back from the tokenizer, unless --lossy), stderr_nats_per_token, tokens, nfe (mean number of evaluations of the
-    network for a text), unknown_characters (those that don't come back), terms (the parts of nats_per_token), data
-    (what was measured) and held_out (true: training saw none of it; false: it saw some; null: it is another text)."""
+    back from the tokenizer, unless --lossy, and where there is no character), stderr_nats_per_token, tokens, nfe (mean
+    number of evaluations of the network for a text), unknown_characters (those that don't come back), terms (the parts
+    of nats_per_token), data (what was measured) and held_out (true: training saw none of it; false: it saw some; null:
+    it is another text)."""
 
     def run(self) -> int:
         """Price the texts and print the price."""
@@ -63,7 +64,7 @@ class ScoreVerb(Verb):
             facts = {"data": measured.what, "held_out": measured.held_out}
             show(json.dumps(found.to_json() | facts, indent=2))
         else:
-            print_price(found)
+            print_price(found, self.pricing.lossy)
         return 0
 
     @classmethod
@@ -72,7 +73,7 @@ class ScoreVerb(Verb):
         return pricing_help()
 
 
-def print_price(found: Price) -> None:
+def print_price(found: Price, lossy: bool) -> None:
     """The price, its terms and what it leaves out; on stderr, how much was measured."""
     bits = "" if found.bits_per_char is None else f", {found.bits_per_char:.3f} bits/character"
     lines = [
@@ -80,7 +81,7 @@ def print_price(found: Price) -> None:
         "  " + "  ".join(f"{name} {value:.3f}" for name, value in found.terms.items()),
     ]
     if found.unknown_characters:
-        so = "what comes back is what is priced" if bits else "so there are no bits/character without --lossy"
+        so = "what comes back is what is priced" if lossy else "so there are no bits/character without --lossy"
         lines.append(f"  characters that do not come back from the tokenizer: {found.unknown_characters:,}, {so}")
     show("\n".join(lines))
     tell(f"  {found.tokens:,} tokens, {found.nfe:,.1f} evaluations of the network for a text")

@@ -140,7 +140,7 @@ def film(lm: ScoreLM) -> str:
 PROPOSED = {
     "vocab_size": "--vocab-size", "max_length": "--max-length", "dim": "--model.dim", "layers": "--model.layers",
     "block_sizes": "--noise.block-sizes", "hidden": "--noise.hidden", "rows": "--rows", "optimizer": "--optimizer",
-    "warmup": "--warmup", "dropout": "--dropout", "patience": "--patience", "minutes": "--minutes", "steps": "--steps",
+    "dropout": "--dropout", "patience": "--patience", "minutes": "--minutes", "steps": "--steps",
     "compile": "--no-compile",
 }  # fmt: skip
 """What is proposed where it is not given, with its flag; see `scorelm.training.proposal`."""

@@ -115,8 +115,8 @@ class Pricing(Options):
     path: str | None = None
     """Order of writing that is measured. ordered (left to right), reverse, bounded and surest are exact; uniform (the
     default), ramp:SLOPE and blocks:SIZE are upper bounds in the limit of small steps; random is an upper bound, the
-    mean over some orders. With --steps, any path of scorelm sample but remask: an upper bound, but for bounded and
-    surest."""
+    mean over some orders. With --steps, any path of scorelm sample but remask: an upper bound, but for bounded, surest
+    and a single step."""
     steps: PositiveInt | None = None
     """Measure what texts cost when they are written in N evaluations of the network. By default 64, but on uniform,
     ramp and blocks the limit of small steps."""

@@ -150,8 +150,7 @@ class TrainingConfig(Options):
     lr: PositiveFloat = 2e-3
     """Peak learning rate of AdamW; a run from a published network takes 0.0005 unless this is given."""
     warmup: NonNegativeInt = 50
-    """First steps, in which the learning rate rises linearly to its peak; at most a tenth of the run unless --recipe is
-    given."""
+    """First steps, in which the learning rate rises linearly to its peak; a tenth of the run if that is less."""
     decay: Share = 0.4
     """Last share of the run in which the learning rate falls linearly to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1

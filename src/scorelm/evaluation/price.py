@@ -172,13 +172,13 @@ def read_path(name: str) -> Path | None:
 def is_exact(name: str, steps: int | None = None) -> bool:
     """Whether the price of a path or order is the NLL itself, or a bound on it.
 
-    It is the NLL where a text comes about in one way only: left to right, right to left, and on paths that say so; on
-    blocks of one token if each is written in one step.
+    It is the NLL where a text comes about in one way only: left to right, right to left, on paths that say so, and in
+    one step on all, or one for each block.
     """
     path = read_path(name)
     if path is None:
         return name in ("ordered", "reverse")
-    return path.exact or (path.block == 1 and steps == 1)
+    return path.exact or steps == 1
 
 
 def kind_of(name: str, request: Pricing) -> str:

@@ -18,6 +18,8 @@ from scorelm.parallel import place_like
 
 MUON_LR = 3.0
 """Learning rate of Muon in units of AdamW's, its updates being as large as AdamW's at the same rate."""
+WARMING = 0.1
+"""Most of a run that its learning rate rises in."""
 TOGETHER = 2**24
 """Most weights that Muon steps together: it takes several times their memory."""
 
@@ -128,7 +130,8 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) ->
 def learning_rate(config: TrainingConfig, step: int, share: float, cooled: float = 0.0) -> float:
     """AdamW's rate: linear warm-up, constant, then linear decay to 0 over the last `decay` of the run.
 
-    Where a run is cooled instead, it falls linearly to 0 from what it was at that share of the run.
+    It rises for a tenth of the run at most. Where a run is cooled instead, it falls linearly to 0 from what it was at
+    that share of the run.
 
     Args:
         config: peak rate, warm-up and decay.
@@ -136,7 +139,7 @@ def learning_rate(config: TrainingConfig, step: int, share: float, cooled: float
         share: how much of the run is done, from 0 to 1.
         cooled: how much of the cooling is done, from 0 to 1.
     """
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    warm = min(1.0, max((step + 1) / max(1, config.warmup), share / WARMING))
     cool = min(1.0, (1 - share) / config.decay) if config.decay else 1.0
     return config.lr * warm * cool * (1 - cooled)
 

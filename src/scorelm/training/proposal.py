@@ -37,8 +37,6 @@ EXPECT = (
     (0.0, "words of it, and no sense: more time, or more text, will help"),
 )  # fmt: skip
 """What is written after about so many tokens: a rule of thumb, from models of the embedded corpus."""
-WARMUP = 0.1
-"""Most of a run that the learning rate rises in."""
 PATIENCE = 8
 WORTH_COMPILING = 300.0
 """Seconds of a run that is worth the minute or two that compiling takes."""
@@ -116,8 +114,8 @@ def propose(recipe: Recipe, given: Collection[str] = ()) -> Proposal:
     Args:
         recipe: what has been said, and defaults elsewhere.
         given: names of the options that stay as they are: ``vocab_size``, ``max_length``, ``dim``, ``layers``,
-            ``rows``, ``optimizer``, ``warmup``, ``dropout``, ``block_sizes``, ``hidden``, ``patience``, ``compile``,
-            ``minutes``, ``steps``. Where the run starts from a model, the sizes stay in any case.
+            ``rows``, ``optimizer``, ``dropout``, ``block_sizes``, ``hidden``, ``patience``, ``compile``, ``minutes``,
+            ``steps``. Where the run starts from a model, the sizes stay in any case.
 
     Raises:
         InputError: text, or a model to start from, that cannot be used.
@@ -177,11 +175,9 @@ def choose(recipe: Recipe, given: Collection[str], text: Text, machine: Machine)
     model, rows, minutes, trained, speed = choose_size(recipe, given, text, machine, length)
     epochs = trained / max(1, text.tokens)
     training = recipe.training
-    steps = training.steps or trained / (rows * training.accumulation * length)
     found = {
         "rows": rows,
         "optimizer": "muon" if model.network is None and not training.lora else "adamw",
-        "warmup": max(1, min(training.warmup, round(WARMUP * steps))),
         "dropout": 0.0 if epochs < 2 else 0.1 if epochs < 12 else 0.2,
         "patience": PATIENCE if epochs >= 2 else None,
         "compile": training.compile or worth_compiling(training, machine, trained / speed),
@@ -266,7 +262,7 @@ def explain(recipe: Recipe, text: Text, machine: Machine, trained: float, speed:
         learned += "is hidden"
     examples = f"{len(text.lengths):,} examples, nearly all of up to {int(np.quantile(text.lengths, 0.995)):,} tokens"
     if len(text.lengths) == 1:
-        examples = "one example, so that nothing is held out: --split says what else an example may be than a line"
+        examples = "one example to learn from: with another --split it could be many"
     return [
         f"{text.name}: {known} of a vocabulary of {text.vocab_size:,}, in {examples}",
         f"model: {size.layers} layers of width {size.dim}, for rows of {recipe.data.max_length} tokens",

@@ -251,8 +251,13 @@ class Learner:
         }
 
     def load_tensors(self, tensors: dict[str, Any]) -> None:
-        """Go on from what `tensors` gave."""
+        """Go on from what `tensors` gave; rates and decay are the recipe's, and the code's that reads it."""
         self.denoiser.load_state_dict(tensors["model"])
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        options = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         set_optimizer_state_dict(self.denoiser, self.optimizers, tensors["optimizer"])
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, own in zip(groups, options, strict=True):
+            group |= own
         for name, average in self.averages.items():
             average.load_state_dict(tensors["model"] | tensors["ema"][name.replace(".", "_")])
