@@ -256,7 +256,7 @@ def _why_not(source: str, reading: Reading, error: Exception) -> str:
                 return f"{name} has {has}: give --hub-config with one of {listed(configs)}"
             splits = datasets.get_dataset_split_names(source, default)
             if split in splits:
-                return nothing
+                return nothing if "no data" in str(error) else f"cannot read {name} ({brief(str(error))})"
             part = "" if reading.streaming else f", or a part such as {splits[0]}[:10%]"
             return f"{name} has no split {brief(split)}: give --hub-split with one of {listed(splits)}{part}"
     there = isinstance(error, datasets.exceptions.DatasetGenerationError)
